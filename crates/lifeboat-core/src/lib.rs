@@ -1,0 +1,9 @@
+//! What lifeboat decides: values in, values out.
+//!
+//! No I/O, no clock, no randomness, no async and no logging here: whoever calls brings the facts,
+//! the time included, and gets back a value, a plan with reasons, or an error.
+
+#![forbid(unsafe_code)]
+
+pub mod attestation;
+pub mod wal;

@@ -1,0 +1,7 @@
+//! What lifeboat does: executes plans against stores, PostgreSQL and the file system.
+//!
+//! Never prints, never exits, never reads the environment: the binary brings configuration in and
+//! takes progress and errors out.
+
+pub mod postgres;
+pub mod signing;

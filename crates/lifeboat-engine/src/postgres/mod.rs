@@ -1,0 +1,1 @@
+//! The PostgreSQL client: SQL, replication protocol, base backups.

@@ -1,0 +1,1 @@
+//! Signing statements and verifying signatures, the Sigstore way.
