@@ -6,4 +6,5 @@
 #![forbid(unsafe_code)]
 
 pub mod attestation;
+pub mod repository;
 pub mod wal;

@@ -1,0 +1,242 @@
+//! The keys of every object in a repository, all built here (format 1).
+
+use std::fmt;
+
+use super::{FormatError, Sha256, backup_id::BackupId};
+
+/// The most bytes an artifact's name may have.
+pub const MAX_NAME_BYTES: usize = 1024;
+
+/// Segments of a key longer than this are cut and hashed: file systems allow 255.
+const MAX_SEGMENT_BYTES: usize = 200;
+
+/// What stays of a segment that is cut.
+const KEPT_BYTES: usize = 128;
+
+/// The key of one object: relative, `/`-separated, plain ASCII.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(String);
+
+impl Key {
+    /// A key from its text, as a store lists it.
+    ///
+    /// # Errors
+    ///
+    /// Anything that could leave the repository's prefix or is not plain ASCII.
+    pub fn parse(text: &str) -> Result<Self, FormatError> {
+        let segment_ok = |s: &str| !s.is_empty() && s != "." && s != ".." && s.bytes().all(|b| b.is_ascii_graphic() && b != b'\\');
+        if text.len() <= 8192 && text.split('/').all(segment_ok) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(FormatError::malformed("object key", format!("{:?}", super::clip(text))))
+        }
+    }
+
+    /// The text of it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// `lifeboat.json`
+pub fn descriptor() -> Key {
+    Key("lifeboat.json".into())
+}
+
+/// `<backup-id>/manifest.json`
+pub fn manifest(id: &BackupId) -> Key {
+    Key(format!("{id}/manifest.json"))
+}
+
+/// `<backup-id>/manifest.sigstore.json`
+pub fn manifest_bundle(id: &BackupId) -> Key {
+    Key(format!("{id}/manifest.sigstore.json"))
+}
+
+/// `<backup-id>/files/<n>`
+pub fn file_table(id: &BackupId, number: usize) -> Key {
+    Key(format!("{id}/files/{number}"))
+}
+
+/// `<backup-id>/backup_manifest`
+pub fn backup_manifest(id: &BackupId) -> Key {
+    Key(format!("{id}/backup_manifest"))
+}
+
+/// `packs/<xx>/<sha256>`
+pub fn pack(digest: Sha256) -> Key {
+    let digest = digest.to_string();
+    Key(format!("packs/{}/{digest}", &digest[..2]))
+}
+
+/// `artifacts/blobs/<xx>/<sha256 of the plain bytes>`
+pub fn artifact_blob(digest: Sha256) -> Key {
+    let digest = digest.to_string();
+    Key(format!("artifacts/blobs/{}/{digest}", &digest[..2]))
+}
+
+/// `artifacts/records/<name>/`: where the versions of one artifact stand.
+pub fn artifact_records(name: &ArtifactName) -> String {
+    format!("artifacts/records/{}/", escape(&name.0))
+}
+
+/// `artifacts/records/<name>/<version>.json`
+pub fn artifact_record(name: &ArtifactName, version: &str) -> Key {
+    Key(format!("{}{version}.json", artifact_records(name)))
+}
+
+/// `artifacts/catalog/<sha256>`
+pub fn artifact_run(digest: Sha256) -> Key {
+    Key(format!("artifacts/catalog/{digest}"))
+}
+
+/// Where the heads stand.
+pub const ARTIFACT_HEADS: &str = "artifacts/heads/";
+
+/// `artifacts/heads/<n>.json`
+pub fn artifact_head(number: u64) -> Key {
+    Key(format!("{ARTIFACT_HEADS}{number:010}.json"))
+}
+
+/// Where the epochs of a lease stand.
+pub fn leases(purpose: &str) -> String {
+    format!("leases/{purpose}/")
+}
+
+/// `leases/<purpose>/<epoch>.json`
+pub fn lease(purpose: &str, epoch: u64) -> Key {
+    Key(format!("leases/{purpose}/{epoch:010}.json"))
+}
+
+/// The number in the last part of a key like `…/0000000012.json`.
+pub fn number_of(key: &Key) -> Option<u64> {
+    key.0.rsplit('/').next()?.strip_suffix(".json")?.parse().ok()
+}
+
+/// The backup whose manifest this key is.
+pub fn backup_of_manifest(key: &Key) -> Option<BackupId> {
+    key.0.strip_suffix("/manifest.json")?.parse().ok()
+}
+
+/// The name of an artifact: what the orchestrator calls it, a relative path.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ArtifactName(String);
+
+impl ArtifactName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::str::FromStr for ArtifactName {
+    type Err = FormatError;
+
+    fn from_str(text: &str) -> Result<Self, FormatError> {
+        let bad = |why: &str| Err(FormatError::malformed("artifact name", format!("{:?} {why}", super::clip(text))));
+        if text.is_empty() || text.len() > MAX_NAME_BYTES {
+            return bad("is not 1 to 1024 bytes");
+        }
+        if text.chars().any(char::is_control) {
+            return bad("has a control character");
+        }
+        if text.split('/').any(|segment| matches!(segment, "" | "." | "..")) {
+            return bad("is not a relative path without empty, . and .. parts");
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Display for ArtifactName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+super::serde_through_text!(ArtifactName);
+
+fn escape(name: &str) -> String {
+    let mut key = String::with_capacity(name.len());
+    for (number, segment) in name.split('/').enumerate() {
+        if number > 0 {
+            key.push('/');
+        }
+        let mut escaped = String::new();
+        for byte in segment.bytes() {
+            if byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-') {
+                escaped.push(char::from(byte));
+            } else {
+                escaped.push_str(&format!("%{byte:02X}"));
+            }
+        }
+        if escaped.len() > MAX_SEGMENT_BYTES {
+            let mut keep = KEPT_BYTES;
+            // Do not tear %XX.
+            while escaped[..keep].rfind('%').is_some_and(|at| at + 3 > keep) {
+                keep -= 1;
+            }
+            escaped.truncate(keep);
+            escaped.push_str("%~");
+            escaped.push_str(&Sha256::of(segment.as_bytes()).to_string());
+        }
+        key.push_str(&escaped);
+    }
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_layout_is_that_of_the_format() {
+        let id: BackupId = "conductor-backup-20240315T120000Z".parse().unwrap();
+        let digest = Sha256([0xAB; 32]);
+        let hex = "ab".repeat(32);
+        let name: ArtifactName = "builds/1 7/größe.txt".parse().unwrap();
+        for (key, expected) in [
+            (descriptor(), "lifeboat.json".to_owned()),
+            (manifest(&id), "conductor-backup-20240315T120000Z/manifest.json".to_owned()),
+            (manifest_bundle(&id), "conductor-backup-20240315T120000Z/manifest.sigstore.json".to_owned()),
+            (file_table(&id, 3), "conductor-backup-20240315T120000Z/files/3".to_owned()),
+            (pack(digest), format!("packs/ab/{hex}")),
+            (artifact_blob(digest), format!("artifacts/blobs/ab/{hex}")),
+            (artifact_record(&name, "v"), "artifacts/records/builds/1%207/gr%C3%B6%C3%9Fe.txt/v.json".to_owned()),
+            (artifact_head(12), "artifacts/heads/0000000012.json".to_owned()),
+        ] {
+            assert_eq!(key.as_str(), expected);
+            assert_eq!(Key::parse(key.as_str()), Ok(key));
+        }
+        assert_eq!(backup_of_manifest(&manifest(&id)), Some(id));
+        assert_eq!(number_of(&artifact_head(12)), Some(12));
+    }
+
+    #[test]
+    fn names_that_leave_their_directory_are_refused() {
+        for bad in ["", "/etc/passwd", "a//b", "a/../b", ".", "a/", "a\nb", "a\0b", &"x".repeat(1025)] {
+            assert!(bad.parse::<ArtifactName>().is_err(), "{bad:?}");
+        }
+        for good in ["-rf", "a b", "...", "ü", "a\\b", "%2e%2e/x"] {
+            assert!(good.parse::<ArtifactName>().is_ok(), "{good:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn different_names_have_different_keys(a in "[a-z%ü /~.]{1,300}", b in "[a-z%ü /~.]{1,300}") {
+            if let (Ok(a), Ok(b)) = (a.parse::<ArtifactName>(), b.parse::<ArtifactName>()) {
+                let (ka, kb) = (artifact_record(&a, "v"), artifact_record(&b, "v"));
+                prop_assert_eq!(a == b, ka == kb);
+                prop_assert!(Key::parse(ka.as_str()).is_ok());
+                prop_assert!(ka.as_str().split('/').all(|segment| segment.len() <= 200));
+            }
+        }
+    }
+}

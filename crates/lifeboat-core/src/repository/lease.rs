@@ -1,0 +1,72 @@
+//! Leases: one writer at a time (format 9).
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// How long a lease holds without renewal.
+pub const LEASE_TIME: SignedDuration = SignedDuration::from_secs(120);
+
+/// One epoch of a lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// Counts from 1; the highest decides.
+    pub epoch: u64,
+    /// Who holds it: host, process and a random part.
+    pub holder: String,
+    /// The holder's host.
+    pub host: String,
+    /// The holder's process.
+    pub pid: u32,
+    /// The boot that `pid` belongs to; a process of an earlier boot is gone.
+    pub boot: String,
+    /// When this holder first took it.
+    pub taken: Timestamp,
+    /// Free after this.
+    pub expires: Timestamp,
+    /// Given back.
+    pub released: bool,
+}
+
+/// Whether a lease can be had, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// Nobody holds it. The next epoch to create.
+    Free(u64),
+    /// Somebody does.
+    Held(Lease),
+}
+
+/// Where a lease stands `now`, given its latest epoch. `holder_is_gone` is the caller's knowledge
+/// that the holding process of this very host and boot no longer runs.
+pub fn standing(latest: Option<Lease>, now: Timestamp, holder_is_gone: impl FnOnce(&Lease) -> bool) -> Standing {
+    match latest {
+        None => Standing::Free(1),
+        Some(lease) if lease.released || lease.expires <= now || holder_is_gone(&lease) => Standing::Free(lease.epoch + 1),
+        Some(lease) => Standing::Held(lease),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn c117_a_lease_of_a_dead_holder_ends() {
+        let now: Timestamp = "2024-03-15T12:00:00Z".parse().unwrap();
+        let lease = Lease {
+            epoch: 4,
+            holder: "a:1:x".into(),
+            host: "a".into(),
+            pid: 1,
+            boot: "b".into(),
+            taken: now,
+            expires: now + LEASE_TIME,
+            released: false,
+        };
+        assert_eq!(standing(None, now, |_| false), Standing::Free(1));
+        assert_eq!(standing(Some(lease.clone()), now, |_| false), Standing::Held(lease.clone()));
+        assert_eq!(standing(Some(lease.clone()), now, |_| true), Standing::Free(5));
+        assert_eq!(standing(Some(lease.clone()), now + LEASE_TIME, |_| false), Standing::Free(5));
+        assert_eq!(standing(Some(Lease { released: true, ..lease }), now, |_| false), Standing::Free(5));
+    }
+}
