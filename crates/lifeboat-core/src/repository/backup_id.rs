@@ -4,7 +4,6 @@ use std::fmt;
 use std::str::FromStr;
 
 use jiff::{Timestamp, ToSpan, civil, tz::TimeZone};
-use serde::Deserialize as _;
 
 use super::{FormatError, clip, serde_through_text};
 

@@ -1,0 +1,280 @@
+//! A repository in a local directory.
+//!
+//! An object is written to `.lifeboat-tmp/`, synced, and linked to its name: `link(2)` fails if the
+//! name is taken, so of several writers exactly one wins and nothing half-written is ever visible.
+//! File and directory are synced before success is reported.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::ops::Range;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use lifeboat_core::repository::layout::Key;
+
+use super::{Listed, ObjectWriter, OpenError, Store, StoreError};
+
+const TEMPORARY: &str = ".lifeboat-tmp";
+
+/// Objects as files below one directory.
+pub struct LocalStore {
+    url: String,
+    root: PathBuf,
+    /// Directories known to exist and to be durable.
+    made: Mutex<HashSet<PathBuf>>,
+    /// The last pack that a range was read of, kept open: restores read many ranges of one object.
+    open: Mutex<Vec<(String, std::sync::Arc<File>)>>,
+    serial: AtomicU64,
+}
+
+/// How many objects are kept open for reading.
+const KEPT_OPEN: usize = 16;
+
+impl LocalStore {
+    /// Opens the directory; with `make`, makes its last part if only that is missing.
+    pub fn open(path: &Path, make: bool) -> Result<Self, OpenError> {
+        let failed = |source: io::Error| OpenError::Io { path: path.display().to_string(), source };
+        let root = match fs::canonicalize(path) {
+            Ok(root) => root,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && make => {
+                match fs::create_dir(path) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        let parent = path.parent().unwrap_or(path);
+                        return Err(OpenError::Missing(parent.display().to_string()));
+                    }
+                    Err(error) => return Err(failed(error)),
+                }
+                let root = fs::canonicalize(path).map_err(failed)?;
+                if let Some(parent) = root.parent() {
+                    sync_directory(parent).map_err(failed)?;
+                }
+                root
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(OpenError::Missing(path.display().to_string())),
+            Err(error) => return Err(failed(error)),
+        };
+        if !root.is_dir() {
+            return Err(failed(io::ErrorKind::NotADirectory.into()));
+        }
+        Ok(Self {
+            url: format!("file://{}", root.display()),
+            root,
+            made: Mutex::default(),
+            open: Mutex::default(),
+            serial: AtomicU64::new(0),
+        })
+    }
+
+    fn error(&self, action: &'static str, key: &str, source: io::Error) -> StoreError {
+        let (key, store) = (key.to_owned(), self.url.clone());
+        match source.kind() {
+            io::ErrorKind::NotFound if action != "write" => StoreError::NotFound { key },
+            io::ErrorKind::AlreadyExists => StoreError::Exists { key },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Full { key, store },
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => StoreError::Denied { action, key, store },
+            _ => StoreError::Io { action, key, store, source },
+        }
+    }
+
+    fn path(&self, key: &str) -> PathBuf {
+        self.root.join(key)
+    }
+
+    /// Makes the directories down to `directory`, each durable in its parent.
+    fn make_directories(&self, directory: &Path) -> io::Result<()> {
+        if directory == self.root || self.made.lock().expect("no panic while held").contains(directory) {
+            return Ok(());
+        }
+        let parent = directory.parent().unwrap_or(&self.root);
+        self.make_directories(parent)?;
+        match fs::create_dir(directory) {
+            Ok(()) => sync_directory(parent)?,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+        self.made.lock().expect("no panic while held").insert(directory.to_owned());
+        Ok(())
+    }
+
+    fn file(&self, key: &Key) -> Result<std::sync::Arc<File>, StoreError> {
+        let mut open = self.open.lock().expect("no panic while held");
+        if let Some((_, file)) = open.iter().find(|(name, _)| name == key.as_str()) {
+            return Ok(file.clone());
+        }
+        let file = File::open(self.path(key.as_str())).map_err(|e| self.error("read", key.as_str(), e))?;
+        let file = std::sync::Arc::new(file);
+        if open.len() >= KEPT_OPEN {
+            open.remove(0);
+        }
+        open.push((key.as_str().to_owned(), file.clone()));
+        Ok(file)
+    }
+
+    fn walk(&self, directory: &Path, key: &str, found: &mut Vec<Listed>) -> io::Result<()> {
+        let entries = match fs::read_dir(directory) {
+            Ok(entries) => entries,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        for entry in entries {
+            let entry = entry?;
+            let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
+            if key.is_empty() && name.starts_with('.') {
+                continue;
+            }
+            let child = format!("{key}{name}");
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                self.walk(&entry.path(), &format!("{child}/"), found)?;
+            } else if kind.is_file()
+                && let Ok(key) = Key::parse(&child)
+            {
+                match entry.metadata() {
+                    Ok(meta) => found.push(Listed { key, bytes: meta.len() }),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+struct LocalWriter<'a> {
+    store: &'a LocalStore,
+    path: PathBuf,
+    file: File,
+}
+
+impl Drop for LocalWriter<'_> {
+    fn drop(&mut self) {
+        // Linked or given up: the temporary name goes. What a crash leaves is no object.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl ObjectWriter for LocalWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.file.write_all(bytes).map_err(|e| self.store.error("write", "an object", e))
+    }
+
+    fn commit(self: Box<Self>, key: &Key) -> Result<(), StoreError> {
+        let fail = |e| self.store.error("write", key.as_str(), e);
+        self.file.sync_all().map_err(fail)?;
+        let target = self.store.path(key.as_str());
+        let parent = target.parent().unwrap_or(&self.store.root);
+        self.store.make_directories(parent).map_err(fail)?;
+        match fs::hard_link(&self.path, &target) {
+            Ok(()) => {}
+            // File systems without hard links: a rename that refuses to replace.
+            Err(error) if matches!(error.raw_os_error(), Some(libc_eperm) if libc_eperm == rustix::io::Errno::PERM.raw_os_error() || libc_eperm == rustix::io::Errno::OPNOTSUPP.raw_os_error()) =>
+            {
+                let here = rustix::fs::CWD;
+                rustix::fs::renameat_with(here, &self.path, here, &target, rustix::fs::RenameFlags::NOREPLACE)
+                    .map_err(|e| fail(e.into()))?;
+            }
+            Err(error) => return Err(fail(error)),
+        }
+        sync_directory(parent).map_err(fail)
+    }
+}
+
+impl Store for LocalStore {
+    fn url(&self) -> &str {
+        &self.url
+    }
+
+    fn writer(&self) -> Result<Box<dyn ObjectWriter + '_>, StoreError> {
+        let fail = |e| self.error("write", "an object", e);
+        let directory = self.root.join(TEMPORARY);
+        self.make_directories(&directory).map_err(fail)?;
+        let serial = self.serial.fetch_add(1, Ordering::Relaxed);
+        let random = crate::random::id();
+        let path = directory.join(format!("{random}-{serial}"));
+        let open = || OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path);
+        let file = match open() {
+            // Somebody cleaned up behind us.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(&directory).map_err(fail)?;
+                open()
+            }
+            other => other,
+        }
+        .map_err(fail)?;
+        Ok(Box::new(LocalWriter { store: self, path, file }))
+    }
+
+    fn get(&self, key: &Key, limit: u64) -> Result<Vec<u8>, StoreError> {
+        let file = File::open(self.path(key.as_str())).map_err(|e| self.error("read", key.as_str(), e))?;
+        let meta = file.metadata().map_err(|e| self.error("read", key.as_str(), e))?;
+        if !meta.is_file() {
+            return Err(StoreError::NotFound { key: key.as_str().to_owned() });
+        }
+        if meta.size() > limit {
+            let source = io::Error::new(io::ErrorKind::FileTooLarge, format!("{} bytes, more than {limit}", meta.size()));
+            return Err(self.error("read", key.as_str(), source));
+        }
+        let mut bytes = vec![0; meta.size() as usize];
+        file.read_exact_at(&mut bytes, 0).map_err(|e| self.error("read", key.as_str(), e))?;
+        Ok(bytes)
+    }
+
+    fn get_range(&self, key: &Key, range: Range<u64>, buffer: &mut Vec<u8>) -> Result<(), StoreError> {
+        let file = self.file(key)?;
+        buffer.resize((range.end - range.start) as usize, 0);
+        file.read_exact_at(buffer, range.start).map_err(|error| {
+            if error.kind() == io::ErrorKind::UnexpectedEof {
+                let length = file.metadata().map_or(0, |meta| meta.len());
+                StoreError::Short { key: key.as_str().to_owned(), length, wanted: range.end }
+            } else {
+                self.error("read", key.as_str(), error)
+            }
+        })
+    }
+
+    fn length(&self, key: &Key) -> Result<u64, StoreError> {
+        let meta = fs::metadata(self.path(key.as_str())).map_err(|e| self.error("read", key.as_str(), e))?;
+        if meta.is_file() { Ok(meta.len()) } else { Err(StoreError::NotFound { key: key.as_str().to_owned() }) }
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>, StoreError> {
+        let mut found = Vec::new();
+        self.walk(&self.path(prefix), prefix, &mut found).map_err(|e| self.error("list", prefix, e))?;
+        found.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(found)
+    }
+
+    fn list_segments(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        let entries = match fs::read_dir(self.path(prefix)) {
+            Ok(entries) => entries,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(Vec::new()),
+            Err(error) => return Err(self.error("list", prefix, error)),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|e| self.error("list", prefix, e))?;
+            let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
+            if !(prefix.is_empty() && name.starts_with('.')) {
+                let directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+                names.push(if directory { format!("{name}/") } else { name });
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn is_empty(&self) -> Result<bool, StoreError> {
+        let mut entries = fs::read_dir(&self.root).map_err(|e| self.error("list", "", e))?;
+        // A file system of its own begins with lost+found.
+        Ok(entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == "lost+found" || entry.file_name() == TEMPORARY)))
+    }
+}

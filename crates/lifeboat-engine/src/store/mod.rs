@@ -1,0 +1,182 @@
+//! Object stores: where a repository's objects stand.
+//!
+//! One small trait. Nothing is ever overwritten: the only way to write is conditional create. The
+//! trait blocks: those who copy are threads with bounded queues, and a store that waits on a network
+//! runs its own waiting inside (see docs/decisions/0004).
+
+mod local;
+mod memory;
+
+use std::ops::Range;
+
+use lifeboat_core::repository::layout::Key;
+
+pub use local::LocalStore;
+pub use memory::MemoryStore;
+
+/// Why a store could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No such object.
+    #[error("read {key}: no such object")]
+    NotFound {
+        /// The object.
+        key: String,
+    },
+    /// Somebody else created it first; it stays as it is.
+    #[error("create {key}: it exists already")]
+    Exists {
+        /// The object.
+        key: String,
+    },
+    /// The store is full.
+    #[error("write {key}: no space left in {store}")]
+    Full {
+        /// The object.
+        key: String,
+        /// The store.
+        store: String,
+    },
+    /// The credentials do not allow it.
+    #[error("{action} {key}: not allowed in {store}")]
+    Denied {
+        /// What was tried.
+        action: &'static str,
+        /// The object.
+        key: String,
+        /// The store.
+        store: String,
+    },
+    /// The object is shorter than what was asked of it.
+    #[error("read {key}: it ends at byte {length}, before {wanted}")]
+    Short {
+        /// The object.
+        key: String,
+        /// Its length.
+        length: u64,
+        /// Where the range should have ended.
+        wanted: u64,
+    },
+    /// Anything else.
+    #[error("{action} {key} in {store}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The object.
+        key: String,
+        /// The store.
+        store: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl StoreError {
+    /// Whether trying again may help.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if matches!(
+            source.kind(),
+            std::io::ErrorKind::Interrupted | std::io::ErrorKind::TimedOut | std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::ResourceBusy
+        ))
+    }
+
+    /// Whether the object is not there (or not whole): damage, if a manifest names it.
+    pub fn is_absence(&self) -> bool {
+        matches!(self, Self::NotFound { .. } | Self::Short { .. })
+    }
+}
+
+/// An object in a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Its key.
+    pub key: Key,
+    /// Its length in bytes.
+    pub bytes: u64,
+}
+
+/// Writes one object piece by piece. Dropped without [`ObjectWriter::commit`], nothing is left.
+pub trait ObjectWriter: Send {
+    /// Appends.
+    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError>;
+
+    /// Makes the object durable and visible, whole, under `key`, if nothing is there.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Exists`] if something is; that stays as it is.
+    fn commit(self: Box<Self>, key: &Key) -> Result<(), StoreError>;
+}
+
+/// Where objects stand. Every operation is durable and visible to every reader when it returns.
+pub trait Store: Send + Sync {
+    /// The store's URL, without secrets.
+    fn url(&self) -> &str;
+
+    /// Creates the object, whole, if nothing is there.
+    fn create(&self, key: &Key, bytes: &[u8]) -> Result<(), StoreError> {
+        let mut writer = self.writer()?;
+        writer.write(bytes)?;
+        writer.commit(key)
+    }
+
+    /// Begins an object whose length, or whose name, is not known yet.
+    fn writer(&self) -> Result<Box<dyn ObjectWriter + '_>, StoreError>;
+
+    /// The whole object. `limit` bounds what is read: a longer object is an error.
+    fn get(&self, key: &Key, limit: u64) -> Result<Vec<u8>, StoreError>;
+
+    /// Reads the range into `buffer`, which is replaced.
+    fn get_range(&self, key: &Key, range: Range<u64>, buffer: &mut Vec<u8>) -> Result<(), StoreError>;
+
+    /// The object's length in bytes.
+    fn length(&self, key: &Key) -> Result<u64, StoreError>;
+
+    /// All objects whose key begins with `prefix` (whole segments: empty, or ending in `/`),
+    /// sorted by key.
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>, StoreError>;
+
+    /// The next segments below `prefix`: directories with a `/` at the end, and objects.
+    fn list_segments(&self, prefix: &str) -> Result<Vec<String>, StoreError>;
+
+    /// Whether there is anything at all, also things that are no objects of ours.
+    fn is_empty(&self) -> Result<bool, StoreError>;
+}
+
+/// Opens the store at a URL: `file:///absolute/path`, or a plain path.
+///
+/// # Errors
+///
+/// A one-line reason: another scheme, or a path that is not absolute.
+pub fn open(url: &str, make: bool) -> Result<Box<dyn Store>, OpenError> {
+    let path = match url.split_once("://") {
+        None => url,
+        Some(("file", path)) => path,
+        Some((scheme, _)) => return Err(OpenError::Scheme(scheme.to_owned())),
+    };
+    if path.is_empty() {
+        return Err(OpenError::Missing(url.to_owned()));
+    }
+    Ok(Box::new(LocalStore::open(std::path::Path::new(path), make)?))
+}
+
+/// Why a store could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Not a kind of store that this program knows.
+    #[error("open a store with scheme {0:?}: this build knows file://")]
+    Scheme(String),
+    /// The directory is not there.
+    #[error("open {0}: no such directory")]
+    Missing(String),
+    /// The directory cannot be used.
+    #[error("open {path}")]
+    Io {
+        /// The directory.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
