@@ -6,5 +6,6 @@
 #![forbid(unsafe_code)]
 
 pub mod attestation;
+pub mod postgres;
 pub mod repository;
 pub mod wal;
