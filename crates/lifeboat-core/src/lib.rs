@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 pub mod attestation;
+pub mod backup;
 pub mod postgres;
 pub mod repository;
+pub mod restore;
 pub mod wal;

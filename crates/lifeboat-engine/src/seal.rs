@@ -146,26 +146,29 @@ fn plain_tag(aad: &[u8], plain: &[u8]) -> [u8; TAG_BYTES] {
 }
 
 /// A zstd compressor with its memory, kept by one thread.
-pub struct Compressor(zstd::bulk::Compressor<'static>);
+pub struct Compressor {
+    zstd: zstd::bulk::Compressor<'static>,
+    scratch: Vec<u8>,
+}
 
 impl Compressor {
     /// One for a zstd level.
     pub fn new(level: i32) -> io::Result<Self> {
-        zstd::bulk::Compressor::new(level).map(Self)
+        let scratch = Vec::with_capacity(zstd::zstd_safe::compress_bound(sealed::CONTENT_BYTES));
+        Ok(Self { zstd: zstd::bulk::Compressor::new(level)?, scratch })
     }
 
     /// Appends `plain` to `out`: compressed, if that is shorter. Returns whether it was.
     fn append(&mut self, plain: &[u8], out: &mut Vec<u8>) -> bool {
-        let from = out.len();
-        out.resize(from + zstd::zstd_safe::compress_bound(plain.len()), 0);
-        match self.0.compress_to_buffer(plain, &mut out[from..]) {
+        self.scratch.clear();
+        self.scratch.reserve(zstd::zstd_safe::compress_bound(plain.len()));
+        match self.zstd.compress_to_buffer(plain, &mut self.scratch) {
             Ok(length) if length < plain.len() => {
-                out.truncate(from + length);
+                out.extend_from_slice(&self.scratch);
                 true
             }
             // Larger, or it failed: keep the bytes as they are.
             _ => {
-                out.truncate(from);
                 out.extend_from_slice(plain);
                 false
             }
@@ -184,9 +187,12 @@ impl Decompressor {
 
     /// Decompresses into `out`, which is replaced; at most `limit` bytes come out.
     fn run(&mut self, what: &'static str, body: &[u8], limit: usize, out: &mut Vec<u8>) -> Result<(), OpenError> {
-        out.resize(limit, 0);
-        let length = self.0.decompress_to_buffer(body, &mut out[..]).map_err(|e| damaged(what, format!("zstd: {e}")))?;
-        out.truncate(length);
+        out.clear();
+        out.reserve(limit);
+        let length = self.0.decompress_to_buffer(body, out).map_err(|e| damaged(what, format!("zstd: {e}")))?;
+        if length > limit {
+            return Err(damaged(what, format!("more than {limit} bytes came out")));
+        }
         Ok(())
     }
 }
@@ -319,13 +325,6 @@ pub fn seal_object(object: &str, sealing: &Sealing, plain: &[u8]) -> Vec<u8> {
         Ok(sealer.finish()?.0)
     };
     write().expect("writing to memory does not fail")
-}
-
-/// What a sealed object's header says about its key.
-#[derive(Debug)]
-pub struct ObjectKey {
-    /// The header.
-    pub header: Header,
 }
 
 /// Opens a sealed object that is read piece by piece. The plain bytes come out only frame by
