@@ -278,7 +278,7 @@ class Sealed:
             self.header = parse(header, f"{key}: the header")
             self.suite = member(self.header, "suite", str, key)
             if self.suite not in ("aes256gcm", "none"):
-                raise TooNew(f"{key}: suite {self.suite} is not known to this program")
+                raise Damaged(f"{key} is damaged: format 1 has no suite {self.suite!r}")
             if self.header.get("object") != key:
                 raise Damaged(f"{key} holds another object, {self.header.get('object')!r}")
             self.digest = blake3(header).digest()
@@ -478,7 +478,7 @@ class Backup:
     def suite(self) -> str:
         suite = member(member(self.text, "encryption", dict, self.key), "suite", str, self.key)
         if suite not in ("aes256gcm", "none"):
-            raise TooNew(f"{self.key}: suite {suite} is not known to this program")
+            raise Damaged(f"{self.key}: format 1 has no suite {suite!r}")
         return suite
 
     def data_key(self, purpose: str, identities: Identities):
@@ -503,8 +503,11 @@ class Backup:
             found.append((key, hexes(entry, "sha256", 64, self.key), entry))
         return found
 
+    def postgres(self) -> dict:
+        return member(self.text, "postgres", dict, self.key) if "postgres" in self.text else {}
+
     def postgres_manifest(self):
-        entry = (self.text.get("postgres") or {}).get("backup_manifest")
+        entry = self.postgres().get("backup_manifest")
         if entry is None:
             return None
         return safe_path(member(entry, "object", str, self.key), self.key), hexes(entry, "sha256", 64, self.key)
@@ -999,7 +1002,7 @@ def command_restore(repo: Repo, arguments) -> int:
     elsewhere = {}
     for text in arguments.tablespace:
         oid, _, path = text.partition("=")
-        listed = [str(t.get("oid")) for t in (backup.text.get("postgres") or {}).get("tablespaces") or []
+        listed = [str(t.get("oid")) for t in backup.postgres().get("tablespaces") or []
                   if isinstance(t, dict)]
         if oid not in listed or not os.path.isabs(path):
             raise Usage(f"--tablespace {text}: give OID=/absolute/directory with one of the OIDs {listed}")

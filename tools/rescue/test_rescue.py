@@ -457,7 +457,8 @@ class Broken(Case):
                     self.assertEqual(artifacts, self.artifacts, key)
                 found += codes[0] != 0
                 if key not in ("lifeboat.json", f"{ID}/manifest.sigstore.json"):  # JSON has bytes that mean nothing
-                    self.assertEqual(codes[0], 21, key)
+                    # the digit of a manifest's format may be what flips
+                    self.assertIn(codes[0], (13, 21) if key.endswith("manifest.json") else (21,), key)
             with open(path, "wb") as file:
                 file.write(good)
         self.assertGreater(found, len(needed) * times // 2)
