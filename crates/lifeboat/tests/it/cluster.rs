@@ -88,7 +88,9 @@ pub(crate) fn setting(variable: &str) -> Option<String> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools/env");
     let text = fs::read_to_string(file).ok()?;
     let prefix = format!("export {variable}=");
-    text.lines().find_map(|line| line.strip_prefix(&prefix)).map(str::to_owned).filter(|value| !value.is_empty())
+    let quoted = text.lines().find_map(|line| line.strip_prefix(&prefix))?;
+    // As bash's printf %q writes it: a backslash before what is special, two quotes for nothing.
+    (quoted != "''").then(|| quoted.replace('\\', ""))
 }
 
 /// The user that servers run as: PostgreSQL refuses to run as root.
