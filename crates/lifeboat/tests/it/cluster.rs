@@ -239,11 +239,16 @@ impl Builder {
             expect_success(owner.run(&mut copy));
         }
         self.configure(owner, &data);
-        let port = self.password.as_ref().map(|_| free_port());
         let mut cluster =
-            Cluster { version: self.version, owner, data, port, password: self.password.clone(), tls: self.tls, home, server: None };
-        if let Err(failure) = cluster.launch(&[]) {
-            panic!("{} does not start:\n{failure}", self.version);
+            Cluster { version: self.version, owner, data, port: None, password: self.password.clone(), tls: self.tls, server: None, home };
+        for attempt in 1.. {
+            cluster.port = self.password.as_ref().map(|_| free_port());
+            match cluster.launch(&[]) {
+                Ok(()) => break,
+                // Someone else was quicker to take the port.
+                Err(failure) if attempt < 10 && cluster.port.is_some() && failure.log.contains("Address already in use") => {}
+                Err(failure) => panic!("{} does not start:\n{failure}", self.version),
+            }
         }
         if let Some(password) = &self.password {
             cluster.psql(&format!("ALTER ROLE postgres PASSWORD '{}'", password.replace('\'', "''")));
@@ -752,8 +757,7 @@ fn dismiss(guard: &mut Child) {
     let _ = guard.wait();
 }
 
-/// A port that was free a moment ago. Another process may take it before the server does; the kernel hands out the next one each time,
-/// so that takes a full turn.
+/// A port that was free a moment ago. Another process may take it before the server does; then the caller tries again.
 fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("loopback has a free port");
     listener.local_addr().expect("bound").port()

@@ -6,14 +6,14 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use tempfile::TempDir;
 
-use crate::cluster::Owner;
+use crate::cluster::{Owner, expect_success};
 
 /// One run of lifeboat, to be given arguments.
 #[derive(Debug)]
@@ -104,21 +104,22 @@ pub(crate) fn reachable_binary() -> PathBuf {
         return built.to_owned();
     }
     let meta = fs::metadata(built).expect("cargo built it");
-    // The inode changes with every link, so a copy is never stale.
-    let store = PathBuf::from("/var/cache/lifeboat-test").join("built");
-    let copy = store.join(format!("lifeboat-{}-{}-{}", meta.dev(), meta.ino(), meta.mtime()));
+    // Whose copy it is stands first (reversed: what is cut off is what all paths share), then which build: cargo makes a new file each time.
+    let store = PathBuf::from("/var/cache/lifeboat-test/built");
+    let whose = format!("{}-", built.to_string_lossy().replace('/', "_").chars().rev().take(150).collect::<String>());
+    let copy = store.join(format!("{whose}{}-{}", meta.ino(), meta.mtime()));
     if !copy.is_file() {
         fs::create_dir_all(&store).expect("root may write there");
         for old in fs::read_dir(&store).expect("own directory").flatten() {
-            let name = old.file_name().to_string_lossy().into_owned();
-            if name.starts_with(&format!("lifeboat-{}-{}-", meta.dev(), meta.ino())) {
+            if old.file_name().to_string_lossy().starts_with(&whose) {
                 let _ = fs::remove_file(old.path());
             }
         }
-        let aside = tempfile::NamedTempFile::new_in(&store).expect("own directory");
-        fs::copy(built, aside.path()).expect("the disk has room for the program");
-        fs::set_permissions(aside.path(), fs::Permissions::from_mode(0o755)).expect("own file");
-        aside.into_temp_path().persist(&copy).expect("own directory");
+        let aside = tempfile::tempdir_in(&store).expect("own directory");
+        let made = aside.path().join("lifeboat");
+        // By another process: a program that this one has open for writing at the moment when another thread forks cannot be run.
+        expect_success(Command::new("install").args(["-m", "755"]).arg(built).arg(&made));
+        fs::rename(&made, &copy).expect("own directory");
     }
     copy
 }
