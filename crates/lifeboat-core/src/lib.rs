@@ -10,4 +10,5 @@ pub mod backup;
 pub mod postgres;
 pub mod repository;
 pub mod restore;
+pub mod verify;
 pub mod wal;

@@ -214,6 +214,61 @@ pub fn segments_between(timeline: Timeline, start: Lsn, stop: Lsn, size: Segment
     (first..=last).map(move |number| Segment { timeline, number })
 }
 
+/// Bytes of the header of a segment's first page (`SizeOfXLogLongPHD`).
+pub const LONG_HEADER_BYTES: usize = 40;
+
+/// Why a file is not the WAL segment that its name says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SegmentError {
+    /// No page header of any version from 13 on.
+    #[error("check WAL segment: its first page has no WAL header")]
+    NoHeader,
+    /// Of another cluster.
+    #[error("check WAL segment: it belongs to cluster {found}, not {expected}")]
+    OtherCluster {
+        /// In the header.
+        found: SystemId,
+        /// Ours.
+        expected: SystemId,
+    },
+    /// Of another place: recycled, not yet written anew.
+    #[error("check WAL segment: it begins at {found}, not {expected}")]
+    OtherPlace {
+        /// In the header.
+        found: Lsn,
+        /// By its name.
+        expected: Lsn,
+    },
+    /// Of another segment size.
+    #[error("check WAL segment: the cluster that wrote it has segments of {0} bytes")]
+    OtherSize(u32),
+}
+
+/// Checks the first bytes of a segment: magic, cluster, place, segment size (`XLogLongPageHeaderData` in
+/// `src/include/access/xlog_internal.h`; the magic is 0xD106 in PostgreSQL 13 and has grown since).
+/// The timeline in the header may be an older one: a segment copied at a switch keeps it.
+pub fn check_segment_header(header: &[u8; LONG_HEADER_BYTES], segment: Segment, size: SegmentSize, system_id: SystemId) -> Result<(), SegmentError> {
+    const LONG_HEADER: u16 = 0x0002;
+    let u16_at = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
+    let u32_at = |at: usize| u32::from(u16_at(at)) | u32::from(u16_at(at + 2)) << 16;
+    let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
+    if !(0xD106..0xD200).contains(&u16_at(0)) || u16_at(2) & LONG_HEADER == 0 {
+        return Err(SegmentError::NoHeader);
+    }
+    let found = SystemId(u64_at(24));
+    if found != system_id {
+        return Err(SegmentError::OtherCluster { found, expected: system_id });
+    }
+    if u64::from(u32_at(32)) != size.bytes() {
+        return Err(SegmentError::OtherSize(u32_at(32)));
+    }
+    let (found, expected) = (Lsn(u64_at(8)), segment.start(size));
+    if found != expected {
+        return Err(SegmentError::OtherPlace { found, expected });
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -260,5 +315,22 @@ mod tests {
     fn system_id_reads_the_signed_form_of_sql() {
         assert_eq!("-1".parse::<SystemId>().unwrap(), SystemId(u64::MAX));
         assert_eq!(serde_json::to_string(&SystemId(7_123)).unwrap(), "\"7123\"");
+    }
+
+    #[test]
+    fn c053_a_segment_that_is_not_what_its_name_says_is_noticed() {
+        let size = SegmentSize::DEFAULT;
+        let segment = Segment { timeline: Timeline(1), number: 3 };
+        let mut header = [0; LONG_HEADER_BYTES];
+        header[..2].copy_from_slice(&0xD110u16.to_le_bytes());
+        header[2] = 2;
+        header[8..16].copy_from_slice(&segment.start(size).0.to_le_bytes());
+        header[24..32].copy_from_slice(&7u64.to_le_bytes());
+        header[32..36].copy_from_slice(&(16u32 << 20).to_le_bytes());
+        assert_eq!(check_segment_header(&header, segment, size, SystemId(7)), Ok(()));
+        assert!(matches!(check_segment_header(&header, segment, size, SystemId(8)), Err(SegmentError::OtherCluster { .. })));
+        assert!(matches!(check_segment_header(&header, segment.next(), size, SystemId(7)), Err(SegmentError::OtherPlace { .. })));
+        assert_eq!(check_segment_header(&header, segment, SegmentSize::new(1 << 20).unwrap(), SystemId(7)), Err(SegmentError::OtherSize(16 << 20)));
+        assert_eq!(check_segment_header(&[0; LONG_HEADER_BYTES], segment, size, SystemId(7)), Err(SegmentError::NoHeader));
     }
 }

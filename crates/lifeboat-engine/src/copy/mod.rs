@@ -19,6 +19,7 @@ use lifeboat_core::postgres::backup_manifest::ManifestFile;
 use lifeboat_core::repository::extent::{EXTENT_BYTES, Extent, extent_count};
 use lifeboat_core::repository::file_table::{Kind, Meta, Row};
 use lifeboat_core::repository::manifest::{PackEntry, PageFinding, TableEntry};
+use lifeboat_core::wal::Lsn;
 
 use crate::progress::Progress;
 use crate::seal::Sealing;
@@ -36,6 +37,9 @@ pub const BOOT_BYTES: u64 = 1 << 20;
 
 /// How many page findings are kept by name; all are counted.
 const MAX_FINDINGS: usize = 1000;
+
+/// How many pages may be waiting for judgement; a stream tears a handful.
+const MAX_SUSPECTS: usize = 100_000;
 
 /// Why a copy stopped.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +103,9 @@ pub(crate) fn pack_bytes(memory_bytes: u64, workers: usize) -> usize {
 pub struct PageCheck {
     /// Number of the file's first block in its relation.
     pub first_block: u32,
+    /// For bytes that cannot be read twice: a page changed since this LSN may be torn, and WAL
+    /// repairs it then. Whether it was is known only once the backup's end is (c014).
+    pub suspect_from: Option<Lsn>,
 }
 
 /// A file to copy.
@@ -174,6 +181,8 @@ pub struct Copied {
     pub bad_pages: u64,
     /// The first bad pages.
     pub findings: Vec<PageFinding>,
+    /// Bad pages that count only if they were not changed between start and stop, with their LSN.
+    pub suspects: Vec<(PageFinding, Lsn)>,
     /// Files that vanished while they were copied.
     pub vanished: Vec<String>,
     /// Files that were shorter than at listing.
@@ -199,6 +208,7 @@ struct Shared<'a> {
 struct Outcome {
     manifest_files: Vec<ManifestFile>,
     findings: Vec<PageFinding>,
+    suspects: Vec<(PageFinding, Lsn)>,
     vanished: Vec<String>,
     shrunk: u64,
     plain_bytes: u64,
@@ -223,6 +233,17 @@ impl Shared<'_> {
         let mut outcome = self.outcome.lock().expect("no panic while held");
         if outcome.findings.len() < MAX_FINDINGS {
             outcome.findings.push(finding);
+        }
+    }
+
+    fn suspect(&self, finding: PageFinding, lsn: Lsn) {
+        let mut outcome = self.outcome.lock().expect("no panic while held");
+        if outcome.suspects.len() < MAX_SUSPECTS {
+            outcome.suspects.push((finding, lsn));
+        } else {
+            drop(outcome);
+            // More torn pages than any stream has: something is wrong with all of them.
+            self.finding(finding);
         }
     }
 
@@ -482,6 +503,7 @@ pub fn run<T, E: From<CopyError>>(
         pages: pages.into_inner(),
         bad_pages: bad_pages.into_inner(),
         findings: outcome.findings,
+        suspects: outcome.suspects,
         vanished: outcome.vanished,
         shrunk: outcome.shrunk,
     };

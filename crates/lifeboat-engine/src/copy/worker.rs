@@ -217,6 +217,9 @@ fn check_pages(
         let mut last: [u8; PAGE_BYTES] = bytes.get().as_chunks().0[number];
         let mut healed = false;
         for _ in 0..PAGE_READS {
+            if matches!(bytes, PageBytes::Fixed(_)) {
+                break;
+            }
             std::thread::sleep(PAGE_PAUSE);
             let mut again = [0; PAGE_BYTES];
             // Cut off meanwhile, or a stream that cannot be read twice.
@@ -234,8 +237,14 @@ fn check_pages(
         if let PageBytes::Live(live) = bytes {
             live[number * PAGE_BYTES..(number + 1) * PAGE_BYTES].copy_from_slice(&last);
         }
-        if !healed {
-            finding(number, problem);
+        let lsn = page::lsn(&last);
+        match check.suspect_from {
+            _ if healed => {}
+            Some(from) if lsn >= from && matches!(problem, PageProblem::Checksum { .. }) => {
+                let finding = PageFinding { file: file.meta.path.clone(), block: first_page + number as u64, problem: problem.to_string() };
+                shared.suspect(finding, lsn);
+            }
+            _ => finding(number, problem),
         }
     }
     Ok(())

@@ -1,0 +1,147 @@
+//! What a check found, as values: corrupt, unsigned, missing and "could not check" are four
+//! different answers, and none of them is a pass (c114).
+
+use serde::Serialize;
+
+/// What is wrong with a part of a backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FindingKind {
+    /// It is not there.
+    Missing,
+    /// Its bytes are not those that were written.
+    Corrupt,
+    /// No valid signature of a trusted key.
+    Unsigned,
+    /// It could not be looked at.
+    NotChecked,
+}
+
+impl FindingKind {
+    /// In a word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Corrupt => "corrupt",
+            Self::Unsigned => "unsigned",
+            Self::NotChecked => "not checked",
+        }
+    }
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What is wrong.
+    pub kind: FindingKind,
+    /// The backup it hits.
+    pub backup: Option<String>,
+    /// The object.
+    pub object: String,
+    /// The file or artifact in it, where known.
+    pub file: Option<String>,
+    /// In words.
+    pub problem: String,
+}
+
+impl std::fmt::Display for Finding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.kind.word(), self.object)?;
+        if let Some(backup) = &self.backup {
+            write!(f, " of backup {backup}")?;
+        }
+        if let Some(file) = &self.file {
+            write!(f, " hits {file}")?;
+        }
+        write!(f, ": {}", self.problem)
+    }
+}
+
+/// How deeply a check looked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Depth {
+    /// Digests and trailers of the stored bytes: no key is needed.
+    Stored,
+    /// Every frame opened and every plain byte compared with its digest.
+    Opened,
+}
+
+/// What a check of one backup came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// The backup.
+    pub backup: String,
+    /// How deeply.
+    pub depth: Depth,
+    /// Objects that were looked at.
+    pub objects: u64,
+    /// Objects that the backup has.
+    pub objects_total: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Artifacts looked at.
+    pub artifacts: u64,
+    /// Seed of the sample, if only a part was to be looked at.
+    pub sample_seed: Option<u64>,
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+}
+
+/// What all reports together mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Everything that was to be checked was, and is good.
+    Verified,
+    /// Something could not be checked; nothing that was is bad.
+    Incomplete,
+    /// Something is missing, corrupt or unsigned.
+    Failed,
+}
+
+/// The verdict on findings.
+pub fn verdict<'a>(findings: impl IntoIterator<Item = &'a Finding>) -> Verdict {
+    let of = |finding: &Finding| match finding.kind {
+        FindingKind::NotChecked => Verdict::Incomplete,
+        FindingKind::Missing | FindingKind::Corrupt | FindingKind::Unsigned => Verdict::Failed,
+    };
+    findings.into_iter().map(of).max().unwrap_or(Verdict::Verified)
+}
+
+/// Whether pack `index` is in a sample of `percent`, which `seed` chooses. Every pack is in some
+/// sample: over many runs with other seeds all are covered (c115).
+pub fn in_sample(seed: u64, index: u64, percent: f64) -> bool {
+    // SplitMix64: spreads consecutive indexes over the whole range.
+    let mut z = seed.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^= z >> 31;
+    (z as f64) < percent / 100.0 * (u64::MAX as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finding(kind: FindingKind) -> Finding {
+        Finding { kind, backup: None, object: "packs/aa/x".into(), file: None, problem: "p".into() }
+    }
+
+    #[test]
+    fn c114_not_checked_is_no_pass() {
+        assert_eq!(verdict(&[]), Verdict::Verified);
+        assert_eq!(verdict(&[finding(FindingKind::NotChecked)]), Verdict::Incomplete);
+        for bad in [FindingKind::Missing, FindingKind::Corrupt, FindingKind::Unsigned] {
+            assert_eq!(verdict(&[finding(FindingKind::NotChecked), finding(bad)]), Verdict::Failed);
+        }
+    }
+
+    #[test]
+    fn c115_a_sample_has_about_its_share_and_seeds_differ() {
+        let count = |seed| (0..10_000).filter(|index| in_sample(seed, *index, 10.0)).count();
+        assert!((800..1200).contains(&count(1)) && (800..1200).contains(&count(2)));
+        assert_eq!((0..1000).filter(|index| in_sample(9, *index, 100.0)).count(), 1000);
+        assert_ne!((0..1000).filter(|i| in_sample(1, *i, 10.0)).collect::<Vec<_>>(), (0..1000).filter(|i| in_sample(2, *i, 10.0)).collect::<Vec<_>>());
+    }
+}

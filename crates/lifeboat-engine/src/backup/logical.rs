@@ -1,0 +1,164 @@
+//! A logical copy with pg_dump, for servers that allow nothing else and for moving across major
+//! versions: roles and tablespaces as SQL, each database in pg_dump's directory format.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use lifeboat_core::repository::file_table::Kind;
+
+use super::local::plain_meta;
+use super::{BackupError, CopiedDatabase, PostgresSource};
+use crate::copy::{self, Copied, CopyFile, CopySettings, Feeder};
+use crate::postgres::{ClusterFacts, Connection, Dsn, Purpose};
+use crate::progress::Progress;
+use crate::store::Store;
+
+/// libpq's environment variables for what a DSN may say: a password must not stand in a command line.
+const ENVIRONMENT: [(&str, &str); 21] = [
+    ("host", "PGHOST"),
+    ("hostaddr", "PGHOSTADDR"),
+    ("port", "PGPORT"),
+    ("user", "PGUSER"),
+    ("password", "PGPASSWORD"),
+    ("passfile", "PGPASSFILE"),
+    ("service", "PGSERVICE"),
+    ("options", "PGOPTIONS"),
+    ("sslmode", "PGSSLMODE"),
+    ("sslcert", "PGSSLCERT"),
+    ("sslkey", "PGSSLKEY"),
+    ("sslrootcert", "PGSSLROOTCERT"),
+    ("sslcrl", "PGSSLCRL"),
+    ("sslcrldir", "PGSSLCRLDIR"),
+    ("sslsni", "PGSSLSNI"),
+    ("gssencmode", "PGGSSENCMODE"),
+    ("krbsrvname", "PGKRBSRVNAME"),
+    ("channel_binding", "PGCHANNELBINDING"),
+    ("connect_timeout", "PGCONNECT_TIMEOUT"),
+    ("target_session_attrs", "PGTARGETSESSIONATTRS"),
+    ("dbname", "PGDATABASE"),
+];
+
+/// A directory that is removed when it goes out of use.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Scratch {
+    fn make(parent: &Path) -> Result<Self, BackupError> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        let path = parent.join(format!("lifeboat-dump-{}", crate::random::id()));
+        let fail = |source| BackupError::Scratch { path: path.display().to_string(), source };
+        fs::create_dir_all(parent).map_err(fail)?;
+        fs::DirBuilder::new().mode(0o700).create(&path).map_err(fail)?;
+        Ok(Self(path))
+    }
+}
+
+/// Where a program of PostgreSQL is: in the configured directory, in Debian's for that version or a
+/// later one, or wherever the path leads.
+pub(crate) fn program(bin_directory: Option<&Path>, server_version: u32, name: &str) -> PathBuf {
+    let major = server_version / 10_000;
+    let debian = (major..major + 10).map(|major| PathBuf::from(format!("/usr/lib/postgresql/{major}/bin")));
+    bin_directory.map(Path::to_owned).into_iter().chain(debian).map(|directory| directory.join(name)).find(|path| path.is_file()).unwrap_or_else(|| name.into())
+}
+
+/// A client program that connects where `dsn` leads.
+fn client(program: &Path, dsn: &Dsn, database: &str) -> Command {
+    let mut command = Command::new(program);
+    for (keyword, variable) in ENVIRONMENT {
+        if let Some(value) = dsn.get(keyword) {
+            command.env(variable, value);
+        }
+    }
+    command.env("PGDATABASE", database).env("PGAPPNAME", "lifeboat").arg("--no-password").stdin(Stdio::null());
+    command
+}
+
+/// Runs a program to its end; its last line of complaint comes back.
+pub(crate) fn run_program(command: &mut Command) -> Result<Vec<u8>, BackupError> {
+    let program = Path::new(command.get_program()).display().to_string();
+    let fail = |problem: String| BackupError::Program { program: program.clone(), problem };
+    let output = command.output().map_err(|error| fail(error.to_string()))?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    let line = complaint.lines().find(|line| line.contains("error") || line.contains("FATAL")).or(complaint.lines().last());
+    Err(fail(format!("{} ({})", line.unwrap_or("no message").trim(), output.status)))
+}
+
+pub(super) fn copy(
+    store: &dyn Store,
+    source: &PostgresSource,
+    settings: &CopySettings,
+    progress: &dyn Progress,
+) -> Result<(CopiedDatabase, Copied), BackupError> {
+    let connection = Connection::open(&source.dsn, Purpose::Sql)?;
+    let facts = ClusterFacts::read(&connection)?;
+    let mut warnings = Vec::new();
+    let version = facts.server_version;
+    let find = |name: &str| program(source.bin_directory.as_deref(), version, name);
+    let maintenance = source.dsn.endpoint().database;
+    progress.phase("dump");
+    let globals = |extra: &[&str]| run_program(client(&find("pg_dumpall"), &source.dsn, &maintenance).args(["--globals-only", "--database", &maintenance]).args(extra));
+    let globals = match globals(&[]) {
+        Ok(globals) => globals,
+        // Only a superuser may read the passwords.
+        Err(first) => {
+            let globals = globals(&["--no-role-passwords"]).map_err(|_| first)?;
+            warnings.push("the role may not read passwords: roles come back without them".into());
+            globals
+        }
+    };
+    let scratch = Scratch::make(&source.scratch)?;
+    let cluster = serde_json::json!({
+        "superuser": connection.query("SELECT rolname FROM pg_roles WHERE oid = 10", &[])?.one()?.get("rolname")?,
+        "data_checksums": facts.data_checksums == crate::postgres::ChecksumState::On,
+        "databases": facts.databases.iter().map(|database| serde_json::json!({
+            "oid": database.oid, "name": database.name, "encoding": database.encoding, "collate": database.collate, "ctype": database.ctype,
+            "provider": database.locale_provider, "template": database.is_template, "dumped": is_dumped(database),
+        })).collect::<Vec<_>>(),
+    });
+    let ((), copied) = copy::run(store, settings, progress, |feeder| -> Result<(), BackupError> {
+        super::local::feed_bytes(feeder, "globals.sql", globals, false)?;
+        super::local::feed_bytes(feeder, "databases.json", serde_json::to_vec_pretty(&cluster).unwrap_or_default(), false)?;
+        for database in facts.databases.iter().filter(|database| is_dumped(database)) {
+            let directory = scratch.0.join(database.oid.to_string());
+            let mut dump = client(&find("pg_dump"), &source.dsn, &database.name);
+            dump.args(["--format=directory", "--compress=0", "--jobs"]).arg(settings.workers.to_string()).arg("--file").arg(&directory);
+            run_program(&mut dump)?;
+            feed_dump(feeder, &directory, &database.oid.to_string())?;
+            // The workers read what was submitted; only then may the dump go.
+            feeder.drain()?;
+            let _ = fs::remove_dir_all(&directory);
+        }
+        Ok(())
+    })?;
+    let database = CopiedDatabase { physical: None, backup_manifest: None, facts: Some(facts), warnings, judge_pages: false };
+    Ok((database, copied))
+}
+
+/// Templates are initdb's, unless somebody put something into template1.
+fn is_dumped(database: &crate::postgres::DatabaseFacts) -> bool {
+    database.allows_connections && database.name != "template0"
+}
+
+fn feed_dump(feeder: &Feeder<'_, '_>, directory: &Path, name: &str) -> Result<(), BackupError> {
+    let fail = |source| BackupError::Read { path: directory.display().to_string(), source };
+    feeder.entry(plain_meta(name, Kind::Directory, 0, 0o700))?;
+    let mut entries: Vec<_> = fs::read_dir(directory).map_err(fail)?.collect::<Result<_, _>>().map_err(fail)?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let size = entry.metadata().map_err(fail)?.len();
+        let path = format!("{name}/{}", entry.file_name().to_string_lossy());
+        let meta = plain_meta(&path, Kind::File, size, 0o600);
+        feeder.file(CopyFile { meta, source: Some(entry.path()), pages: None, may_vanish: false, in_backup_manifest: false })?;
+    }
+    Ok(())
+}
+

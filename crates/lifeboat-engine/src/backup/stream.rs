@@ -1,0 +1,245 @@
+//! A physical copy through the replication protocol: nothing is installed on the database's host.
+
+use std::io::Read as _;
+
+use jiff::Timestamp;
+use lifeboat_core::postgres::control_file::ControlFile;
+use lifeboat_core::postgres::data_directory::{self, Disposition, RelationFile};
+use lifeboat_core::repository::extent::EXTENT_BYTES;
+use lifeboat_core::repository::file_table::{Kind, Meta};
+use lifeboat_core::repository::manifest::{ChecksumsEntry, Physical, TablespaceEntry, WalEntry};
+use lifeboat_core::wal;
+
+use super::{BackupError, CopiedDatabase, PostgresSource};
+use crate::copy::{self, CopyFile, CopySettings, Feeder, JOB_BYTES, PageCheck};
+use crate::postgres::{
+    BaseBackup, BaseBackupOptions, ChecksumState, ClusterFacts, Connection, Entry, EntryKind, FinishedBaseBackup, Item, PgError, Purpose, WalHold,
+};
+use crate::progress::Progress;
+use crate::store::Store;
+
+use super::local::LocalOutcome;
+
+/// The longest `backup_manifest` or `pg_control` that is taken into memory.
+const MAX_MEMORY_BYTES: u64 = 256 << 20;
+
+#[derive(Default)]
+struct Received {
+    control: Option<(Vec<u8>, ControlFile)>,
+    backup_manifest: Option<Vec<u8>>,
+    has_label: bool,
+    wal: Vec<String>,
+    warnings: Vec<String>,
+}
+
+pub(super) fn copy(
+    store: &dyn Store,
+    source: &PostgresSource,
+    settings: &CopySettings,
+    label: &str,
+    progress: &dyn Progress,
+) -> Result<LocalOutcome, BackupError> {
+    // A role that may only replicate cannot log in to a database: then the stream has to say all.
+    let facts = match Connection::open(&source.dsn, Purpose::Sql).and_then(|connection| ClusterFacts::read(&connection)) {
+        Ok(facts) => Some(facts),
+        Err(error @ (PgError::Sql { .. } | PgError::Authentication { .. })) => {
+            progress.warn(&format!("facts about databases and extensions are not recorded: {error}"));
+            None
+        }
+        Err(error) => return Err(error.into()),
+    };
+    progress.phase("checkpoint");
+    let options = BaseBackupOptions {
+        label: label.to_owned(),
+        fast: source.fast_checkpoint,
+        include_wal: true,
+        wait_for_archive: false,
+        manifest: true,
+        max_rate_kb: settings.bandwidth.map(|bytes| (bytes / 1024).clamp(32, 1 << 20) as u32),
+        // We check every page ourselves, also those that the server would skip for their LSN.
+        verify_checksums: false,
+        hold_wal: true,
+    };
+    let mut backup = BaseBackup::start(&source.dsn, &options)?;
+    let system_id = backup.facts().system_id;
+    let version_num = backup.server_version();
+    if let Some(facts) = &facts
+        && facts.system_id != system_id
+    {
+        return Err(BackupError::OtherServer { sql: facts.system_id, replication: system_id });
+    }
+    let mut received = Received::default();
+    if let WalHold::NotHeld { reason } = backup.wal_hold() {
+        received.warnings.push(format!("the server did not hold the WAL of this backup in a slot: {reason}"));
+    }
+    let check_pages = match &facts {
+        Some(facts) => facts.data_checksums == ChecksumState::On && facts.block_size_bytes == 8192,
+        // Unknown before pg_control comes, last: check, and forget what was found if they are off.
+        None => true,
+    };
+    let segment_blocks = facts.as_ref().map_or(131_072, |facts| facts.segment_size_blocks);
+    let start_lsn = backup.start_lsn();
+    progress.phase("copy");
+    let (finished, copied) = copy::run(store, settings, progress, |feeder| -> Result<FinishedBaseBackup, BackupError> {
+        while let Some(item) = backup.next_item()? {
+            match item {
+                Item::Archive(_) => {}
+                Item::Manifest => received.backup_manifest = Some(read_all(&mut backup, MAX_MEMORY_BYTES)?),
+                Item::Entry(entry) => {
+                    let pages = |path: &str| {
+                        let file = RelationFile::parse(path).filter(|_| check_pages)?;
+                        Some(PageCheck { first_block: file.first_block(segment_blocks), suspect_from: Some(start_lsn) })
+                    };
+                    receive(feeder, &mut backup, entry, &pages, &mut received)?;
+                }
+            }
+        }
+        let finished = backup.finish()?;
+        let Some((bytes, _)) = &received.control else { return Err(BackupError::Incomplete("global/pg_control")) };
+        let meta = super::local::plain_meta("global/pg_control", Kind::File, bytes.len() as u64, 0o600);
+        feeder.bytes(CopyFile { meta, source: None, pages: None, may_vanish: false, in_backup_manifest: false }, bytes.clone())?;
+        Ok(finished)
+    })?;
+    let consistent_at = Timestamp::now();
+    let Received { control, backup_manifest, has_label, wal: wal_files, mut warnings } = received;
+    let (_, control) = control.ok_or(BackupError::Incomplete("global/pg_control"))?;
+    if !has_label {
+        // Without it a restore would begin recovery in the wrong place (c001).
+        return Err(BackupError::Incomplete("backup_label"));
+    }
+    let backup_manifest = backup_manifest.ok_or(BackupError::Incomplete("backup_manifest"))?;
+    if control.system_id != system_id {
+        return Err(BackupError::OtherServer { sql: control.system_id, replication: system_id });
+    }
+    let needed: Vec<String> = wal::segments_between(finished.timeline, finished.start_lsn, finished.stop_lsn, control.segment_size)
+        .map(|segment| segment.file_name(control.segment_size))
+        .collect();
+    if let Some(missing) = needed.iter().find(|name| !wal_files.contains(name)) {
+        return Err(BackupError::Wal { segment: missing.clone(), problem: "the server did not send it".into() });
+    }
+    warnings.extend(finished.notices.iter().map(|notice| notice.message.clone()).filter(|m| !m.contains("WAL archiving is not enabled")));
+    if copied.shrunk > 0 {
+        warnings.push(format!("{} files were shorter than announced", copied.shrunk));
+    }
+    let checked = check_pages && control.checksums_on();
+    let tablespaces = finished
+        .tablespaces
+        .iter()
+        .map(|tablespace| TablespaceEntry {
+            oid: tablespace.oid,
+            name: facts.as_ref().and_then(|f| f.tablespaces.iter().find(|t| t.oid == tablespace.oid)).map(|t| t.name.clone()),
+            location: tablespace.location.display().to_string(),
+        })
+        .collect();
+    let physical = Physical {
+        catalog_version: control.catalog_version,
+        timeline: finished.timeline,
+        start_lsn: finished.start_lsn,
+        stop_lsn: finished.stop_lsn,
+        consistent_at,
+        wal: WalEntry {
+            segment_size: control.segment_size,
+            first: needed.first().cloned().unwrap_or_default(),
+            last: needed.last().cloned().unwrap_or_default(),
+            included: true,
+        },
+        checksums: ChecksumsEntry { enabled: control.checksums_on(), pages: if checked { copied.pages } else { 0 }, bad: 0 },
+        block_size: control.block_size,
+        relation_segment_bytes: u64::from(control.relation_segment_blocks) * u64::from(control.block_size),
+        tablespaces,
+        backup_manifest: None,
+    };
+    let mut database = CopiedDatabase { physical: Some(physical), backup_manifest: Some(backup_manifest), facts, warnings, judge_pages: checked };
+    if database.facts.is_none() {
+        database.warnings.push(format!("the role may only replicate: databases, extensions and collations of this server (version {version_num}) are not recorded"));
+    }
+    Ok(LocalOutcome { database, copied })
+}
+
+fn read_all(backup: &mut BaseBackup, limit: u64) -> Result<Vec<u8>, BackupError> {
+    let mut bytes = Vec::new();
+    backup.take(limit + 1).read_to_end(&mut bytes).map_err(BackupError::Receive)?;
+    if bytes.len() as u64 > limit {
+        return Err(BackupError::Incomplete("a file that fits into memory"));
+    }
+    Ok(bytes)
+}
+
+fn receive(
+    feeder: &Feeder<'_, '_>,
+    backup: &mut BaseBackup,
+    entry: Entry,
+    pages: &dyn Fn(&str) -> Option<PageCheck>,
+    received: &mut Received,
+) -> Result<(), BackupError> {
+    let Some(path) = entry.path.to_str().map(|path| path.trim_end_matches('/').to_owned()) else {
+        received.warnings.push(format!("not copied, because its name is not UTF-8: {}", entry.path.display()));
+        return Ok(());
+    };
+    if path.is_empty() || path == "." {
+        return Ok(());
+    }
+    let kind = match &entry.kind {
+        EntryKind::File => Kind::File,
+        EntryKind::Directory => Kind::Directory,
+        EntryKind::Symlink(_) if path.strip_prefix("pg_tblspc/").is_some_and(|rest| !rest.contains('/')) => Kind::Tablespace,
+        // pg_wal behind a link comes back as a directory, as a local copy has it.
+        EntryKind::Symlink(_) if path == "pg_wal" => Kind::Directory,
+        EntryKind::Symlink(_) => Kind::Symlink,
+    };
+    let target = match &entry.kind {
+        EntryKind::Symlink(target) if kind != Kind::Directory => Some(target.display().to_string()),
+        _ => None,
+    };
+    let meta = Meta {
+        path: path.clone(),
+        kind,
+        size: if kind == Kind::File { entry.size_bytes } else { 0 },
+        mode: if kind == Kind::Tablespace { 0o700 } else { entry.mode & 0o7777 },
+        owner: None,
+        group: None,
+        uid: u32::try_from(entry.uid).unwrap_or(0),
+        gid: u32::try_from(entry.gid).unwrap_or(0),
+        modified: Timestamp::from_second(i64::try_from(entry.modified_seconds).unwrap_or(0)).ok(),
+        target,
+        outside: false,
+    };
+    if kind != Kind::File {
+        return feeder.entry(meta).map_err(BackupError::from);
+    }
+    if path == "global/pg_control" {
+        let bytes = read_all(backup, 1 << 20)?;
+        let control = ControlFile::decode(&bytes).map_err(|source| BackupError::ControlFile { path, source })?;
+        received.control = Some((bytes, control));
+        return Ok(());
+    }
+    let is_wal = path.strip_prefix("pg_wal/").filter(|rest| !rest.contains('/'));
+    if let Some(name) = is_wal {
+        received.wal.push(name.to_owned());
+    } else if path.starts_with("pg_wal/archive_status/") {
+        // The server marks the segments that it sends as archived; the restored one decides anew.
+        return Ok(());
+    } else if path == "backup_label" {
+        received.has_label = true;
+    } else if path != "tablespace_map"
+        && let Disposition::Skip(_) = data_directory::disposition(&path, false, path.split('/').nth(2).unwrap_or_default())
+    {
+        return Ok(());
+    }
+    let size = meta.size;
+    let file = CopyFile { pages: pages(&path), meta, source: None, may_vanish: false, in_backup_manifest: false };
+    let mut sequence = feeder.sequence(file);
+    let mut left = size;
+    loop {
+        let wanted = left.min(JOB_BYTES) as usize;
+        let mut bytes = vec![0; wanted];
+        backup.read_exact(&mut bytes).map_err(BackupError::Receive)?;
+        left -= wanted as u64;
+        if left == 0 {
+            return sequence.finish(bytes).map_err(BackupError::from);
+        }
+        debug_assert!((wanted as u64).is_multiple_of(EXTENT_BYTES));
+        sequence.push(bytes)?;
+    }
+}
+

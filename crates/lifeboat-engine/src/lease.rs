@@ -1,0 +1,250 @@
+//! Leases: one writer at a time, fenced by conditional create (format 9).
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use lifeboat_core::repository::lease::{LEASE_TIME, Lease, Standing, standing};
+use lifeboat_core::repository::{layout, to_json};
+
+use crate::repository::MAX_DOCUMENT_BYTES;
+use crate::store::{Store, StoreError};
+
+/// Time between renewals: two may fail before the lease runs out.
+const RENEWAL: Duration = Duration::from_secs(LEASE_TIME.as_secs() as u64 / 3);
+
+/// Why a lease was not had.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// Somebody else has it.
+    #[error("take the lease for {purpose}: {holder} holds it until {until}")]
+    Held {
+        /// What for.
+        purpose: String,
+        /// Who.
+        holder: String,
+        /// Until when, unless renewed.
+        until: Timestamp,
+    },
+    /// It was taken from us: we were silent for too long, or somebody broke it.
+    #[error("keep the lease for {purpose}: {holder} has taken it")]
+    Lost {
+        /// What for.
+        purpose: String,
+        /// Who.
+        holder: String,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+fn latest(store: &dyn Store, purpose: &str) -> Result<Option<Lease>, StoreError> {
+    let listed = store.list(&layout::leases(purpose))?;
+    let Some(newest) = listed.iter().filter_map(|object| layout::number_of(&object.key)).max() else { return Ok(None) };
+    let bytes = store.get(&layout::lease(purpose, newest), MAX_DOCUMENT_BYTES)?;
+    // One that cannot be read still counts as an epoch, and as held by nobody we know: its time
+    // is unknown, so it is given none.
+    Ok(Some(serde_json::from_slice(&bytes).unwrap_or_else(|_| Lease {
+        epoch: newest,
+        holder: "an unreadable lease".into(),
+        host: String::new(),
+        pid: 0,
+        boot: String::new(),
+        taken: Timestamp::UNIX_EPOCH,
+        expires: Timestamp::UNIX_EPOCH,
+        released: false,
+    })))
+}
+
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+}
+
+/// Whether the holder was a process of this host and boot that is gone (c117).
+fn is_gone(lease: &Lease, host: &str, boot: &str) -> bool {
+    lease.host == host && !boot.is_empty() && lease.boot == boot && !std::path::Path::new(&format!("/proc/{}", lease.pid)).exists()
+}
+
+/// A lease that is held, and renewed in the background until dropped.
+pub struct HeldLease<'a> {
+    store: &'a dyn Store,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    purpose: String,
+    current: Mutex<Lease>,
+    lost: Mutex<Option<String>>,
+    stop: AtomicBool,
+    wake: Condvar,
+}
+
+impl std::fmt::Debug for HeldLease<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "HeldLease({})", self.shared.purpose)
+    }
+}
+
+/// Takes the lease for `purpose`, runs `work` while it is renewed in the background, gives it back.
+pub fn with_lease<T, E: From<LeaseError>>(
+    store: &dyn Store,
+    purpose: &str,
+    host: &str,
+    work: impl FnOnce(&HeldLease<'_>) -> Result<T, E>,
+) -> Result<T, E> {
+    let held = take(store, purpose, host)?;
+    std::thread::scope(|scope| {
+        scope.spawn(|| held.renew_until_dropped());
+        let result = work(&held);
+        held.release();
+        result
+    })
+}
+
+fn take<'a>(store: &'a dyn Store, purpose: &str, host: &str) -> Result<HeldLease<'a>, LeaseError> {
+    let boot = boot_id();
+    // Several may try at once; who loses the create looks again, and finds the winner.
+    loop {
+        let now = Timestamp::now();
+        let epoch = match standing(latest(store, purpose)?, now, |lease| is_gone(lease, host, &boot)) {
+            Standing::Held(lease) => {
+                return Err(LeaseError::Held { purpose: purpose.to_owned(), holder: lease.holder, until: lease.expires });
+            }
+            Standing::Free(epoch) => epoch,
+        };
+        let pid = std::process::id();
+        let lease = Lease {
+            epoch,
+            holder: format!("{host}:{pid}:{}", crate::random::id()),
+            host: host.to_owned(),
+            pid,
+            boot: boot.clone(),
+            taken: now,
+            expires: now + LEASE_TIME,
+            released: false,
+        };
+        match store.create(&layout::lease(purpose, epoch), &to_json(&lease)) {
+            Ok(()) => {
+                let shared = Shared {
+                    purpose: purpose.to_owned(),
+                    current: Mutex::new(lease),
+                    lost: Mutex::default(),
+                    stop: AtomicBool::new(false),
+                    wake: Condvar::new(),
+                };
+                return Ok(HeldLease { store, shared: Arc::new(shared) });
+            }
+            Err(StoreError::Exists { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+impl HeldLease<'_> {
+    /// Writes the next epoch.
+    fn advance(&self, released: bool) -> Result<(), LeaseError> {
+        let mut current = self.shared.current.lock().expect("no panic while held");
+        let now = Timestamp::now();
+        let next = Lease { epoch: current.epoch + 1, expires: now + LEASE_TIME, released, ..current.clone() };
+        match self.store.create(&layout::lease(&self.shared.purpose, next.epoch), &to_json(&next)) {
+            Ok(()) => {
+                *current = next;
+                Ok(())
+            }
+            Err(StoreError::Exists { .. }) => {
+                let holder = latest(self.store, &self.shared.purpose)?.map_or_else(String::new, |lease| lease.holder);
+                if holder == current.holder {
+                    // Our own write, whose answer was lost.
+                    *current = next;
+                    return Ok(());
+                }
+                *self.shared.lost.lock().expect("no panic while held") = Some(holder.clone());
+                Err(LeaseError::Lost { purpose: self.shared.purpose.clone(), holder })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn renew_until_dropped(&self) {
+        let guard = Mutex::new(());
+        let mut waiting = guard.lock().expect("it is ours alone");
+        loop {
+            if self.shared.stop.load(Ordering::SeqCst) {
+                return;
+            }
+            let (again, timeout) = self.shared.wake.wait_timeout(waiting, RENEWAL).expect("it is ours alone");
+            waiting = again;
+            if self.shared.stop.load(Ordering::SeqCst) {
+                return;
+            }
+            // A failure shows at the commit, which renews once more and must succeed.
+            if timeout.timed_out() && matches!(self.advance(false), Err(LeaseError::Lost { .. })) {
+                return;
+            }
+        }
+    }
+
+    /// Proves that the lease is still ours, by renewing it: to be called right before a commit.
+    pub fn fence(&self) -> Result<(), LeaseError> {
+        if let Some(holder) = &*self.shared.lost.lock().expect("no panic while held") {
+            return Err(LeaseError::Lost { purpose: self.shared.purpose.clone(), holder: holder.clone() });
+        }
+        self.advance(false)
+    }
+
+    fn release(&self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.wake.notify_all();
+        if self.shared.lost.lock().expect("no panic while held").is_none() {
+            // If this fails the lease runs out by itself.
+            let _ = self.advance(true);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::MemoryStore;
+
+    #[test]
+    fn c044_one_writer_at_a_time_and_the_next_after_it() {
+        let store = MemoryStore::default();
+        let run = |inside: &dyn Fn() -> Result<(), LeaseError>| with_lease(&store, "backup", "host", |_| inside());
+        run(&|| match run(&|| Ok(())) {
+            Err(LeaseError::Held { holder, .. }) => {
+                assert!(holder.starts_with("host:"));
+                Ok(())
+            }
+            other => panic!("{other:?}"),
+        })
+        .unwrap();
+        run(&|| Ok(())).unwrap();
+    }
+
+    #[test]
+    fn c044_a_holder_that_lost_its_lease_cannot_commit() {
+        let store = MemoryStore::default();
+        let result: Result<(), LeaseError> = with_lease(&store, "backup", "host", |held| {
+            held.fence()?;
+            let other = Lease { holder: "other:1:x".into(), host: "other".into(), ..latest(&store, "backup")?.unwrap() };
+            let stolen = Lease { epoch: other.epoch + 1, ..other };
+            store.create(&layout::lease("backup", stolen.epoch), &to_json(&stolen))?;
+            held.fence()
+        });
+        assert!(matches!(result, Err(LeaseError::Lost { holder, .. }) if holder == "other:1:x"));
+    }
+
+    #[test]
+    fn c117_the_lease_of_a_process_that_died_is_free_at_once() {
+        let store = MemoryStore::default();
+        let now = Timestamp::now();
+        // No process has the highest possible number.
+        let dead = Lease { epoch: 1, holder: "host:x".into(), host: "host".into(), pid: u32::MAX, boot: boot_id(), taken: now, expires: now + LEASE_TIME, released: false };
+        store.create(&layout::lease("backup", 1), &to_json(&dead)).unwrap();
+        assert!(matches!(with_lease::<(), LeaseError>(&store, "backup", "elsewhere", |_| Ok(())), Err(LeaseError::Held { .. })));
+        with_lease::<(), LeaseError>(&store, "backup", "host", |_| Ok(())).unwrap();
+    }
+}

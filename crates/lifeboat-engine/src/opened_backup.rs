@@ -1,0 +1,169 @@
+//! A backup whose manifest was read and verified, and what can be opened of it.
+//!
+//! There is no way to get at a manifest's content for use without its signature: [`open`] verifies, and only
+//! [`peek`], for listings, does not, and says so.
+
+use lifeboat_core::attestation::Expected;
+use lifeboat_core::repository::backup_id::BackupId;
+use lifeboat_core::repository::file_table::{self, Row};
+use lifeboat_core::repository::manifest::{KeyPurpose, Manifest, TableEntry};
+use lifeboat_core::repository::{FormatError, Sha256, Suite, layout};
+use lifeboat_core::repository::layout::Key;
+use lifeboat_core::verify::{Finding, FindingKind};
+
+use crate::keys::{Identities, KeyError};
+use crate::repository::{MAX_DOCUMENT_BYTES, MAX_MANIFEST_BYTES, Repository};
+use crate::seal::{self, Sealing};
+use crate::signing::{Trust, VerifyError};
+use crate::store::StoreError;
+
+/// The most plain bytes one file table may have.
+const MAX_TABLE_BYTES: usize = 256 << 20;
+
+/// Why a backup cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenBackupError {
+    /// There is no such backup.
+    #[error("open backup {0}: there is none")]
+    Absent(String),
+    /// Missing, corrupt or unsigned.
+    #[error("open backup: {0}")]
+    Damaged(Finding),
+    /// A newer format.
+    #[error(transparent)]
+    Format(FormatError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Keys.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+}
+
+/// A manifest with a valid signature of a trusted key.
+pub struct VerifiedBackup {
+    /// Which.
+    pub id: BackupId,
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// Digest of the manifest's bytes.
+    pub digest: Sha256,
+    /// The key that signed it.
+    pub signed_by: String,
+}
+
+fn finding(id: &BackupId, kind: FindingKind, object: &Key, problem: impl Into<String>) -> OpenBackupError {
+    OpenBackupError::Damaged(Finding { kind, backup: Some(id.to_string()), object: object.to_string(), file: None, problem: problem.into() })
+}
+
+/// Reads a manifest without verifying it: for lists that say so.
+pub fn peek(repository: &Repository, id: &BackupId) -> Result<Manifest, OpenBackupError> {
+    decode(id, &read_manifest(repository, id)?)
+}
+
+fn read_manifest(repository: &Repository, id: &BackupId) -> Result<Vec<u8>, OpenBackupError> {
+    let key = layout::manifest(id);
+    match repository.store().get(&key, MAX_MANIFEST_BYTES) {
+        Ok(bytes) => Ok(bytes),
+        Err(StoreError::NotFound { .. }) => {
+            // A bundle without a manifest is a backup that did not finish, or lost its manifest.
+            let bundle = repository.store().length(&layout::manifest_bundle(id));
+            if bundle.is_ok() {
+                Err(finding(id, FindingKind::Missing, &key, "the backup did not finish, or its manifest was removed"))
+            } else {
+                Err(OpenBackupError::Absent(id.to_string()))
+            }
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn decode(id: &BackupId, bytes: &[u8]) -> Result<Manifest, OpenBackupError> {
+    let key = layout::manifest(id);
+    match Manifest::decode(bytes) {
+        Ok(manifest) if manifest.id == *id => Ok(manifest),
+        Ok(manifest) => Err(finding(id, FindingKind::Corrupt, &key, format!("it is the manifest of {}", manifest.id))),
+        Err(error @ FormatError::TooNew { .. }) => Err(OpenBackupError::Format(error)),
+        Err(error) => Err(finding(id, FindingKind::Corrupt, &key, error.to_string())),
+    }
+}
+
+/// Reads and verifies a manifest.
+pub fn open(repository: &Repository, id: &BackupId, trust: &Trust) -> Result<VerifiedBackup, OpenBackupError> {
+    let bytes = read_manifest(repository, id)?;
+    let digest = Sha256::of(&bytes);
+    let bundle_key = layout::manifest_bundle(id);
+    let bundle = match repository.store().get(&bundle_key, MAX_DOCUMENT_BYTES) {
+        Ok(bundle) => bundle,
+        Err(StoreError::NotFound { .. }) => return Err(finding(id, FindingKind::Missing, &bundle_key, "the backup's signature is not there")),
+        Err(error) => return Err(error.into()),
+    };
+    let name = id.to_string();
+    let verified = trust.verify(&bundle, &Expected::backup(&name, digest.0)).map_err(|error| {
+        // Signed, but over other bytes: then it is the manifest that is wrong.
+        match error {
+            VerifyError::WrongSubject(_) => finding(id, FindingKind::Corrupt, &layout::manifest(id), format!("its signature is over other bytes: {error}")),
+            error => finding(id, FindingKind::Unsigned, &bundle_key, error.to_string()),
+        }
+    });
+    // A newer format may sign in ways unknown here: say that first.
+    let manifest = match (decode(id, &bytes), verified) {
+        (Err(newer @ OpenBackupError::Format(_)), Ok(_)) => return Err(newer),
+        (_, Err(error)) => return Err(error),
+        (Err(error), Ok(_)) => return Err(error),
+        (Ok(manifest), Ok(verified)) => (manifest, verified.hint),
+    };
+    Ok(VerifiedBackup { id: id.clone(), manifest: manifest.0, digest, signed_by: manifest.1 })
+}
+
+impl VerifiedBackup {
+    /// The data key for a purpose.
+    pub fn unlock(&self, purpose: KeyPurpose, identities: &Identities) -> Result<Sealing, KeyError> {
+        if self.manifest.encryption.suite == Suite::None {
+            return Ok(Sealing::Plain);
+        }
+        let key = self.manifest.key(purpose).ok_or_else(|| KeyError::Damaged {
+            id: lifeboat_core::repository::Id([0; 16]),
+            problem: format!("the manifest has no wrapped key for {purpose:?}"),
+        })?;
+        Ok(Sealing::Encrypted(identities.unwrap(key.id, &key.wrapped)?))
+    }
+
+    /// A finding about this backup.
+    pub fn finding(&self, kind: FindingKind, object: &str, file: Option<&str>, problem: impl Into<String>) -> Finding {
+        Finding { kind, backup: Some(self.id.to_string()), object: object.to_owned(), file: file.map(str::to_owned), problem: problem.into() }
+    }
+
+    /// The bytes of an object that the manifest names with its digest, checked.
+    pub fn object(&self, repository: &Repository, object: &str, sha256: Sha256, bytes: u64) -> Result<Vec<u8>, OpenBackupError> {
+        let corrupt = |problem: String| OpenBackupError::Damaged(self.finding(FindingKind::Corrupt, object, None, problem));
+        let key = Key::parse(object).map_err(|error| corrupt(error.to_string()))?;
+        let found = match repository.store().get(&key, bytes.saturating_add(1)) {
+            Ok(found) => found,
+            Err(StoreError::NotFound { .. }) => {
+                return Err(OpenBackupError::Damaged(self.finding(FindingKind::Missing, object, None, "it is not there")));
+            }
+            Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::FileTooLarge => {
+                return Err(corrupt(format!("it is longer than {bytes} bytes")));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &found);
+        if found.len() as u64 != bytes || digest.as_ref() != sha256.0 {
+            return Err(corrupt(format!("{} bytes with another digest than the manifest names", found.len())));
+        }
+        Ok(found)
+    }
+
+    /// Reads one file table.
+    pub fn table(&self, repository: &Repository, entry: &TableEntry, tables: &Sealing) -> Result<Vec<Row>, OpenBackupError> {
+        let corrupt = |problem: String| OpenBackupError::Damaged(self.finding(FindingKind::Corrupt, &entry.object, None, problem));
+        let bytes = self.object(repository, &entry.object, entry.sha256, entry.bytes)?;
+        let plain = seal::open_object(&bytes, &entry.object, tables, MAX_TABLE_BYTES).map_err(|e| corrupt(e.to_string()))?;
+        let rows = file_table::decode(&plain, self.manifest.packs.len()).map_err(|e| corrupt(e.to_string()))?;
+        if rows.len() as u64 != entry.rows {
+            return Err(corrupt(format!("{} rows, the manifest says {}", rows.len(), entry.rows)));
+        }
+        Ok(rows)
+    }
+}
