@@ -585,6 +585,11 @@ fn unpack(backup: &mut BaseBackup, data: &Path) {
     while let Some(item) = backup.next_item().unwrap() {
         let Item::Entry(entry) = item else { continue };
         let path = data.join(&entry.path);
+        // Tablespaces come before the data directory, and so before pg_tblspc.
+        if let Some(parent) = path.parent().filter(|parent| !parent.exists()) {
+            fs::create_dir(parent).unwrap();
+            give_to_server(parent);
+        }
         match &entry.kind {
             EntryKind::Directory if path.is_dir() => {}
             EntryKind::Directory => fs::create_dir(&path).unwrap(),

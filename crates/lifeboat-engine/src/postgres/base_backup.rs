@@ -129,6 +129,9 @@ enum State {
 }
 
 /// A running base backup: an iterator over items, and a `Read`/`BufRead` over the bytes of the current one.
+///
+/// Tablespaces come first: their entries lie below `pg_tblspc` before an entry says what `pg_tblspc` is. The map comes as the file
+/// `tablespace_map`. In-place tablespaces (`allow_in_place_tablespaces`) are left out by servers before 16.
 pub struct BaseBackup {
     connection: Connection,
     /// PostgreSQL 15 and later: one COPY with typed messages.
