@@ -142,6 +142,9 @@ mod tests {
         let count = |seed| (0..10_000).filter(|index| in_sample(seed, *index, 10.0)).count();
         assert!((800..1200).contains(&count(1)) && (800..1200).contains(&count(2)));
         assert_eq!((0..1000).filter(|index| in_sample(9, *index, 100.0)).count(), 1000);
-        assert_ne!((0..1000).filter(|i| in_sample(1, *i, 10.0)).collect::<Vec<_>>(), (0..1000).filter(|i| in_sample(2, *i, 10.0)).collect::<Vec<_>>());
+        assert_ne!(
+            (0..1000).filter(|i| in_sample(1, *i, 10.0)).collect::<Vec<_>>(),
+            (0..1000).filter(|i| in_sample(2, *i, 10.0)).collect::<Vec<_>>()
+        );
     }
 }

@@ -247,7 +247,12 @@ pub enum SegmentError {
 /// Checks the first bytes of a segment: magic, cluster, place, segment size (`XLogLongPageHeaderData` in
 /// `src/include/access/xlog_internal.h`; the magic is 0xD106 in PostgreSQL 13 and has grown since).
 /// The timeline in the header may be an older one: a segment copied at a switch keeps it.
-pub fn check_segment_header(header: &[u8; LONG_HEADER_BYTES], segment: Segment, size: SegmentSize, system_id: SystemId) -> Result<(), SegmentError> {
+pub fn check_segment_header(
+    header: &[u8; LONG_HEADER_BYTES],
+    segment: Segment,
+    size: SegmentSize,
+    system_id: SystemId,
+) -> Result<(), SegmentError> {
     const LONG_HEADER: u16 = 0x0002;
     let u16_at = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
     let u32_at = |at: usize| u32::from(u16_at(at)) | u32::from(u16_at(at + 2)) << 16;
@@ -330,7 +335,10 @@ mod tests {
         assert_eq!(check_segment_header(&header, segment, size, SystemId(7)), Ok(()));
         assert!(matches!(check_segment_header(&header, segment, size, SystemId(8)), Err(SegmentError::OtherCluster { .. })));
         assert!(matches!(check_segment_header(&header, segment.next(), size, SystemId(7)), Err(SegmentError::OtherPlace { .. })));
-        assert_eq!(check_segment_header(&header, segment, SegmentSize::new(1 << 20).unwrap(), SystemId(7)), Err(SegmentError::OtherSize(16 << 20)));
+        assert_eq!(
+            check_segment_header(&header, segment, SegmentSize::new(1 << 20).unwrap(), SystemId(7)),
+            Err(SegmentError::OtherSize(16 << 20))
+        );
         assert_eq!(check_segment_header(&[0; LONG_HEADER_BYTES], segment, size, SystemId(7)), Err(SegmentError::NoHeader));
     }
 }

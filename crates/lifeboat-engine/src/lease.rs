@@ -242,7 +242,16 @@ mod tests {
         let store = MemoryStore::default();
         let now = Timestamp::now();
         // No process has the highest possible number.
-        let dead = Lease { epoch: 1, holder: "host:x".into(), host: "host".into(), pid: u32::MAX, boot: boot_id(), taken: now, expires: now + LEASE_TIME, released: false };
+        let dead = Lease {
+            epoch: 1,
+            holder: "host:x".into(),
+            host: "host".into(),
+            pid: u32::MAX,
+            boot: boot_id(),
+            taken: now,
+            expires: now + LEASE_TIME,
+            released: false,
+        };
         store.create(&layout::lease("backup", 1), &to_json(&dead)).unwrap();
         assert!(matches!(with_lease::<(), LeaseError>(&store, "backup", "elsewhere", |_| Ok(())), Err(LeaseError::Held { .. })));
         with_lease::<(), LeaseError>(&store, "backup", "host", |_| Ok(())).unwrap();

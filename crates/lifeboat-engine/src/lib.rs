@@ -3,12 +3,18 @@
 //! Never prints, never exits, never reads the environment: the binary brings configuration in and
 //! takes progress and errors out.
 
+pub mod artifacts;
+pub mod backup;
 pub mod copy;
 pub mod keys;
+pub mod lease;
+pub mod opened_backup;
 pub mod postgres;
 pub mod progress;
 pub mod random;
 pub mod repository;
+pub mod restore;
 pub mod seal;
 pub mod signing;
 pub mod store;
+pub mod verify;

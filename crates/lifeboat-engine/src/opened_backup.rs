@@ -6,9 +6,9 @@
 use lifeboat_core::attestation::Expected;
 use lifeboat_core::repository::backup_id::BackupId;
 use lifeboat_core::repository::file_table::{self, Row};
+use lifeboat_core::repository::layout::Key;
 use lifeboat_core::repository::manifest::{KeyPurpose, Manifest, TableEntry};
 use lifeboat_core::repository::{FormatError, Sha256, Suite, layout};
-use lifeboat_core::repository::layout::Key;
 use lifeboat_core::verify::{Finding, FindingKind};
 
 use crate::keys::{Identities, KeyError};
@@ -53,7 +53,13 @@ pub struct VerifiedBackup {
 }
 
 fn finding(id: &BackupId, kind: FindingKind, object: &Key, problem: impl Into<String>) -> OpenBackupError {
-    OpenBackupError::Damaged(Finding { kind, backup: Some(id.to_string()), object: object.to_string(), file: None, problem: problem.into() })
+    OpenBackupError::Damaged(Finding {
+        kind,
+        backup: Some(id.to_string()),
+        object: object.to_string(),
+        file: None,
+        problem: problem.into(),
+    })
 }
 
 /// Reads a manifest without verifying it: for lists that say so.
@@ -95,14 +101,18 @@ pub fn open(repository: &Repository, id: &BackupId, trust: &Trust) -> Result<Ver
     let bundle_key = layout::manifest_bundle(id);
     let bundle = match repository.store().get(&bundle_key, MAX_DOCUMENT_BYTES) {
         Ok(bundle) => bundle,
-        Err(StoreError::NotFound { .. }) => return Err(finding(id, FindingKind::Missing, &bundle_key, "the backup's signature is not there")),
+        Err(StoreError::NotFound { .. }) => {
+            return Err(finding(id, FindingKind::Missing, &bundle_key, "the backup's signature is not there"));
+        }
         Err(error) => return Err(error.into()),
     };
     let name = id.to_string();
     let verified = trust.verify(&bundle, &Expected::backup(&name, digest.0)).map_err(|error| {
         // Signed, but over other bytes: then it is the manifest that is wrong.
         match error {
-            VerifyError::WrongSubject(_) => finding(id, FindingKind::Corrupt, &layout::manifest(id), format!("its signature is over other bytes: {error}")),
+            VerifyError::WrongSubject(_) => {
+                finding(id, FindingKind::Corrupt, &layout::manifest(id), format!("its signature is over other bytes: {error}"))
+            }
             error => finding(id, FindingKind::Unsigned, &bundle_key, error.to_string()),
         }
     });
@@ -131,7 +141,13 @@ impl VerifiedBackup {
 
     /// A finding about this backup.
     pub fn finding(&self, kind: FindingKind, object: &str, file: Option<&str>, problem: impl Into<String>) -> Finding {
-        Finding { kind, backup: Some(self.id.to_string()), object: object.to_owned(), file: file.map(str::to_owned), problem: problem.into() }
+        Finding {
+            kind,
+            backup: Some(self.id.to_string()),
+            object: object.to_owned(),
+            file: file.map(str::to_owned),
+            problem: problem.into(),
+        }
     }
 
     /// The bytes of an object that the manifest names with its digest, checked.

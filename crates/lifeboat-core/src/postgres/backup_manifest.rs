@@ -80,35 +80,39 @@ fn finish(mut text: String) -> Vec<u8> {
 #[error("adjust backup_manifest: {0}")]
 pub struct AdjustError(&'static str);
 
-/// The same manifest for a `pg_control` with other bytes of the same length: its line and the
-/// manifest's own checksum change, nothing else.
-pub fn with_control_file(manifest: &[u8], control_file: &[u8]) -> Result<Vec<u8>, AdjustError> {
+/// The same manifest for a file with other bytes: its line and the manifest's own checksum change,
+/// nothing else.
+pub fn with_file(manifest: &[u8], path: &str, bytes: &[u8]) -> Result<Vec<u8>, AdjustError> {
     let text = std::str::from_utf8(manifest).map_err(|_| AdjustError("it is not text"))?;
-    let path_at = text.find("\"Path\": \"global/pg_control\"").ok_or(AdjustError("it does not name global/pg_control"))?;
-    let line_end = path_at + text[path_at..].find('}').ok_or(AdjustError("the line of global/pg_control does not end"))?;
+    let path_at = text.find(&format!("\"Path\": \"{path}\"")).ok_or(AdjustError("it does not name a file that was restored"))?;
+    let line_end = path_at + text[path_at..].find('}').ok_or(AdjustError("a line does not end"))?;
     let line = &text[path_at..line_end];
-    let value = |name: &str| -> Option<(usize, usize)> {
-        let marker = format!("\"{name}\": \"");
+    let value = |name: &str, quote: &str, end: char| -> Option<std::ops::Range<usize>> {
+        let marker = format!("\"{name}\": {quote}");
         let at = path_at + line.find(&marker)? + marker.len();
-        Some((at, at + text[at..line_end].find('"')?))
+        Some(at..at + text[at..line_end].find(end)?)
     };
-    let (Some(algorithm), Some(checksum)) = (value("Checksum-Algorithm"), value("Checksum")) else {
-        // MANIFEST_CHECKSUMS NONE: nothing to adjust.
-        return Ok(manifest.to_vec());
+    let size = value("Size", "", ',').ok_or(AdjustError("a line has no size"))?;
+    let body_end =
+        text.rfind("\"Manifest-Checksum\"").filter(|at| *at > line_end).ok_or(AdjustError("its own checksum is not at the end"))?;
+    let (before, rest) = (&text[..size.start], size.end);
+    let head = format!("{before}{}", bytes.len());
+    let (Some(algorithm), Some(checksum)) = (value("Checksum-Algorithm", "\"", '"'), value("Checksum", "\"", '"')) else {
+        // MANIFEST_CHECKSUMS NONE.
+        return Ok(finish(format!("{head}{}", &text[rest..body_end])));
     };
-    let new = match &text[algorithm.0..algorithm.1] {
-        "CRC32C" => crc_text(crc32c::crc32c(control_file)),
-        "SHA224" => hex::encode(sha2::Sha224::digest(control_file)),
-        "SHA256" => hex::encode(Sha256::digest(control_file)),
-        "SHA384" => hex::encode(sha2::Sha384::digest(control_file)),
-        "SHA512" => hex::encode(sha2::Sha512::digest(control_file)),
-        _ => return Err(AdjustError("the checksum algorithm of global/pg_control is not known")),
+    let new = match &text[algorithm] {
+        "CRC32C" => crc_text(crc32c::crc32c(bytes)),
+        "SHA224" => hex::encode(sha2::Sha224::digest(bytes)),
+        "SHA256" => hex::encode(Sha256::digest(bytes)),
+        "SHA384" => hex::encode(sha2::Sha384::digest(bytes)),
+        "SHA512" => hex::encode(sha2::Sha512::digest(bytes)),
+        _ => return Err(AdjustError("a checksum algorithm is not known")),
     };
-    let body_end = text.rfind("\"Manifest-Checksum\"").ok_or(AdjustError("it has no checksum of its own"))?;
-    if body_end < checksum.1 {
-        return Err(AdjustError("its own checksum is not at the end"));
+    if checksum.start < rest {
+        return Err(AdjustError("the checksum stands before the size"));
     }
-    Ok(finish(format!("{}{new}{}", &text[..checksum.0], &text[checksum.1..body_end])))
+    Ok(finish(format!("{head}{}{new}{}", &text[rest..checksum.start], &text[checksum.end..body_end])))
 }
 
 /// Whether the manifest's own checksum is that of its bytes.
@@ -154,15 +158,17 @@ mod tests {
     }
 
     #[test]
-    fn only_the_line_of_pg_control_changes() {
+    fn only_the_line_of_the_file_changes() {
         let before = encode(&facts(150_000), &files());
-        let after = with_control_file(&before, b"new").unwrap();
+        let after = with_file(&before, "global/pg_control", b"newer").unwrap();
         assert!(checksum_holds(&after));
         let (before, after): (serde_json::Value, serde_json::Value) =
             (serde_json::from_slice(&before).unwrap(), serde_json::from_slice(&after).unwrap());
         assert_eq!(before["Files"][0], after["Files"][0]);
-        assert_eq!(after["Files"][1]["Checksum"], crc_text(crc32c::crc32c(b"new")));
+        assert_eq!(after["Files"][1]["Checksum"], crc_text(crc32c::crc32c(b"newer")));
+        assert_eq!(after["Files"][1]["Size"], 5);
         assert_eq!(before["WAL-Ranges"], after["WAL-Ranges"]);
-        assert!(with_control_file(b"{}", b"").is_err());
+        assert!(with_file(b"{}", "x", b"").is_err());
+        assert!(with_file(&encode(&facts(150_000), &files()), "absent", b"").is_err());
     }
 }

@@ -34,7 +34,10 @@ pub(super) fn read_error(path: &Path, source: io::Error) -> BackupError {
 
 /// Lists a data directory and its tablespaces. Directories that are not copied are not entered.
 pub(super) fn list(root: &Path, version_directory: &str) -> Result<Listing, BackupError> {
-    let mut listing = Listing { wal_directory: fs::canonicalize(root.join("pg_wal")).map_err(|e| read_error(&root.join("pg_wal"), e))?, ..Listing::default() };
+    let mut listing = Listing {
+        wal_directory: fs::canonicalize(root.join("pg_wal")).map_err(|e| read_error(&root.join("pg_wal"), e))?,
+        ..Listing::default()
+    };
     let mut owners = Owners::default();
     walk(root, "", version_directory, &mut owners, &mut listing)?;
     Ok(listing)
@@ -90,7 +93,14 @@ fn walk(directory: &Path, prefix: &str, version_directory: &str, owners: &mut Ow
     Ok(())
 }
 
-fn enter(full: &Path, path: &str, found: Meta, version_directory: &str, owners: &mut Owners, listing: &mut Listing) -> Result<(), BackupError> {
+fn enter(
+    full: &Path,
+    path: &str,
+    found: Meta,
+    version_directory: &str,
+    owners: &mut Owners,
+    listing: &mut Listing,
+) -> Result<(), BackupError> {
     let disposition = data_directory::disposition(path, true, version_directory);
     listing.entries.push(Listed { meta: found, special: false });
     match disposition {
@@ -100,7 +110,9 @@ fn enter(full: &Path, path: &str, found: Meta, version_directory: &str, owners: 
             for inner in ["archive_status", "summaries"] {
                 let path = format!("pg_wal/{inner}");
                 match fs::symlink_metadata(full.join(inner)) {
-                    Ok(found) if found.is_dir() => listing.entries.push(Listed { meta: meta(&path, Kind::Directory, &found, owners), special: false }),
+                    Ok(found) if found.is_dir() => {
+                        listing.entries.push(Listed { meta: meta(&path, Kind::Directory, &found, owners), special: false })
+                    }
                     Ok(_) => {}
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     Err(error) => return Err(read_error(&full.join(inner), error)),
@@ -113,7 +125,14 @@ fn enter(full: &Path, path: &str, found: Meta, version_directory: &str, owners: 
 }
 
 /// A link: a tablespace, a directory that was moved elsewhere (`pg_wal`, `log`), or a file.
-fn link(full: &Path, path: String, found: &fs::Metadata, version_directory: &str, owners: &mut Owners, listing: &mut Listing) -> Result<(), BackupError> {
+fn link(
+    full: &Path,
+    path: String,
+    found: &fs::Metadata,
+    version_directory: &str,
+    owners: &mut Owners,
+    listing: &mut Listing,
+) -> Result<(), BackupError> {
     let target = fs::read_link(full).map_err(|e| read_error(full, e))?;
     let Some(target) = target.to_str().map(str::to_owned) else {
         listing.unusable.push(full.display().to_string());

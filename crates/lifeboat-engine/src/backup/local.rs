@@ -57,7 +57,10 @@ fn check_same_cluster(root: &Path, control: &ControlFile, facts: &ClusterFacts) 
         return Err(BackupError::OtherDirectory { directory: root.display().to_string(), server: directory.clone() });
     }
     if !root.join("postmaster.pid").exists() {
-        return Err(BackupError::OtherDirectory { directory: root.display().to_string(), server: "another one: no server runs in it".into() });
+        return Err(BackupError::OtherDirectory {
+            directory: root.display().to_string(),
+            server: "another one: no server runs in it".into(),
+        });
     }
     Ok(())
 }
@@ -115,7 +118,8 @@ pub(super) fn copy(
     }
     let check_pages = facts.data_checksums == ChecksumState::On && control.checksums_on() && control.block_size == 8192;
     if facts.data_checksums == ChecksumState::On && !check_pages {
-        warnings.push(format!("page checksums were not checked: blocks have {} bytes, or checksums are being switched", control.block_size));
+        warnings
+            .push(format!("page checksums were not checked: blocks have {} bytes, or checksums are being switched", control.block_size));
     }
 
     progress.phase("copy");
@@ -149,7 +153,13 @@ pub(super) fn copy(
             feed_bytes(feeder, "tablespace_map", stopped.tablespace_map.clone(), true)?;
         }
         progress.phase("wal");
-        let wal = WalRange { timeline: started.timeline, start: started.start_lsn, stop: stopped.stop_lsn, size: segment_size, system_id: facts.system_id };
+        let wal = WalRange {
+            timeline: started.timeline,
+            start: started.start_lsn,
+            stop: stopped.stop_lsn,
+            size: segment_size,
+            system_id: facts.system_id,
+        };
         let entry = feed_wal(feeder, &wal_directory, &wal, started.in_recovery)?;
         feeder.drain()?;
         drop(connection);
@@ -195,13 +205,24 @@ pub(super) fn copy(
         tablespaces: tablespaces(&listing.tablespaces, &facts),
         backup_manifest: None,
     };
-    let database = CopiedDatabase { physical: Some(physical), backup_manifest: Some(backup_manifest), facts: Some(facts), warnings, judge_pages: checked };
+    let database = CopiedDatabase {
+        physical: Some(physical),
+        backup_manifest: Some(backup_manifest),
+        facts: Some(facts),
+        warnings,
+        judge_pages: checked,
+    };
     Ok(LocalOutcome { database, copied })
 }
 
 fn notices(stopped: &StoppedBackup) -> Vec<String> {
     // That WAL archiving is off is no news to a backup that brings its own.
-    stopped.notices.iter().map(|notice| notice.message.clone()).filter(|message| !message.contains("WAL archiving is not enabled")).collect()
+    stopped
+        .notices
+        .iter()
+        .map(|notice| notice.message.clone())
+        .filter(|message| !message.contains("WAL archiving is not enabled"))
+        .collect()
 }
 
 pub(super) fn tablespaces(links: &[(String, String)], facts: &ClusterFacts) -> Vec<TablespaceEntry> {
@@ -212,7 +233,11 @@ pub(super) fn tablespaces(links: &[(String, String)], facts: &ClusterFacts) -> V
             let known = facts.tablespaces.iter().find(|tablespace| tablespace.oid == oid);
             // The place the user gave, where known: it is what a person recognises.
             let given = known.map(|tablespace| tablespace.location.clone()).filter(|location| !location.is_empty());
-            Some(TablespaceEntry { oid, name: known.map(|tablespace| tablespace.name.clone()), location: given.unwrap_or_else(|| location.clone()) })
+            Some(TablespaceEntry {
+                oid,
+                name: known.map(|tablespace| tablespace.name.clone()),
+                location: given.unwrap_or_else(|| location.clone()),
+            })
         })
         .collect();
     entries.sort_by_key(|entry| entry.oid);
@@ -243,7 +268,9 @@ fn outside_files(root: &Path, canonical: &Path, facts: &ClusterFacts, warnings: 
         }
         match (fs::File::open(&real), file.to_str()) {
             (Ok(_), Some(text)) => found.push((format!("{OUTSIDE}{text}"), real)),
-            (Err(error), _) => warnings.push(format!("configuration outside the data directory was not copied: {}: {error}", file.display())),
+            (Err(error), _) => {
+                warnings.push(format!("configuration outside the data directory was not copied: {}: {error}", file.display()))
+            }
             (Ok(_), None) => {}
         }
     }
@@ -305,7 +332,9 @@ fn feed_wal(feeder: &Feeder<'_, '_>, directory: &Path, range: &WalRange, in_reco
         let found = match fs::metadata(&path) {
             Ok(found) => found,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(problem("it is no longer in pg_wal; set wal_keep_size or max_replication_slots so that the server keeps it".into()));
+                return Err(problem(
+                    "it is no longer in pg_wal; set wal_keep_size or max_replication_slots so that the server keeps it".into(),
+                ));
             }
             Err(error) => return Err(read_error(&path, error)),
         };

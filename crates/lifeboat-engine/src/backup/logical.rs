@@ -64,7 +64,13 @@ impl Scratch {
 pub(crate) fn program(bin_directory: Option<&Path>, server_version: u32, name: &str) -> PathBuf {
     let major = server_version / 10_000;
     let debian = (major..major + 10).map(|major| PathBuf::from(format!("/usr/lib/postgresql/{major}/bin")));
-    bin_directory.map(Path::to_owned).into_iter().chain(debian).map(|directory| directory.join(name)).find(|path| path.is_file()).unwrap_or_else(|| name.into())
+    bin_directory
+        .map(Path::to_owned)
+        .into_iter()
+        .chain(debian)
+        .map(|directory| directory.join(name))
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| name.into())
 }
 
 /// A client program that connects where `dsn` leads.
@@ -105,7 +111,9 @@ pub(super) fn copy(
     let find = |name: &str| program(source.bin_directory.as_deref(), version, name);
     let maintenance = source.dsn.endpoint().database;
     progress.phase("dump");
-    let globals = |extra: &[&str]| run_program(client(&find("pg_dumpall"), &source.dsn, &maintenance).args(["--globals-only", "--database", &maintenance]).args(extra));
+    let globals = |extra: &[&str]| {
+        run_program(client(&find("pg_dumpall"), &source.dsn, &maintenance).args(["--globals-only", "--database", &maintenance]).args(extra))
+    };
     let globals = match globals(&[]) {
         Ok(globals) => globals,
         // Only a superuser may read the passwords.
@@ -161,4 +169,3 @@ fn feed_dump(feeder: &Feeder<'_, '_>, directory: &Path, name: &str) -> Result<()
     }
     Ok(())
 }
-

@@ -3,6 +3,7 @@
 //! To follow one: [`run`] here, then `local.rs`, `stream.rs` or `logical.rs` for the database, `copy` for the
 //! bytes, `artifacts` for the artifact set, and back here for the commit.
 
+pub(crate) mod artifact_set;
 mod listing;
 mod local;
 mod logical;
@@ -18,13 +19,13 @@ use lifeboat_core::backup::{CopyChoice, CopyDecision, CopyFacts, PlanError, choo
 use lifeboat_core::postgres::control_file::ControlFileError;
 use lifeboat_core::repository::backup_id::{BackupId, SystemName};
 use lifeboat_core::repository::manifest::{
-    ArtifactsEntry, BackupKind, CollationEntry, CopyMethod, DatabaseEntry, Encryption, ExtensionEntry, Manifest, ObjectEntry, PageFinding, Physical,
-    PostgresEntry, State, WrappedKey,
+    ArtifactsEntry, BackupKind, CollationEntry, CopyMethod, DatabaseEntry, Encryption, ExtensionEntry, Manifest, ObjectEntry, PageFinding,
+    Physical, PostgresEntry, State, WrappedKey,
 };
 use lifeboat_core::repository::{FORMAT_VERSION, Sha256, layout, to_json};
 use lifeboat_core::wal::SystemId;
 
-use crate::copy::{CopyError, CopySettings, Copied};
+use crate::copy::{Copied, CopyError, CopySettings};
 use crate::keys::{KeyError, Recipient};
 use crate::lease::{HeldLease, LeaseError};
 use crate::postgres::{ClusterFacts, Connection, Dsn, PgError, Purpose};
@@ -35,6 +36,7 @@ use crate::signing::{SignError, Signer};
 use crate::store::StoreError;
 
 pub(crate) use local::OUTSIDE;
+pub(crate) use logical::run_program;
 
 /// Why a backup failed. Nothing of a failed backup looks like one: it has no manifest.
 #[derive(Debug, thiserror::Error)]
@@ -270,7 +272,12 @@ pub fn run(repository: &Repository, request: &BackupRequest<'_>, progress: &dyn 
     crate::lease::with_lease(repository.store(), "backup", &request.host, |lease| take(repository, request, lease, progress))
 }
 
-fn take(repository: &Repository, request: &BackupRequest<'_>, lease: &HeldLease<'_>, progress: &dyn Progress) -> Result<TakenBackup, BackupError> {
+fn take(
+    repository: &Repository,
+    request: &BackupRequest<'_>,
+    lease: &HeldLease<'_>,
+    progress: &dyn Progress,
+) -> Result<TakenBackup, BackupError> {
     let store = repository.store();
     let started = Timestamp::now();
     let existing = repository.backup_prefixes()?;
@@ -297,7 +304,7 @@ fn take(repository: &Repository, request: &BackupRequest<'_>, lease: &HeldLease<
         copied = what;
     }
     let artifacts = match &request.artifacts {
-        Some(source) => Some(artifact_set(repository, request, source, &mut warnings, progress)?),
+        Some(source) => Some(artifact_set::take(repository, request, source, &mut warnings, progress)?),
         None => None,
     };
     let manifest = Manifest {
@@ -401,7 +408,8 @@ fn copy_database(
             let key = layout::backup_manifest(id);
             let sealed = seal_object(key.as_str(), &settings.data, bytes);
             store.create(&key, &sealed)?;
-            physical.backup_manifest = Some(ObjectEntry { object: key.to_string(), sha256: Sha256::of(&sealed), bytes: sealed.len() as u64 });
+            physical.backup_manifest =
+                Some(ObjectEntry { object: key.to_string(), sha256: Sha256::of(&sealed), bytes: sealed.len() as u64 });
             copied.stored_bytes += sealed.len() as u64;
         }
         if database.judge_pages {
@@ -418,7 +426,12 @@ fn copy_database(
 }
 
 /// Refuses to mix clusters under one name (c040): retention and "latest" would mean nothing.
-fn check_lineage(repository: &Repository, request: &BackupRequest<'_>, source: &PostgresSource, existing: &[BackupId]) -> Result<(), BackupError> {
+fn check_lineage(
+    repository: &Repository,
+    request: &BackupRequest<'_>,
+    source: &PostgresSource,
+    existing: &[BackupId],
+) -> Result<(), BackupError> {
     let store = repository.store();
     for id in existing.iter().rev().filter(|id| id.name() == request.name.to_string()) {
         let bytes = match store.get(&layout::manifest(id), crate::repository::MAX_MANIFEST_BYTES) {
@@ -487,7 +500,11 @@ fn postgres_entry(source: &PostgresSource, copy: CopyMethod, physical: Option<Ph
     }
     let database = source.dsn.endpoint().database;
     for extension in &facts.extensions {
-        entry.extensions.push(ExtensionEntry { database: database.clone(), name: extension.name.clone(), version: extension.version.clone() });
+        entry.extensions.push(ExtensionEntry {
+            database: database.clone(),
+            name: extension.name.clone(),
+            version: extension.version.clone(),
+        });
     }
     let standby = &facts.hot_standby;
     for (name, value) in [
@@ -503,17 +520,4 @@ fn postgres_entry(source: &PostgresSource, copy: CopyMethod, physical: Option<Ph
         entry.settings.insert("shared_preload_libraries".into(), libraries.clone());
     }
     entry
-}
-
-/// Brings the artifact set up to date and compares it with what the database refers to. The
-/// database was copied before: an artifact is stored before the row that names it is committed, so
-/// everything that the copy refers to is in the directory by now.
-fn artifact_set(
-    repository: &Repository,
-    request: &BackupRequest<'_>,
-    source: &ArtifactsSource,
-    warnings: &mut Vec<String>,
-    progress: &dyn Progress,
-) -> Result<ArtifactsEntry, BackupError> {
-    crate::artifacts::backup_set(repository, request, source, warnings, progress)
 }

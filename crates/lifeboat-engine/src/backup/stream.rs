@@ -13,7 +13,8 @@ use lifeboat_core::wal;
 use super::{BackupError, CopiedDatabase, PostgresSource};
 use crate::copy::{self, CopyFile, CopySettings, Feeder, JOB_BYTES, PageCheck};
 use crate::postgres::{
-    BaseBackup, BaseBackupOptions, ChecksumState, ClusterFacts, Connection, Entry, EntryKind, FinishedBaseBackup, Item, PgError, Purpose, WalHold,
+    BaseBackup, BaseBackupOptions, ChecksumState, ClusterFacts, Connection, Entry, EntryKind, FinishedBaseBackup, Item, PgError, Purpose,
+    WalHold,
 };
 use crate::progress::Progress;
 use crate::store::Store;
@@ -149,9 +150,12 @@ pub(super) fn copy(
         tablespaces,
         backup_manifest: None,
     };
-    let mut database = CopiedDatabase { physical: Some(physical), backup_manifest: Some(backup_manifest), facts, warnings, judge_pages: checked };
+    let mut database =
+        CopiedDatabase { physical: Some(physical), backup_manifest: Some(backup_manifest), facts, warnings, judge_pages: checked };
     if database.facts.is_none() {
-        database.warnings.push(format!("the role may only replicate: databases, extensions and collations of this server (version {version_num}) are not recorded"));
+        database.warnings.push(format!(
+            "the role may only replicate: databases, extensions and collations of this server (version {version_num}) are not recorded"
+        ));
     }
     Ok(LocalOutcome { database, copied })
 }
@@ -242,4 +246,3 @@ fn receive(
         sequence.push(bytes)?;
     }
 }
-

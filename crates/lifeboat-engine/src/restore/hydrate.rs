@@ -97,7 +97,16 @@ impl Hydration<'_> {
                 let receiver = receiver.clone();
                 let (table, stop, failed) = (&table, &stop, &failed);
                 scope.spawn(move || {
-                    let mut worker = Worker { hydration: self, table, sink, file: None, key: None, sealed: Vec::new(), plain: Vec::new(), decompressor: None };
+                    let mut worker = Worker {
+                        hydration: self,
+                        table,
+                        sink,
+                        file: None,
+                        key: None,
+                        sealed: Vec::new(),
+                        plain: Vec::new(),
+                        decompressor: None,
+                    };
                     for job in receiver {
                         if stop.load(Ordering::SeqCst) {
                             continue;
@@ -144,7 +153,9 @@ impl Hydration<'_> {
         for part in parts {
             let (start, end) = (u64::from(part.fragment.offset), u64::from(part.fragment.offset) + u64::from(part.fragment.length));
             match jobs.last_mut() {
-                Some(job) if job.pack == part.fragment.pack && start <= job.end + GAP_BYTES && end.max(job.end) - job.start <= READ_BYTES => {
+                Some(job)
+                    if job.pack == part.fragment.pack && start <= job.end + GAP_BYTES && end.max(job.end) - job.start <= READ_BYTES =>
+                {
                     job.end = job.end.max(end);
                     job.parts.push(part);
                 }
@@ -295,7 +306,8 @@ pub(crate) fn read_row(hydration: &Hydration<'_>, row: &Row) -> Result<Vec<u8>, 
         for (fragment, pieces) in extent.fragments.iter().zip(pieces) {
             let entry = &hydration.backup.manifest.packs[fragment.pack as usize];
             let key = layout::pack(entry.sha256);
-            let damaged = |kind, problem: String| RestoreError::Damaged(hydration.backup.finding(kind, key.as_str(), Some(&row.meta.path), problem));
+            let damaged =
+                |kind, problem: String| RestoreError::Damaged(hydration.backup.finding(kind, key.as_str(), Some(&row.meta.path), problem));
             let range = u64::from(fragment.offset)..u64::from(fragment.offset) + u64::from(fragment.length);
             match hydration.repository.store().get_range(&key, range, &mut sealed) {
                 Ok(()) => {}

@@ -1,0 +1,128 @@
+//! The artifacts of a backup: the set brought up to date, and compared with what the database refers to.
+
+use std::sync::mpsc;
+
+use lifeboat_core::repository::manifest::{ArtifactsEntry, ReferencesEntry};
+
+use super::{ArtifactsSource, BackupError, BackupRequest, Protection};
+use crate::artifacts::{ArtifactError, ArtifactSet, References, SyncOptions, SyncReport, Writer, cross_check};
+use crate::postgres::{Connection, Dsn, PgError, Purpose};
+use crate::progress::Progress;
+use crate::repository::Repository;
+
+/// Rows that wait between the query and the comparison.
+const ROWS_IN_FLIGHT: usize = 4096;
+
+/// Brings the set up to date with the directory, and compares it with what the database refers to. The
+/// database was copied before: an artifact is stored before the row that names it is committed, so
+/// everything that the copy refers to is in the directory by now.
+pub(super) fn take(
+    repository: &Repository,
+    request: &BackupRequest<'_>,
+    source: &ArtifactsSource,
+    warnings: &mut Vec<String>,
+    progress: &dyn Progress,
+) -> Result<ArtifactsEntry, BackupError> {
+    if let Some(directory) = &source.directory {
+        progress.phase("artifacts");
+        let recipients = match &request.protection {
+            Protection::Recipients { recipients, .. } => Some(recipients.as_slice()),
+            Protection::Plain => None,
+        };
+        let writer = Writer::new(repository, request.signer, recipients)?;
+        let options = SyncOptions { threads: request.workers, read_all: false, allow_empty: source.allow_empty };
+        let report = writer.sync(directory, options, progress)?;
+        warnings.extend(complaints(&report));
+    }
+    let (head, set) = ArtifactSet::newest(repository)?;
+    let mut entry = ArtifactsEntry {
+        head: head.as_ref().map_or(0, |head| head.head),
+        runs: set.runs().to_vec(),
+        count: head.as_ref().map_or(0, |head| head.count),
+        bytes: head.as_ref().map_or(0, |head| head.bytes),
+        references: None,
+    };
+    if let (Some(query), Some(postgres)) = (&source.reference_query, request.postgres.as_ref().filter(|postgres| !postgres.record_only)) {
+        progress.phase("references");
+        let found = compare(&postgres.dsn, query, &set)?;
+        if found.missing_count > 0 {
+            warnings.push(format!(
+                "the database refers to {} artifacts that are not in the backup, first {}",
+                found.missing_count,
+                found.missing.first().map_or("unknown", String::as_str)
+            ));
+        }
+        entry.references =
+            Some(ReferencesEntry { query: query.clone(), rows: found.rows, missing_count: found.missing_count, missing: found.missing });
+    }
+    Ok(entry)
+}
+
+/// What a sync could not do, in sentences.
+pub(crate) fn complaints(report: &SyncReport) -> Vec<String> {
+    let mut complaints = Vec::new();
+    for (what, notes) in [
+        ("artifacts changed whenever they were read and stay as they were", &report.changing),
+        ("files cannot be artifacts because of their names", &report.walk.unnamable),
+    ] {
+        if let Some(first) = notes.first.first() {
+            complaints.push(format!("{} {what}, first {first}", notes.count));
+        }
+    }
+    complaints
+}
+
+enum CompareError {
+    Postgres(PgError),
+    Artifacts(ArtifactError),
+}
+
+impl From<ArtifactError> for CompareError {
+    fn from(error: ArtifactError) -> Self {
+        Self::Artifacts(error)
+    }
+}
+
+/// Why a row was not looked at.
+enum RowError {
+    Postgres(PgError),
+    /// Nobody listens any more.
+    Stopped,
+}
+
+impl From<PgError> for RowError {
+    fn from(error: PgError) -> Self {
+        Self::Postgres(error)
+    }
+}
+
+/// Runs the reference query and compares each row (name, SHA-256) with the set; the rows stream by.
+pub(crate) fn compare(dsn: &Dsn, query: &str, set: &ArtifactSet<'_>) -> Result<References, BackupError> {
+    let (sender, receiver) = mpsc::sync_channel::<Result<(String, String), CompareError>>(ROWS_IN_FLIGHT);
+    let result = std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let run = || -> Result<(), PgError> {
+                let connection = Connection::open(dsn, Purpose::Sql)?;
+                connection.reset_search_path()?;
+                connection.execute("SET default_transaction_read_only = on", &[])?;
+                let sent = connection.for_each_row(query, &[], |row| {
+                    let text = |index| row.text(index).map(str::to_owned);
+                    sender.send(Ok((text(0)?, text(1)?))).map_err(|_| RowError::Stopped)
+                });
+                match sent {
+                    Ok(_) | Err(RowError::Stopped) => Ok(()),
+                    Err(RowError::Postgres(error)) => Err(error),
+                }
+            };
+            if let Err(error) = run() {
+                // Nobody listens only if the comparison failed by itself.
+                let _ = sender.send(Err(CompareError::Postgres(error)));
+            }
+        });
+        cross_check(set, receiver)
+    });
+    result.map_err(|error| match error {
+        CompareError::Postgres(error) => BackupError::Postgres(error),
+        CompareError::Artifacts(error) => BackupError::Artifacts(error),
+    })
+}

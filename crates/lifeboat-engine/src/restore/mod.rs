@@ -1,0 +1,494 @@
+//! Restoring: a plan in, a data directory and an artifact tree out.
+//!
+//! To follow one: [`run`] here, then `hydrate.rs` for the bytes, `tree.rs` for what is around them, `server.rs` for
+//! starting it; `logical.rs` for dumps; `artifacts` for the artifact set.
+
+pub(crate) mod hydrate;
+mod logical;
+pub mod server;
+mod tree;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use lifeboat_core::postgres::backup_manifest;
+use lifeboat_core::postgres::control_file::{ControlFile, ControlFileError, invalidate_checkpoint};
+use lifeboat_core::repository::extent::extent_bytes;
+use lifeboat_core::repository::file_table::{Kind, Meta, Row};
+use lifeboat_core::repository::manifest::KeyPurpose;
+use lifeboat_core::restore::{DatabasePlan, RestorePlan, auto_conf, tablespace_map};
+use lifeboat_core::verify::{Finding, FindingKind};
+use lifeboat_core::wal::Lsn;
+
+use crate::keys::{Identities, KeyError};
+use crate::opened_backup::{OpenBackupError, VerifiedBackup};
+use crate::progress::Progress;
+use crate::repository::{Repository, RepositoryError};
+use crate::seal;
+use crate::store::StoreError;
+use hydrate::{Hydration, Sink};
+use tree::{Ownership, Syncer, give, write_error};
+
+/// Why a restore failed. What it wrote cannot be started: `global/pg_control` comes last.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// Missing, corrupt or unsigned.
+    #[error("restore: {0}")]
+    Damaged(Finding),
+    /// The backup could not be opened.
+    #[error(transparent)]
+    Open(OpenBackupError),
+    /// The manifest changed since the plan was made.
+    #[error("restore {0}: its manifest is no longer the one that the plan was made for")]
+    OtherManifest(String),
+    /// The target has something in it (c067).
+    #[error("restore into {directory}: it is not empty")]
+    NotEmpty {
+        /// The target.
+        directory: String,
+    },
+    /// A server uses the target (c066).
+    #[error("restore into {directory}: a server is running there, or left its postmaster.pid")]
+    ServerRunning {
+        /// The target.
+        directory: String,
+    },
+    /// The directory above the target is missing.
+    #[error("restore into {directory}: the directory above it does not exist")]
+    NoParent {
+        /// The target.
+        directory: String,
+    },
+    /// Not enough room.
+    #[error("restore into {directory}: {needed} bytes are needed, {free} are free")]
+    NoRoom {
+        /// The target.
+        directory: String,
+        /// Bytes.
+        needed: u64,
+        /// Bytes.
+        free: u64,
+    },
+    /// The target could not be written.
+    #[error("write {path}")]
+    Write {
+        /// What.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The backup's `pg_control`.
+    #[error("restore global/pg_control")]
+    ControlFile(#[from] ControlFileError),
+    /// The backup's `backup_manifest`.
+    #[error(transparent)]
+    BackupManifest(#[from] backup_manifest::AdjustError),
+    /// The decompressor could not be made.
+    #[error("start decompressor")]
+    Decompressor(#[source] io::Error),
+    /// The server did not start, or not as planned.
+    #[error(transparent)]
+    Server(#[from] server::ServerError),
+    /// Keys.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The repository.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A program failed.
+    #[error("run {program}: {problem}")]
+    Program {
+        /// The program.
+        program: String,
+        /// What it said.
+        problem: String,
+    },
+    /// Artifacts.
+    #[error(transparent)]
+    Artifacts(#[from] crate::artifacts::ArtifactError),
+}
+
+/// What execution needs beside the plan.
+pub struct RestoreSettings {
+    /// What opens the backup.
+    pub identities: Identities,
+    /// Worker threads.
+    pub workers: usize,
+    /// Where PostgreSQL's programs are.
+    pub bin_directory: Option<PathBuf>,
+    /// How long a start may take, recovery included.
+    pub start_timeout: Duration,
+}
+
+/// What a restored database came to.
+#[derive(Debug, Clone, Default)]
+pub struct RestoredDatabase {
+    /// Time until every file was durable.
+    pub files: Duration,
+    /// Time from the start of the restore to the first answer of the server.
+    pub first_query: Option<Duration>,
+    /// Where recovery ended.
+    pub reached: Option<Lsn>,
+    /// How to connect to the started server.
+    pub dsn: Option<String>,
+    /// What an operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// Checks that everything the plan writes to can be written to, before anything is read.
+pub fn check_targets(plan: &RestorePlan) -> Result<(), RestoreError> {
+    let mut targets: Vec<&str> = Vec::new();
+    if let Some(database) = &plan.database {
+        targets.push(&database.pgdata);
+        targets.extend(database.tablespaces.iter().map(|tablespace| tablespace.to.as_str()).filter(|to| Path::new(to).is_absolute()));
+    }
+    targets.extend(plan.artifacts.as_ref().map(|artifacts| artifacts.directory.as_str()));
+    for target in targets {
+        check_target(Path::new(target))?;
+    }
+    Ok(())
+}
+
+fn check_target(directory: &Path) -> Result<(), RestoreError> {
+    let name = directory.display().to_string();
+    if hydrate::exists(&directory.join("postmaster.pid")) {
+        return Err(RestoreError::ServerRunning { directory: name });
+    }
+    match fs::read_dir(directory) {
+        Ok(entries) => {
+            let names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
+            let ours = names.iter().any(|name| name == tree::MARKER);
+            if ours || names.iter().all(|name| name == "lost+found") { Ok(()) } else { Err(RestoreError::NotEmpty { directory: name }) }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            if parent.is_dir() { Ok(()) } else { Err(RestoreError::NoParent { directory: name }) }
+        }
+        Err(error) => Err(write_error(directory)(error)),
+    }
+}
+
+/// Restores the database as planned.
+pub fn run(
+    repository: &Repository,
+    backup: &VerifiedBackup,
+    plan: &RestorePlan,
+    settings: &RestoreSettings,
+    progress: &dyn Progress,
+) -> Result<Option<RestoredDatabase>, RestoreError> {
+    if plan.manifest != backup.digest {
+        return Err(RestoreError::OtherManifest(plan.backup.clone()));
+    }
+    check_targets(plan)?;
+    let Some(database) = &plan.database else { return Ok(None) };
+    if !database.copy.is_physical() {
+        return logical::restore(repository, backup, database, settings, progress).map(Some);
+    }
+    let begun = Instant::now();
+    let mut restored = restore_files(repository, backup, database, settings, progress)?;
+    restored.files = begun.elapsed();
+    if database.start {
+        progress.phase("start");
+        let started = server::start(database, settings)?;
+        restored.first_query = Some(begun.elapsed());
+        restored.reached = Some(started.reached);
+        restored.dsn = Some(started.dsn);
+        if let Some(stop) = database.stop_lsn
+            && started.reached < stop
+        {
+            // PostgreSQL before 13 would promote short of the end in silence (c079).
+            return Err(server::ServerError::Short { reached: started.reached, promised: stop }.into());
+        }
+    }
+    Ok(Some(restored))
+}
+
+/// Where the rows of a backup go.
+struct Places {
+    root: PathBuf,
+    tablespaces: BTreeMap<String, PathBuf>,
+}
+
+impl Places {
+    fn new(plan: &DatabasePlan) -> Self {
+        let tablespaces = plan.tablespaces.iter().map(|tablespace| (tablespace.oid.to_string(), PathBuf::from(&tablespace.to))).collect();
+        Self { root: PathBuf::from(&plan.pgdata), tablespaces }
+    }
+
+    /// The real place of a path, not through links that we made.
+    fn of(&self, path: &str) -> PathBuf {
+        if let Some(rest) = path.strip_prefix("pg_tblspc/") {
+            let (oid, inner) = rest.split_once('/').unwrap_or((rest, ""));
+            if let Some(to) = self.tablespaces.get(oid).filter(|_| !inner.is_empty()) {
+                return to.join(inner);
+            }
+        }
+        self.root.join(path)
+    }
+}
+
+/// Rows that are not simply written where they belong.
+fn is_held_back(path: &str) -> bool {
+    matches!(path, "global/pg_control" | "tablespace_map" | "backup_manifest" | "postgresql.auto.conf")
+}
+
+#[derive(Default)]
+struct HeldBack {
+    control: Option<Row>,
+    auto_conf: Option<Row>,
+    has_tablespace_map: bool,
+    has_label: bool,
+    directories: Vec<Meta>,
+    links: Vec<Meta>,
+    owned: Vec<(PathBuf, (u32, u32))>,
+    outside: Vec<String>,
+}
+
+fn restore_files(
+    repository: &Repository,
+    backup: &VerifiedBackup,
+    plan: &DatabasePlan,
+    settings: &RestoreSettings,
+    progress: &dyn Progress,
+) -> Result<RestoredDatabase, RestoreError> {
+    // A wrong identity fails here, not at hour three.
+    let data = backup.unlock(KeyPurpose::Data, &settings.identities)?;
+    let tables = backup.unlock(KeyPurpose::Tables, &settings.identities)?;
+    let places = Places::new(plan);
+    check_room(&places.root, backup.manifest.plain_bytes)?;
+    tree::prepare(&places.root)?;
+    for to in places.tablespaces.values() {
+        tree::prepare(to)?;
+    }
+    let syncer = Syncer::new(std::iter::once(places.root.as_path()).chain(places.tablespaces.values().map(PathBuf::as_path)))?;
+    let mut ownership = Ownership::new(&places.root)?;
+    let hydration = Hydration { repository, backup, data: &data, workers: settings.workers, progress, packs: &|_| true };
+    progress.phase("restore");
+    progress.total(backup.manifest.files, backup.manifest.plain_bytes);
+    let mut held = HeldBack::default();
+    for entry in &backup.manifest.tables {
+        let rows = backup.table(repository, entry, &tables)?;
+        hold_back(&rows, &places, &mut ownership, &mut held)?;
+        let place = |row: &Row| (!is_held_back(&row.meta.path)).then(|| places.of(&row.meta.path));
+        hydration.table(rows, &Sink::Tree(&place))?;
+    }
+    let control = held.control.take().ok_or_else(|| missing(backup, "global/pg_control"))?;
+    if !held.has_label {
+        // Without it recovery would begin in the wrong place and corrupt in silence (c001).
+        return Err(missing(backup, "backup_label"));
+    }
+    progress.phase("finish");
+    make_tree(&places, &held, &mut ownership)?;
+    let control_bytes = invalidate_checkpoint(&hydrate::read_row(&hydration, &control)?)?;
+    check_control(backup, &control_bytes)?;
+    write_recovery(repository, backup, plan, &places, &hydration, &held, &control_bytes, &mut ownership)?;
+    for (path, owner) in &held.owned {
+        give(path, Some(*owner))?;
+    }
+    syncer.sync()?;
+    finish(&places, &control, &control_bytes, &mut ownership)?;
+    let mut restored = RestoredDatabase::default();
+    if let Some(owner) = ownership.unknown {
+        restored.warnings.push(format!("the owner {owner} is not known here: files belong to the owner of the target's directory"));
+    }
+    if !held.outside.is_empty() {
+        restored.warnings.push(format!(
+            "configuration that stood outside the data directory is in {}: {}",
+            places.root.join(crate::backup::OUTSIDE).display(),
+            held.outside.join(", ")
+        ));
+    }
+    Ok(restored)
+}
+
+fn missing(backup: &VerifiedBackup, file: &str) -> RestoreError {
+    RestoreError::Damaged(backup.finding(FindingKind::Missing, "file table", Some(file), "the backup does not have it"))
+}
+
+/// Whether the file system has room; unknown file systems are believed to have.
+fn check_room(directory: &Path, needed: u64) -> Result<(), RestoreError> {
+    let existing = directory.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("."));
+    if let Ok(found) = rustix::fs::statvfs(existing) {
+        let free = found.f_bavail.saturating_mul(found.f_frsize);
+        if found.f_blocks > 0 && free < needed {
+            return Err(RestoreError::NoRoom { directory: directory.display().to_string(), needed, free });
+        }
+    }
+    Ok(())
+}
+
+/// Sorts out the rows that hydration does not simply write.
+fn hold_back(rows: &[Row], places: &Places, ownership: &mut Ownership, held: &mut HeldBack) -> Result<(), RestoreError> {
+    for row in rows {
+        let meta = &row.meta;
+        match meta.kind {
+            Kind::Directory => {
+                let path = places.of(&meta.path);
+                tree::make_directory(&path).map_err(write_error(&path))?;
+                held.directories.push(meta.clone());
+            }
+            Kind::Symlink => held.links.push(meta.clone()),
+            Kind::Tablespace => {}
+            Kind::File => {
+                match meta.path.as_str() {
+                    "global/pg_control" => held.control = Some(row.clone()),
+                    "postgresql.auto.conf" => held.auto_conf = Some(row.clone()),
+                    "tablespace_map" => held.has_tablespace_map = true,
+                    "backup_label" => held.has_label = extent_bytes(meta.size, 0) > 0,
+                    _ => {}
+                }
+                if meta.outside {
+                    held.outside.extend(meta.target.clone());
+                }
+                if !is_held_back(&meta.path)
+                    && let Some(owner) = ownership.of(meta)
+                {
+                    held.owned.push((places.of(&meta.path), owner));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn make_tree(places: &Places, held: &HeldBack, ownership: &mut Ownership) -> Result<(), RestoreError> {
+    // What a server needs to start even if the copy had it behind a link (c024).
+    for path in ["pg_wal", "pg_wal/archive_status", "pg_tblspc", "global"] {
+        let path = places.root.join(path);
+        tree::make_directory(&path).map_err(write_error(&path))?;
+    }
+    for (oid, to) in &places.tablespaces {
+        if to.is_absolute() {
+            let link = places.root.join("pg_tblspc").join(oid);
+            std::os::unix::fs::symlink(to, &link).map_err(write_error(&link))?;
+        }
+    }
+    let sample = held.directories.iter().find(|meta| meta.path == "global").cloned();
+    let mut owner_of_root = None;
+    for meta in &held.directories {
+        let path = places.of(&meta.path);
+        let directory = fs::File::open(&path).map_err(write_error(&path))?;
+        tree::set_mode(&directory, meta.mode).map_err(write_error(&path))?;
+        let owner = ownership.of(meta);
+        if meta.path == "global" {
+            owner_of_root = owner;
+        }
+        give(&path, owner)?;
+    }
+    for meta in &held.links {
+        let path = places.of(&meta.path);
+        if let Some(target) = &meta.target {
+            std::os::unix::fs::symlink(target, &path).map_err(write_error(&path))?;
+            give(&path, ownership.of(meta))?;
+        }
+    }
+    // The data directory itself has no row: its group may read if the one of `global` may.
+    let group_reads = sample.is_some_and(|meta| meta.mode & 0o050 == 0o050);
+    let mode = if group_reads { 0o750 } else { 0o700 };
+    for path in std::iter::once(&places.root).chain(places.tablespaces.values()) {
+        let directory = fs::File::open(path).map_err(write_error(path))?;
+        tree::set_mode(&directory, mode).map_err(write_error(path))?;
+        give(path, owner_of_root)?;
+    }
+    for path in ["pg_wal", "pg_wal/archive_status", "pg_tblspc"] {
+        give(&places.root.join(path), owner_of_root)?;
+    }
+    Ok(())
+}
+
+fn check_control(backup: &VerifiedBackup, bytes: &[u8]) -> Result<(), RestoreError> {
+    let control = ControlFile::decode(bytes)?;
+    let promised = backup.manifest.postgres.as_ref().and_then(|postgres| postgres.system_id);
+    if promised.is_some_and(|promised| promised != control.system_id) {
+        let problem = format!("it is of cluster {}", control.system_id);
+        return Err(RestoreError::Damaged(backup.finding(FindingKind::Corrupt, "file table", Some("global/pg_control"), problem)));
+    }
+    Ok(())
+}
+
+#[expect(clippy::too_many_arguments, reason = "one step of one restore; a struct would be made for this call alone")]
+fn write_recovery(
+    repository: &Repository,
+    backup: &VerifiedBackup,
+    plan: &DatabasePlan,
+    places: &Places,
+    hydration: &Hydration<'_>,
+    held: &HeldBack,
+    control: &[u8],
+    ownership: &mut Ownership,
+) -> Result<(), RestoreError> {
+    let owner = |ownership: &mut Ownership| held.directories.iter().find(|meta| meta.path == "global").and_then(|meta| ownership.of(meta));
+    let owner = owner(ownership);
+    let write = |name: &str, bytes: &[u8]| -> Result<(), RestoreError> {
+        let path = places.root.join(name);
+        fs::write(&path, bytes).map_err(write_error(&path))?;
+        let file = fs::File::open(&path).map_err(write_error(&path))?;
+        tree::set_mode(&file, 0o600).map_err(write_error(&path))?;
+        give(&path, owner)
+    };
+    let existing = held.auto_conf.as_ref().map(|row| hydrate::read_row(hydration, row)).transpose()?.unwrap_or_default();
+    let comment = format!("restored by lifeboat from {}", plan_name(backup));
+    write("postgresql.auto.conf", auto_conf(&String::from_utf8_lossy(&existing), &plan.settings, &comment).as_bytes())?;
+    // Exactly one of the two signals: with both, a standby it would be (c073).
+    write("recovery.signal", b"")?;
+    let map = tablespace_map(&plan.tablespaces);
+    if held.has_tablespace_map {
+        write("tablespace_map", &map)?;
+    }
+    let physical = backup.manifest.postgres.as_ref().and_then(|postgres| postgres.physical.as_ref());
+    if let Some(entry) = physical.and_then(|physical| physical.backup_manifest.as_ref()) {
+        let sealed = backup.object(repository, &entry.object, entry.sha256, entry.bytes)?;
+        let plain = seal::open_object(&sealed, &entry.object, hydration.data, 1 << 30)
+            .map_err(|error| RestoreError::Damaged(backup.finding(FindingKind::Corrupt, &entry.object, None, error.to_string())))?;
+        // PostgreSQL's manifest, for the files as they are restored.
+        let mut adjusted = backup_manifest::with_file(&plain, "global/pg_control", control)?;
+        if held.has_tablespace_map {
+            adjusted = backup_manifest::with_file(&adjusted, "tablespace_map", &map)?;
+        }
+        write("backup_manifest", &adjusted)?;
+    }
+    Ok(())
+}
+
+fn plan_name(backup: &VerifiedBackup) -> String {
+    format!("{} (manifest {})", backup.id, backup.digest)
+}
+
+/// Gives `pg_control` its name, last of all: until then no server starts from what was written (c068).
+fn finish(places: &Places, control: &Row, bytes: &[u8], ownership: &mut Ownership) -> Result<(), RestoreError> {
+    let global = places.root.join("global");
+    let (temporary, path) = (global.join("pg_control.lifeboat"), global.join("pg_control"));
+    fs::write(&temporary, bytes).map_err(write_error(&temporary))?;
+    let file = fs::File::open(&temporary).map_err(write_error(&temporary))?;
+    tree::set_mode(&file, control.meta.mode).map_err(write_error(&temporary))?;
+    give(&temporary, ownership.of(&control.meta))?;
+    file.sync_all().map_err(write_error(&temporary))?;
+    let sync = |path: &Path| fs::File::open(path).and_then(|directory| directory.sync_all()).map_err(write_error(path));
+    for to in places.tablespaces.values() {
+        remove_marker(to)?;
+        sync(to)?;
+    }
+    fs::rename(&temporary, &path).map_err(write_error(&path))?;
+    sync(&global)?;
+    remove_marker(&places.root)?;
+    sync(&places.root)?;
+    if let Some(parent) = places.root.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        sync(parent)?;
+    }
+    Ok(())
+}
+
+fn remove_marker(directory: &Path) -> Result<(), RestoreError> {
+    let path = directory.join(tree::MARKER);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(write_error(&path)(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,280 @@
+//! Starting a restored server and waiting for its first answer.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use lifeboat_core::restore::DatabasePlan;
+use lifeboat_core::wal::Lsn;
+
+use super::RestoreSettings;
+use crate::backup::OUTSIDE;
+use crate::postgres::{Connection, Dsn, PgError, Purpose};
+
+/// Why a server did not come up.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// No server programs of this version.
+    #[error("start the server: no PostgreSQL {major} programs found (looked for {looked_for})")]
+    NoBinary {
+        /// The major version.
+        major: u32,
+        /// Where we looked.
+        looked_for: String,
+    },
+    /// It could not be run.
+    #[error("start the server with {program}")]
+    Spawn {
+        /// The program.
+        program: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It ended.
+    #[error("start the server in {directory}: {log}")]
+    Failed {
+        /// Its directory.
+        directory: String,
+        /// What its log says.
+        log: String,
+    },
+    /// It took too long.
+    #[error("wait for the server in {directory}: no answer within {seconds} s ({last})")]
+    Timeout {
+        /// Its directory.
+        directory: String,
+        /// How long.
+        seconds: u64,
+        /// What it said last.
+        last: String,
+    },
+    /// Recovery ended before the backup's end.
+    #[error("check recovery: it ended at {reached}, the backup promised {promised}")]
+    Short {
+        /// Where it ended.
+        reached: Lsn,
+        /// Where the backup is consistent.
+        promised: Lsn,
+    },
+    /// It answered, with an error.
+    #[error(transparent)]
+    Postgres(#[from] PgError),
+}
+
+/// A server that answers.
+#[derive(Debug)]
+pub struct Started {
+    /// How to connect.
+    pub dsn: String,
+    /// Where recovery ended.
+    pub reached: Lsn,
+}
+
+/// Where a program of exactly this major version is.
+pub fn program(bin_directory: Option<&Path>, major: u32, name: &str) -> Result<PathBuf, ServerError> {
+    let debian = PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"));
+    let rpm = PathBuf::from(format!("/usr/pgsql-{major}/bin"));
+    let candidates: Vec<PathBuf> = match bin_directory {
+        Some(directory) => vec![directory.to_owned()],
+        None => vec![debian, rpm],
+    };
+    let found = candidates.iter().map(|directory| directory.join(name)).find(|path| path.is_file());
+    found.ok_or_else(|| {
+        let looked_for = candidates.iter().map(|directory| directory.join(name).display().to_string()).collect::<Vec<_>>().join(", ");
+        ServerError::NoBinary { major, looked_for }
+    })
+}
+
+/// A command that runs as the owner of `directory`: PostgreSQL refuses to run as root.
+pub(super) fn as_owner(program: &Path, directory: &Path) -> Command {
+    let mut command = Command::new(program);
+    if rustix::process::geteuid().is_root()
+        && let Ok(found) = fs::metadata(directory)
+        && found.uid() != 0
+    {
+        command.uid(found.uid()).gid(found.gid());
+    }
+    // Where we stand may be closed to the owner.
+    command.current_dir(directory).stdin(Stdio::null());
+    command
+}
+
+/// Starts the server in a restored directory and waits until it has recovered and answers.
+pub(super) fn start(plan: &DatabasePlan, settings: &RestoreSettings) -> Result<Started, ServerError> {
+    let directory = Path::new(&plan.pgdata);
+    let directory = fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
+    let major = plan.version_num.unwrap_or(0) / 10_000;
+    let postgres = program(settings.bin_directory.as_deref(), major, "postgres")?;
+    let mut options = outside_configuration(&directory);
+    // Not in the way of a server that runs on this host already.
+    if !hydrated_port_is_free(&directory) {
+        options.push(format!("port={}", free_port()));
+    }
+    run(&postgres, &directory, &options, settings.start_timeout)
+}
+
+/// Starts `postgres` in `directory` with settings, and waits for its first answer out of recovery.
+pub(super) fn run(postgres: &Path, directory: &Path, options: &[String], timeout: Duration) -> Result<Started, ServerError> {
+    let log_path = directory.join("lifeboat-start.log");
+    let spawn_error = |source| ServerError::Spawn { program: postgres.display().to_string(), source };
+    let log = fs::File::create(&log_path).map_err(spawn_error)?;
+    if let Ok(found) = fs::metadata(directory) {
+        let _ = std::os::unix::fs::fchown(&log, Some(found.uid()), Some(found.gid()));
+    }
+    let mut command = as_owner(postgres, directory);
+    command.arg("-D").arg(directory);
+    for option in options {
+        command.args(["-c", option]);
+    }
+    command.stdout(log.try_clone().map_err(spawn_error)?).stderr(log);
+    // Of its own session, so that a Ctrl-C here does not stop it.
+    command.process_group(0);
+    let mut child = command.spawn().map_err(spawn_error)?;
+    let begun = Instant::now();
+    let mut last = String::from("not ready");
+    loop {
+        if let Ok(Some(status)) = child.try_wait() {
+            return Err(ServerError::Failed {
+                directory: directory.display().to_string(),
+                log: last_words(&log_path, &status.to_string()),
+            });
+        }
+        match first_answer(directory) {
+            Ok(Some(started)) => {
+                // Empty unless something went wrong; PostgreSQL's own logging is elsewhere or here.
+                return Ok(started);
+            }
+            Ok(None) => last = "still in recovery".into(),
+            Err(error) if error.is_transient() || matches!(error, PgError::Unreachable { .. }) => last = error.to_string(),
+            // It answers, but not to us: that is an answer for the operator.
+            Err(error) => return Err(error.into()),
+        }
+        if begun.elapsed() > timeout {
+            return Err(ServerError::Timeout { directory: directory.display().to_string(), seconds: timeout.as_secs(), last });
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Stops a server by its process id and waits until it is gone.
+pub(super) fn stop(directory: &Path) -> Result<(), ServerError> {
+    let Some(pid) =
+        server_lines(directory).and_then(|lines| lines.first()?.trim().parse::<i32>().ok()).and_then(rustix::process::Pid::from_raw)
+    else {
+        return Ok(());
+    };
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
+    for _ in 0..2400 {
+        if !directory.join("postmaster.pid").exists() {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Err(ServerError::Timeout { directory: directory.display().to_string(), seconds: 120, last: "it does not stop".into() })
+}
+
+fn last_words(log: &Path, status: &str) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let line = text.lines().rfind(|line| line.contains("FATAL") || line.contains("PANIC")).or(text.lines().last());
+    format!("{} ({status}; log: {})", line.unwrap_or("no message").trim(), log.display())
+}
+
+/// `postmaster.pid`: process, directory, start time, port, socket directory, address, … (manual, "Database
+/// File Layout"; `src/include/utils/pidfile.h`).
+fn server_lines(directory: &Path) -> Option<Vec<String>> {
+    let text = fs::read_to_string(directory.join("postmaster.pid")).ok()?;
+    Some(text.lines().map(str::to_owned).collect())
+}
+
+/// How to reach the server that runs in a directory.
+pub(super) fn server_dsn(directory: &Path, database: &str) -> Option<String> {
+    let lines = server_lines(directory)?;
+    let port = lines.get(3)?.trim().to_owned();
+    let socket = lines.get(4).map(|line| line.trim()).unwrap_or_default();
+    let address = lines.get(5).map(|line| line.trim()).unwrap_or_default();
+    let host = match (socket, address) {
+        ("", "" | "*" | "0.0.0.0") => "127.0.0.1",
+        ("", address) => address,
+        (socket, _) => socket,
+    };
+    Some(format!("host={host} port={port} dbname={database}"))
+}
+
+/// The first query's answer; `None` while it is still in recovery.
+fn first_answer(directory: &Path) -> Result<Option<Started>, PgError> {
+    let Some(dsn) = server_dsn(directory, "postgres") else {
+        return Err(PgError::Unreachable { reason: "the server has not written its postmaster.pid yet".into() });
+    };
+    let with_user = Dsn::parse(&dsn)?.with("connect_timeout", "5");
+    let owner = fs::metadata(directory).ok().and_then(|found| crate::backup::owners::Owners::default().user(found.uid()));
+    let mut tried = Connection::open(&with_user, Purpose::Sql);
+    // Peer authentication knows the owner's name, and the superuser is usually called postgres.
+    for user in [owner.as_deref(), Some("postgres")].into_iter().flatten() {
+        if matches!(tried, Err(PgError::Authentication { .. })) {
+            tried = Connection::open(&with_user.clone().with("user", user), Purpose::Sql);
+        }
+    }
+    let connection = tried?;
+    let row = connection.query(
+        "SELECT pg_is_in_recovery() AS recovering, CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_lsn()::text END AS reached",
+        &[],
+    )?;
+    let row = row.one()?;
+    if row.bool("recovering")? {
+        return Ok(None);
+    }
+    let endpoint = connection.endpoint();
+    let dsn = format!("host={} port={} user={} dbname={}", endpoint.host, endpoint.port, endpoint.user, endpoint.database);
+    Ok(Some(Started { dsn, reached: row.parse("reached")? }))
+}
+
+/// Configuration that came from outside the data directory, where there is none inside (c031).
+fn outside_configuration(directory: &Path) -> Vec<String> {
+    let mut options = Vec::new();
+    if directory.join("postgresql.conf").exists() {
+        return options;
+    }
+    let mut found = Vec::new();
+    collect(&directory.join(OUTSIDE), &mut found);
+    let named = |name: &str| found.iter().find(|path| path.file_name().is_some_and(|n| n == name)).map(|path| path.display().to_string());
+    if let Some(file) = named("postgresql.conf") {
+        options.push(format!("config_file={file}"));
+        options.push(format!("data_directory={}", directory.display()));
+    }
+    for (setting, name) in [("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf")] {
+        options.extend(named(name).map(|file| format!("{setting}={file}")));
+    }
+    options
+}
+
+fn collect(directory: &Path, found: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if path.is_dir() { collect(&path, found) } else { found.push(path) }
+    }
+}
+
+/// The port that the restored configuration names, if nobody listens there.
+fn hydrated_port_is_free(directory: &Path) -> bool {
+    let read = |name: &str| fs::read_to_string(directory.join(name)).unwrap_or_default();
+    let mut port = 5432;
+    for line in read("postgresql.conf").lines().chain(read("postgresql.auto.conf").lines()) {
+        let line = line.split('#').next().unwrap_or_default();
+        if let Some((name, value)) = line.split_once('=')
+            && name.trim().eq_ignore_ascii_case("port")
+        {
+            port = value.trim().trim_matches('\'').parse().unwrap_or(port);
+        }
+    }
+    std::net::TcpListener::bind(("127.0.0.1", port)).is_ok()
+}
+
+/// A port that nobody listens on now.
+pub(super) fn free_port() -> u16 {
+    std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr()).map_or(54_329, |address| address.port())
+}

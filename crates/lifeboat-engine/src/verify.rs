@@ -1,0 +1,318 @@
+//! Verifying backups where they stand: signature, every object, and with an identity every byte.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use lifeboat_core::repository::manifest::KeyPurpose;
+use lifeboat_core::repository::{Sha256, layout};
+use lifeboat_core::verify::{Depth, Finding, FindingKind, Report, in_sample};
+
+use crate::artifacts::{self, ArtifactError, ArtifactSet, Problem, Reader, Sample};
+use crate::keys::{Identities, KeyError};
+use crate::opened_backup::{self, OpenBackupError, VerifiedBackup};
+use crate::progress::Progress;
+use crate::repository::Repository;
+use crate::restore::RestoreError;
+use crate::restore::hydrate::{Hydration, Sink, check_pack};
+use crate::seal::{Sealing, check_object, open_object};
+use crate::signing::Trust;
+use crate::store::StoreError;
+use lifeboat_core::repository::backup_id::BackupId;
+
+/// How to verify.
+pub struct VerifySettings<'a> {
+    /// Whom to believe.
+    pub trust: &'a Trust,
+    /// What opens backups; with none, stored bytes are compared with their signed digests.
+    pub identities: Identities,
+    /// Percent of packs and artifact bytes to read; everything else is always checked.
+    pub sample_percent: f64,
+    /// Chooses the sample.
+    pub sample_seed: u64,
+    /// Worker threads.
+    pub workers: usize,
+}
+
+/// Why a verification could not be done at all.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// The backup could not be opened.
+    #[error(transparent)]
+    Open(OpenBackupError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Artifacts.
+    #[error(transparent)]
+    Artifacts(#[from] ArtifactError),
+    /// Anything else on the way.
+    #[error(transparent)]
+    Read(#[from] Box<RestoreError>),
+}
+
+/// Verifies one backup. What is wrong with it is in the report; an error means that nobody knows.
+pub fn run(repository: &Repository, id: &BackupId, settings: &VerifySettings<'_>, progress: &dyn Progress) -> Result<Report, VerifyError> {
+    let sampled = settings.sample_percent < 100.0;
+    let mut report = Report {
+        backup: id.to_string(),
+        depth: Depth::Stored,
+        objects: 0,
+        objects_total: 2,
+        bytes: 0,
+        artifacts: 0,
+        sample_seed: sampled.then_some(settings.sample_seed),
+        findings: Vec::new(),
+    };
+    let backup = match opened_backup::open(repository, id, settings.trust) {
+        Ok(backup) => backup,
+        Err(OpenBackupError::Damaged(finding)) => {
+            report.findings.push(finding);
+            return Ok(report);
+        }
+        Err(error) => return Err(VerifyError::Open(error)),
+    };
+    report.objects = 2;
+    verify_database(repository, &backup, settings, progress, &mut report)?;
+    verify_artifacts(repository, &backup, settings, progress, &mut report)?;
+    report.findings.sort_by(|a, b| (&a.object, &a.file).cmp(&(&b.object, &b.file)));
+    Ok(report)
+}
+
+/// Opens what can be opened; a key that was wrapped to others is no finding, only less depth.
+fn unlock(backup: &VerifiedBackup, purpose: KeyPurpose, identities: &Identities, findings: &mut Vec<Finding>) -> Option<Sealing> {
+    match backup.unlock(purpose, identities) {
+        Ok(sealing) => Some(sealing),
+        Err(KeyError::NoneGiven(_) | KeyError::WrongIdentity(_)) => None,
+        Err(error) => {
+            let object = layout::manifest(&backup.id).to_string();
+            findings.push(backup.finding(FindingKind::Corrupt, &object, None, error.to_string()));
+            None
+        }
+    }
+}
+
+fn verify_database(
+    repository: &Repository,
+    backup: &VerifiedBackup,
+    settings: &VerifySettings<'_>,
+    progress: &dyn Progress,
+    report: &mut Report,
+) -> Result<(), VerifyError> {
+    let manifest = &backup.manifest;
+    let tables = unlock(backup, KeyPurpose::Tables, &settings.identities, &mut report.findings);
+    let data = unlock(backup, KeyPurpose::Data, &settings.identities, &mut report.findings);
+    let deep = tables.is_some() && data.is_some();
+    report.depth = if deep { Depth::Opened } else { Depth::Stored };
+    let chosen =
+        |index: u32| settings.sample_percent >= 100.0 || in_sample(settings.sample_seed, u64::from(index), settings.sample_percent);
+    progress.phase("verify");
+    progress
+        .total(manifest.packs.len() as u64, if deep { manifest.plain_bytes } else { manifest.packs.iter().map(|pack| pack.bytes).sum() });
+    let findings = Mutex::new(Vec::new());
+    // Packs first: with the identity their header and length, without it their digest.
+    let bytes = AtomicU64::new(0);
+    let next = AtomicU64::new(0);
+    let broken: Mutex<Option<VerifyError>> = Mutex::default();
+    let bad_packs = Mutex::new(std::collections::BTreeMap::new());
+    let no_data = Sealing::Plain;
+    let hydration =
+        Hydration { repository, backup, data: data.as_ref().unwrap_or(&no_data), workers: settings.workers, progress, packs: &chosen };
+    std::thread::scope(|scope| {
+        for _ in 0..settings.workers.max(1) {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(entry) = manifest.packs.get(index as usize) else { return };
+                    let header = check_pack(&hydration, index as u32);
+                    let outcome = match header {
+                        Err(RestoreError::Damaged(finding)) => Ok(Some(finding)),
+                        Err(error) => Err(VerifyError::from(Box::new(error))),
+                        Ok(()) if deep || !chosen(index as u32) => Ok(None),
+                        Ok(()) => {
+                            bytes.fetch_add(entry.bytes, Ordering::Relaxed);
+                            progress.add(0, entry.bytes);
+                            verify_stored_pack(repository, backup, index as u32)
+                        }
+                    };
+                    progress.add(1, 0);
+                    match outcome {
+                        Ok(None) => {}
+                        Ok(Some(finding)) => {
+                            bad_packs.lock().expect("no panic while held").insert(index as u32, finding);
+                        }
+                        Err(error) => {
+                            broken.lock().expect("no panic while held").get_or_insert(error);
+                            return;
+                        }
+                    }
+                }
+            });
+        }
+    });
+    if let Some(error) = broken.into_inner().expect("no panic while held") {
+        return Err(error);
+    }
+    let bad_packs = bad_packs.into_inner().expect("no panic while held");
+    report.objects += (0..manifest.packs.len()).filter(|index| chosen(*index as u32)).count() as u64;
+    report.objects_total += manifest.packs.len() as u64 + manifest.tables.len() as u64;
+    let mut named = std::collections::BTreeSet::new();
+    for entry in &manifest.tables {
+        report.objects += 1;
+        report.bytes += entry.bytes;
+        let rows = match &tables {
+            Some(tables) => match backup.table(repository, entry, tables) {
+                Ok(rows) => rows,
+                Err(error) => {
+                    push_damage(error, &mut report.findings)?;
+                    continue;
+                }
+            },
+            None => {
+                if let Err(error) = verify_sealed(repository, backup, &entry.object, entry.sha256, entry.bytes) {
+                    push_damage(error, &mut report.findings)?;
+                }
+                continue;
+            }
+        };
+        // Whoever must restore wants to know which files a bad pack hits.
+        for row in &rows {
+            for fragment in row.extents.iter().flat_map(|extent| &extent.fragments) {
+                if let Some(finding) = bad_packs.get(&fragment.pack)
+                    && named.len() < MAX_NAMED
+                    && named.insert((fragment.pack, row.meta.path.clone()))
+                {
+                    let finding = Finding { file: Some(row.meta.path.clone()), ..finding.clone() };
+                    findings.lock().expect("no panic while held").push(finding);
+                }
+            }
+        }
+        if deep {
+            let good: &(dyn Fn(u32) -> bool + Sync) = &|pack| chosen(pack) && !bad_packs.contains_key(&pack);
+            let hydration = Hydration { packs: good, ..hydration };
+            report.bytes += rows
+                .iter()
+                .flat_map(|row| &row.extents)
+                .flat_map(|e| &e.fragments)
+                .filter(|f| good(f.pack))
+                .map(|f| u64::from(f.length))
+                .sum::<u64>();
+            let collect = |error: RestoreError| match error {
+                RestoreError::Damaged(finding) => {
+                    let mut findings = findings.lock().expect("no panic while held");
+                    if findings.len() < MAX_NAMED {
+                        findings.push(finding);
+                    }
+                    Ok(())
+                }
+                error => Err(error),
+            };
+            match hydration.table(rows, &Sink::Check(&collect)) {
+                Ok(()) => {}
+                Err(RestoreError::Damaged(finding)) => findings.lock().expect("no panic while held").push(finding),
+                Err(error) => return Err(Box::new(error).into()),
+            }
+        }
+    }
+    report.bytes += bytes.into_inner();
+    report.findings.append(&mut findings.into_inner().expect("no panic while held"));
+    // Packs whose files could not be named, for want of a table or a key.
+    let unnamed = bad_packs.into_iter().filter(|(pack, _)| !named.iter().any(|(other, _)| other == pack));
+    report.findings.extend(unnamed.map(|(_, finding)| finding));
+    let physical = manifest.postgres.as_ref().and_then(|postgres| postgres.physical.as_ref());
+    if let Some(entry) = physical.and_then(|physical| physical.backup_manifest.as_ref()) {
+        report.objects += 1;
+        report.objects_total += 1;
+        report.bytes += entry.bytes;
+        let checked = verify_sealed(repository, backup, &entry.object, entry.sha256, entry.bytes).and_then(|sealed| match &data {
+            Some(data) => open_object(&sealed, &entry.object, data, 1 << 30).map(drop).map_err(|error| {
+                OpenBackupError::Damaged(backup.finding(FindingKind::Corrupt, &entry.object, Some("backup_manifest"), error.to_string()))
+            }),
+            None => Ok(()),
+        });
+        if let Err(error) = checked {
+            push_damage(error, &mut report.findings)?;
+        }
+    }
+    Ok(())
+}
+
+/// The most files that findings name; beyond that the list is of no use to anybody.
+const MAX_NAMED: usize = 10_000;
+
+fn push_damage(error: OpenBackupError, findings: &mut Vec<Finding>) -> Result<(), VerifyError> {
+    match error {
+        OpenBackupError::Damaged(finding) => {
+            findings.push(finding);
+            Ok(())
+        }
+        error => Err(VerifyError::Open(error)),
+    }
+}
+
+fn verify_sealed(
+    repository: &Repository,
+    backup: &VerifiedBackup,
+    object: &str,
+    sha256: Sha256,
+    bytes: u64,
+) -> Result<Vec<u8>, OpenBackupError> {
+    let found = backup.object(repository, object, sha256, bytes)?;
+    check_object(&found, object)
+        .map_err(|error| OpenBackupError::Damaged(backup.finding(FindingKind::Corrupt, object, None, error.to_string())))?;
+    Ok(found)
+}
+
+/// Compares a whole pack with the digest that is its name.
+fn verify_stored_pack(repository: &Repository, backup: &VerifiedBackup, index: u32) -> Result<Option<Finding>, VerifyError> {
+    let entry = &backup.manifest.packs[index as usize];
+    let key = layout::pack(entry.sha256);
+    match backup.object(repository, key.as_str(), entry.sha256, entry.bytes) {
+        Ok(_) => Ok(None),
+        Err(OpenBackupError::Damaged(finding)) => Ok(Some(finding)),
+        Err(error) => Err(VerifyError::Open(error)),
+    }
+}
+
+fn verify_artifacts(
+    repository: &Repository,
+    backup: &VerifiedBackup,
+    settings: &VerifySettings<'_>,
+    progress: &dyn Progress,
+    report: &mut Report,
+) -> Result<(), VerifyError> {
+    let Some(entry) = &backup.manifest.artifacts else { return Ok(()) };
+    progress.phase("artifacts");
+    let reader = Reader::new(repository, settings.trust, settings.identities.clone());
+    let set = ArtifactSet::new(repository.store(), entry.runs.clone());
+    let encrypted = backup.manifest.encryption.suite != lifeboat_core::repository::Suite::None;
+    let open = !encrypted || (report.depth == Depth::Opened && !settings.identities.is_empty());
+    let sample = Sample { percent: settings.sample_percent.clamp(0.0, 100.0).ceil() as u8, seed: settings.sample_seed, open };
+    let found = artifacts::verify_set(&reader, set, (entry.count, entry.bytes), sample, settings.workers, progress)?;
+    report.artifacts = found.artifacts;
+    report.objects += 2 * found.artifacts + entry.runs.len() as u64;
+    report.objects_total += 2 * entry.count + entry.runs.len() as u64;
+    report.bytes += found.bytes;
+    report.findings.extend(found.findings.first.iter().map(|finding| artifact_finding(Some(&backup.id), finding)));
+    if found.findings.is_empty() && found.artifacts != entry.count {
+        let problem = format!("{} artifacts, the manifest says {}", found.artifacts, entry.count);
+        report.findings.push(backup.finding(FindingKind::Corrupt, "artifacts/catalog", None, problem));
+    }
+    Ok(())
+}
+
+/// A finding about an artifact, as one about a backup.
+pub fn artifact_finding(backup: Option<&BackupId>, finding: &artifacts::Finding) -> Finding {
+    let kind = match &finding.problem {
+        Problem::Missing => FindingKind::Missing,
+        Problem::Corrupt(_) => FindingKind::Corrupt,
+        Problem::Unsigned(_) | Problem::BadSignature(_) => FindingKind::Unsigned,
+        Problem::Locked(_) | Problem::NotChecked(_) | Problem::NotRestored(_) => FindingKind::NotChecked,
+    };
+    Finding {
+        kind,
+        backup: backup.map(ToString::to_string),
+        object: finding.object.clone(),
+        file: finding.name.as_ref().map(|name| format!("artifact {name}")),
+        problem: finding.problem.to_string(),
+    }
+}
