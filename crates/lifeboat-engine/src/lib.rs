@@ -3,8 +3,10 @@
 //! Never prints, never exits, never reads the environment: the binary brings configuration in and
 //! takes progress and errors out.
 
+pub mod artifacts;
 pub mod keys;
 pub mod postgres;
+pub mod progress;
 pub mod random;
 pub mod repository;
 pub mod seal;
