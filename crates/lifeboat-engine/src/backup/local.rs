@@ -208,6 +208,7 @@ pub(super) fn copy(
     let database = CopiedDatabase {
         physical: Some(physical),
         backup_manifest: Some(backup_manifest),
+        identity: Some((manifest_facts.system_id, manifest_facts.version_num)),
         facts: Some(facts),
         warnings,
         judge_pages: checked,

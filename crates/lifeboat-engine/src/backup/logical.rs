@@ -147,7 +147,8 @@ pub(super) fn copy(
         }
         Ok(())
     })?;
-    let database = CopiedDatabase { physical: None, backup_manifest: None, facts: Some(facts), warnings, judge_pages: false };
+    let database =
+        CopiedDatabase { physical: None, backup_manifest: None, identity: None, facts: Some(facts), warnings, judge_pages: false };
     Ok((database, copied))
 }
 

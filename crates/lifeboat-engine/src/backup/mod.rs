@@ -19,8 +19,8 @@ use lifeboat_core::backup::{CopyChoice, CopyDecision, CopyFacts, PlanError, choo
 use lifeboat_core::postgres::control_file::ControlFileError;
 use lifeboat_core::repository::backup_id::{BackupId, SystemName};
 use lifeboat_core::repository::manifest::{
-    ArtifactsEntry, BackupKind, CollationEntry, CopyMethod, DatabaseEntry, Encryption, ExtensionEntry, Manifest, ObjectEntry, PageFinding,
-    Physical, PostgresEntry, State, WrappedKey,
+    BackupKind, CollationEntry, CopyMethod, DatabaseEntry, Encryption, ExtensionEntry, Manifest, ObjectEntry, PageFinding, Physical,
+    PostgresEntry, State, WrappedKey,
 };
 use lifeboat_core::repository::{FORMAT_VERSION, Sha256, layout, to_json};
 use lifeboat_core::wal::SystemId;
@@ -229,6 +229,8 @@ pub struct BackupRequest<'a> {
 pub(super) struct CopiedDatabase {
     physical: Option<Physical>,
     backup_manifest: Option<Vec<u8>>,
+    /// System identifier and version, for roles that may ask for nothing else.
+    identity: Option<(SystemId, u32)>,
     facts: Option<ClusterFacts>,
     warnings: Vec<String>,
     /// Whether page findings count.
@@ -421,7 +423,11 @@ fn copy_database(
             physical.checksums.bad = copied.bad_pages.max(findings.len() as u64);
         }
     }
-    let entry = postgres_entry(source, decision.method, physical, database.facts.as_ref());
+    let mut entry = postgres_entry(source, decision.method, physical, database.facts.as_ref());
+    if let Some((system_id, version_num)) = database.identity {
+        entry.system_id = Some(system_id);
+        entry.version_num = Some(version_num);
+    }
     Ok((entry, copied, warnings, findings))
 }
 

@@ -61,9 +61,10 @@ pub(super) fn copy(
         verify_checksums: false,
         hold_wal: true,
     };
-    let mut backup = BaseBackup::start(&source.dsn, &options)?;
+    let connection = Connection::open(&source.dsn, Purpose::Replication)?;
+    let version_num = connection.server_version();
+    let mut backup = BaseBackup::start_on(connection, &options)?;
     let system_id = backup.facts().system_id;
-    let version_num = backup.server_version();
     if let Some(facts) = &facts
         && facts.system_id != system_id
     {
@@ -150,8 +151,14 @@ pub(super) fn copy(
         tablespaces,
         backup_manifest: None,
     };
-    let mut database =
-        CopiedDatabase { physical: Some(physical), backup_manifest: Some(backup_manifest), facts, warnings, judge_pages: checked };
+    let mut database = CopiedDatabase {
+        physical: Some(physical),
+        backup_manifest: Some(backup_manifest),
+        identity: Some((system_id, version_num)),
+        facts,
+        warnings,
+        judge_pages: checked,
+    };
     if database.facts.is_none() {
         database.warnings.push(format!(
             "the role may only replicate: databases, extensions and collations of this server (version {version_num}) are not recorded"

@@ -135,7 +135,7 @@ pub(super) fn run(postgres: &Path, directory: &Path, options: &[String], timeout
     command.process_group(0);
     let mut child = command.spawn().map_err(spawn_error)?;
     let begun = Instant::now();
-    let mut last = String::from("not ready");
+    let mut last;
     loop {
         if let Ok(Some(status)) = child.try_wait() {
             return Err(ServerError::Failed {

@@ -1,0 +1,551 @@
+//! Writing artifacts: blob, then record, then a new head.
+//!
+//! What a head names stands before the head does, so whatever ends a writer leaves garbage, never
+//! damage. Heads are taken by conditional create: who was slower looks again and adds to what is
+//! there then.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, Cursor, Read, Seek as _, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use jiff::{SignedDuration, Timestamp};
+use lifeboat_core::artifacts::{Found, changed};
+use lifeboat_core::attestation::artifact_statement;
+use lifeboat_core::repository::{
+    FORMAT_VERSION, Sha256, Suite,
+    artifact::{Entry, Head, Line, Origin, Record, merge, runs_to_merge, version},
+    layout::{self, ArtifactName, Key},
+    to_json,
+};
+use serde_json::{Map, Value};
+
+use super::beneath::Meta;
+use super::catalog::{self, ArtifactSet, Lines, Lookup, RunsWriter, Sequence, newest_head, sha256};
+use super::read::{SMALL_BYTES, blob_finding, check_blob};
+use super::{ArtifactError, Finding, MAX_RECORD_BYTES, Problem};
+use crate::keys::{self, Recipient};
+use crate::repository::Repository;
+use crate::seal::{DataKey, ObjectSealer, Sealing};
+use crate::signing::Signer;
+use crate::store::{ObjectWriter, Store, StoreError};
+
+/// How often a file is read again that changed while it was read.
+const READS: u32 = 3;
+
+/// How often the next head is tried for. Every time somebody else was faster, so the set did change;
+/// with a pause of up to a second this is some minutes.
+const HEADS: u32 = 200;
+
+/// How often another version is tried for: each is a millisecond later.
+const VERSIONS: u32 = 100;
+
+/// Compression of blobs.
+const LEVEL: i32 = 3;
+
+/// Blobs known to be sound that are remembered: 32 bytes each.
+const MAX_PROVEN: usize = 1 << 16;
+
+/// Where an artifact's bytes come from.
+pub enum Source<'s> {
+    /// A regular file; its permissions and time of change are recorded. Links are followed.
+    File(&'s Path),
+    /// A pipe or the like. What does not fit into memory is kept in a file without a name in `spool`
+    /// while its digest is computed.
+    Stream {
+        /// The bytes.
+        input: &'s mut dyn Read,
+        /// A directory on a disk.
+        spool: &'s Path,
+    },
+}
+
+/// An artifact that was put.
+#[derive(Debug, Clone)]
+pub struct Put {
+    /// Its record.
+    pub record: Record,
+    /// The head that made it part of the set.
+    pub head: u64,
+    /// Whether its bytes were new to the repository.
+    pub new_bytes: bool,
+    /// The bytes stand unencrypted in the repository, from a time before encryption.
+    pub plain: bool,
+}
+
+/// Writes artifacts to one repository. Shared by threads.
+pub struct Writer<'a> {
+    store: &'a dyn Store,
+    signer: &'a dyn Signer,
+    sealing: Sealing,
+    wrapped: Option<String>,
+    /// The newest head that this writer knows. Locked while it makes the next, so that its own threads
+    /// do not race each other.
+    head: Mutex<Option<Head>>,
+    /// Blobs that were there and found sound, and whether they are plain.
+    proven: Mutex<(HashSet<Sha256>, HashSet<Sha256>)>,
+}
+
+/// Why one file was not stored.
+pub(super) enum Trouble {
+    /// It could not be read.
+    File(io::Error),
+    /// It changed every time it was read.
+    Changing,
+    /// Its bytes are in the repository already, and damaged there.
+    Blob(Finding),
+    /// Nothing else will be stored either.
+    Fatal(ArtifactError),
+}
+
+impl<E: Into<ArtifactError>> From<E> for Trouble {
+    fn from(error: E) -> Self {
+        Self::Fatal(error.into())
+    }
+}
+
+/// A file that was read.
+pub(super) enum Stored {
+    /// The set has it just so.
+    Unchanged,
+    /// A new version.
+    Version(Box<Version>),
+}
+
+/// A version that was stored and is in no set yet.
+pub(super) struct Version {
+    pub(super) record: Record,
+    pub(super) entry: Entry,
+    pub(super) blob: Blob,
+}
+
+/// How the bytes came to be there.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Blob {
+    /// Sealed bytes that were written; 0: they were there.
+    pub(super) written: u64,
+    /// They stand unencrypted, though this writer encrypts.
+    pub(super) plain: bool,
+}
+
+/// What is known of a set after a change to one head of it.
+pub(super) struct Known {
+    pub(super) head: u64,
+    pub(super) count: u64,
+    pub(super) bytes: u64,
+}
+
+impl<'a> Writer<'a> {
+    /// A writer whose blobs are encrypted for these recipients; `None`: not encrypted, because the user
+    /// said so in words.
+    pub fn new(repository: &'a Repository, signer: &'a dyn Signer, recipients: Option<&[Recipient]>) -> Result<Self, ArtifactError> {
+        let (sealing, wrapped) = match recipients {
+            Some(recipients) => {
+                let key = DataKey::generate();
+                let wrapped = keys::wrap(&key, recipients)?;
+                (Sealing::Encrypted(key), Some(wrapped))
+            }
+            None => (Sealing::Plain, None),
+        };
+        Ok(Self { store: repository.store(), signer, sealing, wrapped, head: Mutex::default(), proven: Mutex::default() })
+    }
+
+    pub(super) fn store(&self) -> &'a dyn Store {
+        self.store
+    }
+
+    /// Stores an artifact as a new version and makes it part of the set.
+    pub fn put(&self, name: &ArtifactName, source: Source<'_>) -> Result<Put, ArtifactError> {
+        let (path, stored) = match source {
+            Source::File(path) => {
+                let open = || File::options().read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32).open(path);
+                (path, self.store_file(name, Origin::Put, None, &open))
+            }
+            Source::Stream { input, spool } => (spool, self.store_stream(name, input, spool)),
+        };
+        let path = path.to_owned();
+        let version = match stored {
+            Ok(Stored::Version(version)) => *version,
+            Ok(Stored::Unchanged) => unreachable!("there was no version to compare with"),
+            Err(Trouble::File(source)) => return Err(ArtifactError::File { path, source }),
+            Err(Trouble::Changing) => return Err(ArtifactError::Changing { path }),
+            Err(Trouble::Blob(finding)) => return Err(ArtifactError::Finding(finding)),
+            Err(Trouble::Fatal(error)) => return Err(error),
+        };
+        let mut lines = RunsWriter::new(self.store);
+        lines.push(&Line::Present(version.entry))?;
+        let head = self.commit(lines.finish()?, None)?;
+        let Blob { written, plain } = version.blob;
+        Ok(Put { record: version.record, head: head.map_or(0, |head| head.head), new_bytes: written > 0, plain })
+    }
+
+    /// Reads a file, and stores it if it is other than `previous`. `open` opens it anew.
+    pub(super) fn store_file(
+        &self,
+        name: &ArtifactName,
+        origin: Origin,
+        previous: Option<&Entry>,
+        open: &dyn Fn() -> io::Result<File>,
+    ) -> Result<Stored, Trouble> {
+        for _ in 0..READS {
+            // Before the content is read: a change after this moment shows a later time of change.
+            let created = Timestamp::now();
+            let mut file = open().map_err(Trouble::File)?;
+            let before = Meta::of_file(&file).map_err(Trouble::File)?;
+            if !before.regular {
+                return Err(Trouble::File(io::Error::new(io::ErrorKind::InvalidInput, "no regular file")));
+            }
+            let mut memory = Vec::new();
+            let small = before.bytes <= SMALL_BYTES;
+            let (digest, bytes) = if small {
+                (&mut file).take(SMALL_BYTES + 1).read_to_end(&mut memory).map_err(Trouble::File)?;
+                (sha256(&memory), memory.len() as u64)
+            } else {
+                hash(&mut file).map_err(Trouble::File)?
+            };
+            if bytes != before.bytes || Meta::of_file(&file).map_err(Trouble::File)? != before {
+                continue;
+            }
+            let found = Found { name: name.clone(), bytes, mode: before.mode, modified: before.modified };
+            if previous.is_some_and(|entry| !changed(&found, digest, entry)) {
+                return Ok(Stored::Unchanged);
+            }
+            let blob = if previous.is_some_and(|entry| entry.sha256 == digest) {
+                Some(Blob::default())
+            } else if small {
+                self.blob(name, digest, bytes, &mut Cursor::new(&memory))?
+            } else {
+                file.seek(SeekFrom::Start(0)).map_err(Trouble::File)?;
+                self.blob(name, digest, bytes, &mut file)?
+            };
+            let Some(blob) = blob else { continue };
+            return self.record(&found, digest, created, origin, blob).map(Stored::Version);
+        }
+        Err(Trouble::Changing)
+    }
+
+    fn store_stream(&self, name: &ArtifactName, input: &mut dyn Read, spool: &Path) -> Result<Stored, Trouble> {
+        let created = Timestamp::now();
+        let mut memory = Vec::new();
+        input.take(SMALL_BYTES + 1).read_to_end(&mut memory).map_err(Trouble::File)?;
+        let found = |bytes| Found { name: name.clone(), bytes, mode: 0o644, modified: created };
+        if memory.len() as u64 <= SMALL_BYTES {
+            let (digest, bytes) = (sha256(&memory), memory.len() as u64);
+            let blob = self.blob(name, digest, bytes, &mut Cursor::new(&memory))?.expect("memory does not change");
+            return self.record(&found(bytes), digest, created, Origin::Put, blob).map(Stored::Version);
+        }
+        let mut file = nameless(spool).map_err(Trouble::File)?;
+        file.write_all(&memory).and_then(|()| io::copy(input, &mut file)).map_err(Trouble::File)?;
+        drop(memory);
+        file.seek(SeekFrom::Start(0)).map_err(Trouble::File)?;
+        let (digest, bytes) = hash(&mut file).map_err(Trouble::File)?;
+        file.seek(SeekFrom::Start(0)).map_err(Trouble::File)?;
+        let blob = self.blob(name, digest, bytes, &mut file)?.ok_or(Trouble::Changing)?;
+        self.record(&found(bytes), digest, created, Origin::Put, blob).map(Stored::Version)
+    }
+
+    /// Stores the bytes, unless they are there. `None`: they were not those of the digest.
+    pub(super) fn blob(&self, name: &ArtifactName, digest: Sha256, bytes: u64, content: &mut dyn Read) -> Result<Option<Blob>, Trouble> {
+        let key = layout::artifact_blob(digest);
+        {
+            let proven = self.proven.lock().expect("no panic while held");
+            if proven.0.contains(&digest) {
+                return Ok(Some(Blob { written: 0, plain: proven.1.contains(&digest) }));
+            }
+        }
+        let written = match self.store.length(&key) {
+            Ok(_) => 0,
+            Err(StoreError::NotFound { .. }) => match self.seal(&key, digest, bytes, content)? {
+                Some(written) => written,
+                None => return Ok(None),
+            },
+            Err(error) => return Err(error.into()),
+        };
+        let plain = if written > 0 { false } else { self.adopt(name, digest, bytes)? };
+        let mut proven = self.proven.lock().expect("no panic while held");
+        if proven.0.len() >= MAX_PROVEN {
+            *proven = Default::default();
+        }
+        proven.0.insert(digest);
+        if plain {
+            proven.1.insert(digest);
+        }
+        Ok(Some(Blob { written, plain }))
+    }
+
+    /// Looks at a blob that is there already before relying on it: it cannot be written again. Returns
+    /// whether it is plain though this writer encrypts.
+    fn adopt(&self, name: &ArtifactName, digest: Sha256, bytes: u64) -> Result<bool, Trouble> {
+        let finding = |problem| Trouble::Blob(blob_finding(name, digest, problem));
+        let header = check_blob(self.store, digest, bytes).map_err(finding)?;
+        match (header.suite, self.sealing.suite()) {
+            // Who gave up encryption may have no identity any more that opens it.
+            (Suite::Aes256Gcm, Suite::None) => {
+                Err(finding(Problem::Locked("it was encrypted before, and this writer does not encrypt".into())))
+            }
+            (found, mine) => Ok(found != mine),
+        }
+    }
+
+    /// Writes the blob. `None`: the content was not that of the digest. 0: somebody else wrote it first.
+    fn seal(&self, key: &Key, digest: Sha256, bytes: u64, content: &mut dyn Read) -> Result<Option<u64>, Trouble> {
+        let mut out = StoreWrite { writer: self.store.writer()?, failed: None };
+        let mut context = digest::Context::new(&digest::SHA256);
+        let mut copied = 0u64;
+        let mut seal = || -> Result<u64, Trouble> {
+            let mut sealer = ObjectSealer::new(&mut out, key.as_str(), &self.sealing, self.wrapped.clone(), LEVEL).map_err(Sealer)?;
+            let mut buffer = vec![0; 64 << 10];
+            loop {
+                let length = match content.read(&mut buffer) {
+                    Ok(0) => break,
+                    Ok(length) => length,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                    Err(error) => return Err(Trouble::File(error)),
+                };
+                copied += length as u64;
+                if copied > bytes {
+                    return Ok(0);
+                }
+                context.update(&buffer[..length]);
+                sealer.write_all(&buffer[..length]).map_err(Sealer)?;
+            }
+            Ok(sealer.finish().map_err(Sealer)?.1)
+        };
+        let sealed = seal();
+        if let Some(error) = out.failed {
+            return Err(error.into());
+        }
+        let written = sealed?;
+        if copied != bytes || context.finish().as_ref() != digest.0 {
+            return Ok(None);
+        }
+        match out.writer.commit(key) {
+            Ok(()) => Ok(Some(written)),
+            Err(StoreError::Exists { .. }) => Ok(Some(0)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Signs and stores the record of a new version.
+    fn record(&self, found: &Found, digest: Sha256, created: Timestamp, origin: Origin, blob: Blob) -> Result<Box<Version>, Trouble> {
+        let mut created = created;
+        for _ in 0..VERSIONS {
+            let version = version(created, digest);
+            let details = details(found.mode, found.modified);
+            let statement = artifact_statement(found.name.as_str(), &version, digest.0, found.bytes, details);
+            let bundle = self.signer.sign_statement(&statement.to_bytes())?;
+            let bundle =
+                serde_json::from_str(&bundle).map_err(|e| crate::signing::SignError::Signer(format!("its bundle is not JSON: {e}")))?;
+            let record = Record {
+                format: FORMAT_VERSION,
+                name: found.name.clone(),
+                version,
+                sha256: digest,
+                bytes: found.bytes,
+                mode: found.mode,
+                modified: found.modified,
+                created,
+                origin,
+                bundle,
+            };
+            let json = to_json(&record);
+            let key = layout::artifact_record(&record.name, &record.version);
+            if create_or_mine(self.store, &key, &json, MAX_RECORD_BYTES)? {
+                let entry = Entry {
+                    name: record.name.clone(),
+                    version: record.version.clone(),
+                    sha256: digest,
+                    bytes: record.bytes,
+                    mode: record.mode,
+                    modified: record.modified,
+                    record: sha256(&json),
+                    origin,
+                };
+                return Ok(Box::new(Version { record, entry, blob }));
+            }
+            // The same content under the same name in the same millisecond.
+            created += SignedDuration::from_millis(1);
+        }
+        Err(Trouble::Fatal(ArtifactError::Contended(VERSIONS)))
+    }
+
+    /// Makes `change` part of the set: returns the new head, or `None` if nothing was left to change.
+    ///
+    /// `basis` is the set that the change was computed against and what becomes of it. If the set is
+    /// another by now, only what is still as it was there leaves the set.
+    pub(super) fn commit(&self, change: Sequence, basis: Option<(&ArtifactSet<'_>, Known)>) -> Result<Option<Head>, ArtifactError> {
+        let mut mine = self.head.lock().expect("no panic while held");
+        for attempt in 0..HEADS {
+            let head = self.newest(mine.take())?;
+            let number = head.as_ref().map_or(0, |head| head.head);
+            let set = ArtifactSet::new(self.store, head.as_ref().map_or_else(Vec::new, |head| head.runs.clone()));
+            let totals = head.as_ref().map_or((0, 0), |head| (head.count, head.bytes));
+            let (change, (count, bytes)) = match &basis {
+                Some((_, known)) if known.head == number => (change.clone(), (known.count, known.bytes)),
+                basis => self.rebase(&change, &set, basis.as_ref().map(|(base, _)| *base), totals)?,
+            };
+            if change.0.is_empty() {
+                *mine = head;
+                return Ok(None);
+            }
+            let runs = self.merge(change, set.runs())?;
+            let next = Head { format: FORMAT_VERSION, head: number + 1, created: Timestamp::now(), runs, count, bytes };
+            if create_or_mine(self.store, &layout::artifact_head(next.head), &to_json(&next), catalog::MAX_HEAD_BYTES)? {
+                *mine = Some(next.clone());
+                return Ok(Some(next));
+            }
+            pause(attempt);
+        }
+        Err(ArtifactError::Contended(HEADS))
+    }
+
+    /// The newest head; `known` was it a while ago.
+    fn newest(&self, known: Option<Head>) -> Result<Option<Head>, ArtifactError> {
+        let Some(known) = known else { return newest_head(self.store) };
+        match self.store.length(&layout::artifact_head(known.head + 1)) {
+            // Nobody can have made a later one without that.
+            Err(StoreError::NotFound { .. }) => Ok(Some(known)),
+            Ok(_) => newest_head(self.store),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The change as it applies to `set`, and the totals after it.
+    fn rebase(
+        &self,
+        change: &Sequence,
+        set: &ArtifactSet<'_>,
+        base: Option<&ArtifactSet<'_>>,
+        totals: (u64, u64),
+    ) -> Result<(Sequence, (u64, u64)), ArtifactError> {
+        let Some((first, last)) = change.ends() else { return Ok((Sequence::default(), totals)) };
+        let (mut count, mut bytes) = totals;
+        let mut now = Lookup::new(set.between(first, last));
+        let mut then = base.map(|base| Lookup::new(base.between(first, last)));
+        let mut lines = RunsWriter::new(self.store);
+        for line in change.lines(self.store) {
+            let line = line?;
+            let old = now.get(line.name())?;
+            if let (Line::Gone { name, .. }, Some(then)) = (&line, &mut then)
+                && (old.is_none() || then.get(name)? != old)
+            {
+                continue;
+            }
+            count -= u64::from(old.is_some()).min(count);
+            bytes -= old.map_or(0, |old| old.bytes).min(bytes);
+            if let Line::Present(entry) = &line {
+                count += 1;
+                bytes += entry.bytes;
+            }
+            lines.push(&line)?;
+        }
+        Ok((lines.finish()?, (count, bytes)))
+    }
+
+    /// Puts the change in front of the runs, merged with as many of them as its size asks for.
+    fn merge(
+        &self,
+        mut change: Sequence,
+        runs: &[lifeboat_core::repository::artifact::Run],
+    ) -> Result<Vec<lifeboat_core::repository::artifact::Run>, ArtifactError> {
+        let (merged, left) = runs.split_at(runs_to_merge(change.entries(), runs));
+        // With nothing behind it, a line that says "gone" says nothing.
+        if !merged.is_empty() || left.is_empty() {
+            let older = ArtifactSet::new(self.store, merged.to_vec());
+            let sources: Vec<Lines<'_>> = vec![change.lines(self.store), older.lines(|_| true)];
+            let mut lines = RunsWriter::new(self.store);
+            for line in merge(sources) {
+                let line = line?;
+                if !left.is_empty() || matches!(line, Line::Present(_)) {
+                    lines.push(&line)?;
+                }
+            }
+            let merged = lines.finish()?;
+            change = merged;
+        }
+        let mut all = change.store(self.store)?;
+        all.extend_from_slice(left);
+        Ok(all)
+    }
+}
+
+/// What the predicate says besides version and length, so that a signature speaks for it.
+pub(super) fn details(mode: u32, modified: Timestamp) -> Map<String, Value> {
+    Map::from_iter([("mode".to_owned(), mode.into()), ("modified".to_owned(), modified.to_string().into())])
+}
+
+/// Creates an object. False if another is there. One that has just these bytes is ours: a conditional
+/// write whose answer was lost.
+fn create_or_mine(store: &dyn Store, key: &Key, bytes: &[u8], limit: u64) -> Result<bool, StoreError> {
+    match store.create(key, bytes) {
+        Ok(()) => Ok(true),
+        Err(StoreError::Exists { .. }) => Ok(store.get(key, limit)? == bytes),
+        Err(error) => Err(error),
+    }
+}
+
+/// Waits, longer each time, and never as long as somebody else.
+fn pause(attempt: u32) {
+    let most = (5u64 << attempt.min(8)).min(1000);
+    let random = u64::from_le_bytes(crate::random::bytes());
+    std::thread::sleep(Duration::from_millis(random % most + 1));
+}
+
+fn hash(file: &mut File) -> io::Result<(Sha256, u64)> {
+    let mut context = digest::Context::new(&digest::SHA256);
+    let mut buffer = vec![0; 256 << 10];
+    let mut bytes = 0;
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(length) => {
+                context.update(&buffer[..length]);
+                bytes += length as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((Sha256(context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")), bytes))
+}
+
+/// A file that only this process sees, and that is gone with it.
+fn nameless(directory: &Path) -> io::Result<File> {
+    let path = directory.join(format!(".lifeboat-{}", crate::random::id()));
+    let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+    std::fs::remove_file(&path)?;
+    Ok(file)
+}
+
+/// An object writer as an [`io::Write`]; keeps the store's error, which [`io::Error`] would blur.
+struct StoreWrite<'s> {
+    writer: Box<dyn ObjectWriter + 's>,
+    failed: Option<StoreError>,
+}
+
+impl Write for StoreWrite<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.writer.write(bytes) {
+            Ok(()) => Ok(bytes.len()),
+            Err(error) => {
+                let text = error.to_string();
+                self.failed = Some(error);
+                Err(io::Error::other(text))
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A sealer that failed, which is not the file's fault.
+#[expect(non_snake_case, reason = "reads like the variant that it stands for")]
+fn Sealer(error: io::Error) -> Trouble {
+    Trouble::Fatal(ArtifactError::Target { path: "a blob".into(), source: error })
+}
