@@ -1,2 +1,51 @@
-//! The lifeboat command.
-fn main() {}
+//! The lifeboat command: arguments and configuration in, plans and results out.
+//!
+//! Talks; decides nothing (`lifeboat-core`) and does nothing (`lifeboat-engine`) by itself. Data goes to stdout,
+//! everything else to stderr. Exit codes are API: see `failure.rs`.
+
+mod cli;
+mod commands;
+mod config;
+mod failure;
+mod output;
+mod progress;
+mod session;
+
+use clap::Parser as _;
+
+use cli::Cli;
+use failure::{EXIT_INTERRUPTED, EXIT_USAGE};
+
+fn main() -> std::process::ExitCode {
+    watch_signals();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers, not errors.
+            let code = if error.use_stderr() { EXIT_USAGE } else { 0 };
+            let _ = error.print();
+            return code.into();
+        }
+    };
+    let out = output::Output::new(cli.json);
+    match commands::run(&cli, &out) {
+        Ok(code) => code.into(),
+        Err(failure) => {
+            out.failure(&failure);
+            failure.code.into()
+        }
+    }
+}
+
+/// Ends the process when it is told to. What is half-written has no name yet: objects get theirs when
+/// they are whole, a backup with its manifest, a restored cluster with its `pg_control`.
+fn watch_signals() {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let Ok(mut signals) = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]) else { return };
+    std::thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            output::interrupted();
+            std::process::exit(i32::from(EXIT_INTERRUPTED));
+        }
+    });
+}

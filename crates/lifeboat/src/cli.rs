@@ -1,0 +1,309 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Disaster recovery you have already rehearsed: PostgreSQL and artifacts, signed, restored, proven
+#[derive(Debug, Parser)]
+#[command(name = "lifeboat", version, propagate_version = true, disable_help_subcommand = true, max_term_width = 110)]
+pub(crate) struct Cli {
+    /// Configuration file [default: ./lifeboat.toml, then /etc/lifeboat/lifeboat.toml]
+    #[arg(long, global = true, value_name = "FILE", env = "LIFEBOAT_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// Repository: a directory or file:// URL
+    #[arg(long, global = true, value_name = "URL", env = "LIFEBOAT_REPOSITORY")]
+    pub(crate) repository: Option<String>,
+    /// Print one JSON document on stdout
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a repository, keys where there are none, and a configuration file if asked
+    Init(Init),
+    /// Take a backup of the database and the artifacts
+    Backup(Backup),
+    /// List backups
+    List,
+    /// Show everything about one backup
+    Show(Show),
+    /// Check signatures and every stored byte
+    Verify(Verify),
+    /// Restore a backup
+    Restore(Restore),
+    /// Store, fetch and check artifacts
+    #[command(subcommand)]
+    Artifact(Artifact),
+    /// Make keys
+    #[command(subcommand)]
+    Key(Key),
+    /// Look at the configuration
+    #[command(subcommand)]
+    Config(Config),
+    /// Run the main job on data of its own: back up, lose everything, restore, verify
+    Demo(Demo),
+    /// Print a shell completion script
+    #[command(hide = true)]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Init {
+    /// Write a commented configuration to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) write_config: Option<PathBuf>,
+    /// Name of the protected system, for the configuration
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// How to reach the server, for the configuration
+    #[arg(long, value_name = "DSN")]
+    pub(crate) dsn: Option<String>,
+    /// Data directory of the server, for the configuration
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_directory: Option<PathBuf>,
+    /// Directory of the artifacts, for the configuration
+    #[arg(long, value_name = "DIR")]
+    pub(crate) artifacts: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BackupType {
+    /// Whatever fits
+    Auto,
+    /// Everything
+    Full,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Copy {
+    /// Whatever fits
+    Auto,
+    /// From the data directory on this host
+    Local,
+    /// Through the replication protocol
+    Stream,
+    /// With pg_dump
+    Logical,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Backup {
+    /// How much to copy
+    #[arg(long = "type", value_enum, default_value = "auto", value_name = "TYPE")]
+    pub(crate) kind: BackupType,
+    /// Back up into this repository and make it if it is not there
+    #[arg(long, value_name = "DIR|URL")]
+    pub(crate) output: Option<String>,
+    /// Include the database; the default where the configuration names one
+    #[arg(long)]
+    pub(crate) include_postgres: bool,
+    /// Name the database in the manifest and copy nothing of it
+    #[arg(long, requires = "include_postgres")]
+    pub(crate) record_only: bool,
+    /// How to copy the database
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub(crate) copy: Option<Copy>,
+    /// Take the WAL that the backup needs into the backup, so that it restores on its own; always so in this version
+    #[arg(long)]
+    pub(crate) standalone: bool,
+    /// Spread the checkpoint out instead of doing it at once
+    #[arg(long)]
+    pub(crate) spread_checkpoint: bool,
+    /// Name of the protected system
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// The artifact directory is meant to be empty
+    #[arg(long)]
+    pub(crate) allow_empty: bool,
+    /// Print what would be done; needs no secret and no server, and changes nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Show {
+    /// Backup id, or latest
+    pub(crate) backup: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Verify {
+    /// Backup id, or latest
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    pub(crate) backup: Option<String>,
+    /// Every backup
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Read only so many percent of the data, another part each time
+    #[arg(long, value_name = "PERCENT", default_value_t = 100.0)]
+    pub(crate) sample: f64,
+    /// Choose the sample; printed by every sampled run
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) seed: Option<u64>,
+    /// Restore identity: opens and compares every byte
+    #[arg(long, value_name = "FILE", env = "LIFEBOAT_IDENTITY_FILE")]
+    pub(crate) identity: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Archiving {
+    /// Archive nothing, so that a copy cannot write into the archive of the original
+    Off,
+    /// As the restored configuration says
+    Preserve,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Restore {
+    /// Backup id, or latest
+    pub(crate) backup: String,
+    /// Put the cluster here; must be empty or missing
+    #[arg(long, value_name = "DIR")]
+    pub(crate) pgdata: Option<PathBuf>,
+    /// Put the artifacts here; must be empty or missing
+    #[arg(long, value_name = "DIR")]
+    pub(crate) artifacts: Option<PathBuf>,
+    /// Put a tablespace elsewhere
+    #[arg(long, value_name = "NAME=DIR")]
+    pub(crate) tablespace: Vec<String>,
+    /// Recover to this time (RFC 3339)
+    #[arg(long, value_name = "TIME", group = "target")]
+    pub(crate) target_time: Option<String>,
+    /// Recover to this LSN
+    #[arg(long, value_name = "LSN", group = "target")]
+    pub(crate) target_lsn: Option<String>,
+    /// Recover to this restore point
+    #[arg(long, value_name = "NAME", group = "target")]
+    pub(crate) target_name: Option<String>,
+    /// Recover to this transaction
+    #[arg(long, value_name = "XID", group = "target")]
+    pub(crate) target_xid: Option<u64>,
+    /// Recover only until the copy is consistent
+    #[arg(long, group = "target")]
+    pub(crate) target_immediate: bool,
+    /// Start the server and wait for its first query
+    #[arg(long)]
+    pub(crate) start: bool,
+    /// How long starting may take, recovery included, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 14_400)]
+    pub(crate) start_timeout: u64,
+    /// Restore a backup in which pages were damaged
+    #[arg(long)]
+    pub(crate) accept_degraded: bool,
+    /// What the restored server does with its archive
+    #[arg(long, value_enum, default_value = "off", value_name = "MODE")]
+    pub(crate) archive_mode: Archiving,
+    /// Where the programs of the server's version are
+    #[arg(long, value_name = "DIR")]
+    pub(crate) bin_directory: Option<PathBuf>,
+    /// Restore identity
+    #[arg(long, value_name = "FILE", env = "LIFEBOAT_IDENTITY_FILE")]
+    pub(crate) identity: Option<PathBuf>,
+    /// Print the plan; needs no secret and no server, and changes nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Artifact {
+    /// Store a file as a new version of an artifact
+    Put {
+        /// Name of the artifact
+        name: String,
+        /// File, or - for standard input
+        file: PathBuf,
+    },
+    /// Fetch an artifact, its signature and digest verified
+    Get {
+        /// Name of the artifact
+        name: String,
+        /// Where to, or - for standard output
+        #[arg(long, short, value_name = "FILE", default_value = "-")]
+        output: PathBuf,
+        /// This version instead of the present one
+        #[arg(long)]
+        version: Option<String>,
+        /// Replace the file
+        #[arg(long)]
+        force: bool,
+        /// Restore identity
+        #[arg(long, value_name = "FILE", env = "LIFEBOAT_IDENTITY_FILE")]
+        identity: Option<PathBuf>,
+    },
+    /// List artifacts
+    List {
+        /// Only names that begin so
+        prefix: Option<String>,
+        /// All stored versions of the artifact with exactly this name
+        #[arg(long, conflicts_with = "backup")]
+        versions: bool,
+        /// The set of this backup instead of the present one
+        #[arg(long)]
+        backup: Option<String>,
+    },
+    /// Check the signature and the bytes of every artifact
+    Verify {
+        /// The set of this backup instead of the present one
+        #[arg(long)]
+        backup: Option<String>,
+        /// Restore identity: opens and compares every byte
+        #[arg(long, value_name = "FILE", env = "LIFEBOAT_IDENTITY_FILE")]
+        identity: Option<PathBuf>,
+    },
+    /// Make the set what a directory is: store what is new, drop what is gone
+    Sync {
+        /// The directory
+        directory: PathBuf,
+        /// The directory is meant to be empty
+        #[arg(long)]
+        allow_empty: bool,
+        /// Read every file, whatever its time of change says
+        #[arg(long)]
+        read_all: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Key {
+    /// Make a signing key, a restore identity and a host identity
+    Generate {
+        /// Directory for them; what is there is never overwritten
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// Take the signing key's password from this file instead of making one up
+        #[arg(long, value_name = "FILE")]
+        password_file: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Config {
+    /// Print each setting and where it came from
+    Show,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Directory for everything; must be empty or missing [default: a temporary one]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) directory: Option<PathBuf>,
+    /// Where the server's programs are
+    #[arg(long, value_name = "DIR")]
+    pub(crate) bin_directory: Option<PathBuf>,
+    /// pgbench scale: 16 MB each
+    #[arg(long, default_value_t = 10)]
+    pub(crate) scale: u32,
+    /// Artifacts
+    #[arg(long, default_value_t = 3000)]
+    pub(crate) artifacts: u32,
+    /// Leave everything behind to look at
+    #[arg(long)]
+    pub(crate) keep: bool,
+}

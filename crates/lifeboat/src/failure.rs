@@ -1,0 +1,314 @@
+//! What goes wrong, in one line with a hint that names a command, and the exit code that scripts see.
+
+use std::error::Error;
+
+use lifeboat_core::backup::PlanError;
+use lifeboat_core::repository::FormatError;
+use lifeboat_core::restore::RestorePlanError;
+use lifeboat_engine::artifacts::{ArtifactError, Problem};
+use lifeboat_engine::backup::BackupError;
+use lifeboat_engine::copy::CopyError;
+use lifeboat_engine::keys::KeyError;
+use lifeboat_engine::lease::LeaseError;
+use lifeboat_engine::opened_backup::OpenBackupError;
+use lifeboat_engine::postgres::PgError;
+use lifeboat_engine::repository::RepositoryError;
+use lifeboat_engine::restore::RestoreError;
+use lifeboat_engine::restore::server::ServerError;
+use lifeboat_engine::signing;
+use lifeboat_engine::store::{OpenError, StoreError};
+use lifeboat_engine::verify::VerifyError;
+
+/// It failed.
+pub(crate) const EXIT_FAILED: u8 = 1;
+/// Bad command line or configuration.
+pub(crate) const EXIT_USAGE: u8 = 2;
+/// Done, with findings.
+pub(crate) const EXIT_FINDINGS: u8 = 3;
+/// The repository does not exist.
+pub(crate) const EXIT_NO_REPOSITORY: u8 = 10;
+/// Another writer has the lease.
+pub(crate) const EXIT_LEASED: u8 = 11;
+/// Wrong key or credentials.
+pub(crate) const EXIT_KEY: u8 = 12;
+/// The format is too new.
+pub(crate) const EXIT_FORMAT: u8 = 13;
+/// Verification or signature failed.
+pub(crate) const EXIT_UNVERIFIED: u8 = 21;
+/// The recovery target cannot be reached.
+pub(crate) const EXIT_UNREACHABLE: u8 = 22;
+/// Interrupted.
+pub(crate) const EXIT_INTERRUPTED: u8 = 130;
+
+/// Why a command ended, and what to do.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// The exit code.
+    pub(crate) code: u8,
+    /// One line.
+    pub(crate) message: String,
+    /// What to do; names a command.
+    pub(crate) hint: Option<String>,
+}
+
+impl Failure {
+    pub(crate) fn new(code: u8, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: None }
+    }
+
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self::new(EXIT_USAGE, message)
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    fn of(code: u8, error: &dyn Error, hint: &str) -> Self {
+        let failure = Self::new(code, chain(error));
+        if hint.is_empty() { failure } else { failure.hint(hint) }
+    }
+}
+
+/// An error and its causes in one line, none of them twice.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let cause = source.to_string();
+        if !text.ends_with(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        next = source.source();
+    }
+    text.replace(['\n', '\r'], " ")
+}
+
+impl From<FormatError> for Failure {
+    fn from(error: FormatError) -> Self {
+        match error {
+            FormatError::TooNew { .. } => Self::of(EXIT_FORMAT, &error, "use the lifeboat version that wrote it, or a later one: lifeboat --version"),
+            FormatError::Malformed { .. } => Self::of(EXIT_UNVERIFIED, &error, "lifeboat verify --all tells what else is damaged"),
+        }
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        match &error {
+            StoreError::Full { .. } => Self::of(EXIT_FAILED, &error, "make room, then run the command again; nothing half-written counts as a backup (lifeboat list)"),
+            StoreError::Denied { .. } => Self::of(EXIT_KEY, &error, "check who owns the repository, and as whom lifeboat runs: lifeboat config show"),
+            StoreError::NotFound { .. } | StoreError::Short { .. } => Self::of(EXIT_UNVERIFIED, &error, "lifeboat verify --all tells what else is missing"),
+            StoreError::Exists { .. } | StoreError::Io { .. } => Self::of(EXIT_FAILED, &error, ""),
+        }
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        match &error {
+            OpenError::Missing(_) => Self::of(EXIT_NO_REPOSITORY, &error, "check the path, or make a repository with lifeboat init --repository DIR"),
+            OpenError::Scheme(_) => Self::of(EXIT_USAGE, &error, "give a directory: --repository file:///path"),
+            OpenError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                Self::of(EXIT_KEY, &error, "check who owns the repository, and as whom lifeboat runs: lifeboat config show")
+            }
+            OpenError::Io { .. } => Self::of(EXIT_FAILED, &error, "check the path: lifeboat config show"),
+        }
+    }
+}
+
+impl From<RepositoryError> for Failure {
+    fn from(error: RepositoryError) -> Self {
+        match error {
+            RepositoryError::Absent { .. } => Self::of(EXIT_NO_REPOSITORY, &error, "check the path, or make a repository with lifeboat init --repository DIR"),
+            RepositoryError::Occupied { .. } => Self::of(EXIT_FAILED, &error, "lifeboat list shows what is there"),
+            RepositoryError::Format(error) => error.into(),
+            RepositoryError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<KeyError> for Failure {
+    fn from(error: KeyError) -> Self {
+        let hint = match &error {
+            KeyError::NoneGiven(_) => "give the restore identity: --identity FILE, or encryption.identity_file in the configuration",
+            KeyError::WrongIdentity(_) => "lifeboat show BACKUP lists the recipients that can open it",
+            KeyError::Recipient(_) | KeyError::Identity(_) | KeyError::NoIdentity => {
+                return Self::of(EXIT_USAGE, &error, "lifeboat key generate makes a pair of identity and recipient");
+            }
+            KeyError::Damaged { .. } => "lifeboat verify tells what else is damaged",
+        };
+        Self::of(EXIT_KEY, &error, hint)
+    }
+}
+
+impl From<signing::KeyError> for Failure {
+    fn from(error: signing::KeyError) -> Self {
+        let (code, hint) = match &error {
+            signing::KeyError::WrongPassword => (EXIT_KEY, "check signing.password (env, file or command): lifeboat config show"),
+            _ => (EXIT_KEY, "lifeboat key generate makes a key that fits"),
+        };
+        Self::of(code, &error, hint)
+    }
+}
+
+impl From<LeaseError> for Failure {
+    fn from(error: LeaseError) -> Self {
+        match error {
+            LeaseError::Held { .. } => Self::of(EXIT_LEASED, &error, "wait until it ends, or until the lease runs out; lifeboat list shows what it wrote"),
+            LeaseError::Lost { .. } => Self::of(EXIT_LEASED, &error, "this run was not committed; run lifeboat backup again when the other one has ended"),
+            LeaseError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<PgError> for Failure {
+    fn from(error: PgError) -> Self {
+        let (code, hint) = match &error {
+            PgError::BadDsn { .. } => (EXIT_USAGE, "correct postgres.dsn: lifeboat config show"),
+            PgError::Unreachable { .. } | PgError::Lost { .. } => (EXIT_FAILED, "is the server running? try the same connection with: psql \"DSN\" -c 'select 1'"),
+            PgError::Authentication { .. } => (EXIT_KEY, "check user, password (PGPASSWORD, ~/.pgpass) and pg_hba.conf with: psql \"DSN\" -c 'select 1'"),
+            PgError::Untrusted { .. } => (EXIT_KEY, "check sslmode and sslrootcert with: psql \"DSN\" -c 'select 1'"),
+            PgError::Sql { sqlstate, .. } if sqlstate == "42501" => {
+                (EXIT_KEY, "the role needs REPLICATION, pg_read_all_settings and EXECUTE on pg_backup_start and pg_backup_stop; see docs/postgres.md, or use --copy logical")
+            }
+            PgError::Sql { .. } => (EXIT_FAILED, "the server's log has the rest; lifeboat backup --dry-run shows what is asked of it"),
+            PgError::Unsupported { .. } => (EXIT_FAILED, "lifeboat backup --copy logical needs the least of a server"),
+            PgError::ClusterChanged { .. } => (EXIT_FAILED, "run lifeboat backup again, against the new primary"),
+            PgError::TimedOut { .. } | PgError::Protocol { .. } => (EXIT_FAILED, ""),
+        };
+        Self::of(code, &error, hint)
+    }
+}
+
+impl From<PlanError> for Failure {
+    fn from(error: PlanError) -> Self {
+        let hint = match &error {
+            PlanError::NoDataDirectory => "set postgres.data_directory or PGDATA, or choose lifeboat backup --copy stream",
+            PlanError::Unreadable(_) => "run lifeboat as a user who may read it, or choose lifeboat backup --copy stream",
+            PlanError::Tablespace { .. } => return Self::of(EXIT_FAILED, &error, "move the tablespace (ALTER TABLE … SET TABLESPACE), or choose lifeboat backup --copy logical"),
+        };
+        Self::of(EXIT_USAGE, &error, hint)
+    }
+}
+
+impl From<CopyError> for Failure {
+    fn from(error: CopyError) -> Self {
+        match error {
+            CopyError::Store(error) => error.into(),
+            error => Self::of(EXIT_FAILED, &error, "correct it and run lifeboat backup again; nothing of this run counts as a backup"),
+        }
+    }
+}
+
+impl From<BackupError> for Failure {
+    fn from(error: BackupError) -> Self {
+        let hint = match error {
+            BackupError::Plan(error) => return error.into(),
+            BackupError::Lease(error) => return error.into(),
+            BackupError::Postgres(error) => return error.into(),
+            BackupError::Copy(error) => return error.into(),
+            BackupError::Key(error) => return error.into(),
+            BackupError::Repository(error) => return error.into(),
+            BackupError::Store(error) => return error.into(),
+            BackupError::Artifacts(error) => return error.into(),
+            BackupError::OtherCluster { .. } | BackupError::OtherDirectory { .. } | BackupError::OtherServer { .. } => {
+                "postgres.dsn and postgres.data_directory must be of one server: lifeboat config show"
+            }
+            BackupError::SystemChanged { .. } => "back the new cluster up under another name (lifeboat backup --name NAME) or into another repository (lifeboat init)",
+            BackupError::Wal { .. } => "set wal_keep_size, or max_replication_slots and a role with REPLICATION, then run lifeboat backup again",
+            BackupError::Program { .. } => "set postgres.bin_directory to the programs of the server's version: lifeboat config show",
+            _ => "run lifeboat backup again; nothing of this run counts as a backup",
+        };
+        Self::of(EXIT_FAILED, &error, hint)
+    }
+}
+
+impl From<ArtifactError> for Failure {
+    fn from(error: ArtifactError) -> Self {
+        match error {
+            ArtifactError::Store(error) => error.into(),
+            ArtifactError::Format(error) => error.into(),
+            ArtifactError::Key(error) => error.into(),
+            ArtifactError::Finding(ref finding) => match finding.problem {
+                Problem::Locked(_) => Self::of(EXIT_KEY, &error, "give the restore identity: --identity FILE"),
+                _ => Self::of(EXIT_UNVERIFIED, &error, "lifeboat artifact verify tells what else is damaged"),
+            },
+            ArtifactError::NotFound(_) => Self::of(EXIT_FAILED, &error, "lifeboat artifact list shows the names"),
+            ArtifactError::WouldEmpty { .. } => Self::of(EXIT_FAILED, &error, "is it mounted? if it is meant to be empty: lifeboat artifact sync DIR --allow-empty"),
+            ArtifactError::HoldsRepository { .. } => Self::of(EXIT_USAGE, &error, "choose another directory: lifeboat config show"),
+            ArtifactError::Occupied { .. } => Self::of(EXIT_FAILED, &error, "choose another place, or lifeboat artifact get --force"),
+            ArtifactError::Unreadable { .. } | ArtifactError::File { .. } => {
+                Self::of(EXIT_FAILED, &error, "make it readable for the user lifeboat runs as, then run lifeboat artifact sync again; the set is as it was")
+            }
+            error => Self::of(EXIT_FAILED, &error, ""),
+        }
+    }
+}
+
+impl From<OpenBackupError> for Failure {
+    fn from(error: OpenBackupError) -> Self {
+        match error {
+            OpenBackupError::Absent(_) => Self::of(EXIT_FAILED, &error, "lifeboat list shows the backups"),
+            OpenBackupError::Damaged(ref finding) => {
+                let hint = match finding.kind {
+                    lifeboat_core::verify::FindingKind::Unsigned => "trust.keys must name the public key that signed it; if it does, do not restore this backup: lifeboat list shows others",
+                    _ => "lifeboat verify --all tells which backups are whole",
+                };
+                Self::of(EXIT_UNVERIFIED, &error, hint)
+            }
+            OpenBackupError::Format(error) => error.into(),
+            OpenBackupError::Store(error) => error.into(),
+            OpenBackupError::Key(error) => error.into(),
+        }
+    }
+}
+
+impl From<RestorePlanError> for Failure {
+    fn from(error: RestorePlanError) -> Self {
+        let (code, hint) = match &error {
+            RestorePlanError::Nothing => (EXIT_USAGE, "lifeboat restore BACKUP --pgdata DIR and/or --artifacts DIR"),
+            RestorePlanError::NoDatabase(_) | RestorePlanError::NoArtifacts(_) => (EXIT_FAILED, "lifeboat list shows what each backup has"),
+            RestorePlanError::Degraded { .. } => (EXIT_FINDINGS, "lifeboat show BACKUP names the pages; lifeboat list shows healthy backups; to restore it all the same: --accept-degraded"),
+            RestorePlanError::Unreachable { .. } => (EXIT_UNREACHABLE, "lifeboat list shows when each backup is consistent"),
+            RestorePlanError::NoTablespace { .. } => (EXIT_USAGE, "lifeboat show BACKUP names its tablespaces"),
+        };
+        Self::of(code, &error, hint)
+    }
+}
+
+impl From<RestoreError> for Failure {
+    fn from(error: RestoreError) -> Self {
+        let (code, hint) = match error {
+            RestoreError::Open(error) => return error.into(),
+            RestoreError::Key(error) => return error.into(),
+            RestoreError::Repository(error) => return error.into(),
+            RestoreError::Store(error) => return error.into(),
+            RestoreError::Artifacts(error) => return error.into(),
+            RestoreError::Damaged(_) => (EXIT_UNVERIFIED, "what was written cannot be started; lifeboat verify --all tells which backups are whole"),
+            RestoreError::ControlFile(_) | RestoreError::BackupManifest(_) => (EXIT_UNVERIFIED, "lifeboat verify --all tells which backups are whole"),
+            RestoreError::NotEmpty { .. } => (EXIT_FAILED, "choose an empty directory, or move away what is there; lifeboat restore overwrites nothing"),
+            RestoreError::ServerRunning { .. } => (EXIT_FAILED, "stop the server first (pg_ctl stop -D DIR), or restore into another directory: lifeboat restore … --pgdata DIR"),
+            RestoreError::NoParent { .. } => (EXIT_FAILED, "make the directory above it (mkdir -p), or correct lifeboat restore … --pgdata DIR"),
+            RestoreError::NoRoom { .. } => (EXIT_FAILED, "make room, or restore to a larger file system: lifeboat restore … --pgdata DIR"),
+            RestoreError::Server(ServerError::NoBinary { .. }) => (EXIT_FAILED, "the files are restored; install that version or give --bin-directory, then start it with pg_ctl, or lifeboat restore again"),
+            RestoreError::Server(ServerError::Short { .. }) => (EXIT_UNREACHABLE, "do not use this server; lifeboat verify the backup"),
+            RestoreError::Server(_) => (EXIT_FAILED, "the files are restored; the server's log tells why it did not come up: lifeboat-start.log in the data directory"),
+            _ => (EXIT_FAILED, "what was written cannot be started; lifeboat restore into the same directory begins anew"),
+        };
+        Self::of(code, &error, hint)
+    }
+}
+
+impl From<VerifyError> for Failure {
+    fn from(error: VerifyError) -> Self {
+        match error {
+            VerifyError::Open(error) => error.into(),
+            VerifyError::Store(error) => error.into(),
+            VerifyError::Artifacts(error) => error.into(),
+            VerifyError::Read(error) => (*error).into(),
+        }
+    }
+}

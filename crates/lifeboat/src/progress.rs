@@ -1,0 +1,116 @@
+//! Progress: bars on a terminal, a line for each phase otherwise.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use lifeboat_engine::progress::Progress;
+
+use crate::output;
+
+/// Time between two lines about one phase where no bar can be drawn.
+const LINE_EVERY: Duration = Duration::from_secs(30);
+
+/// Shows how far a command has come.
+pub(crate) struct Shown {
+    bar: Option<ProgressBar>,
+    state: Mutex<State>,
+    files: AtomicU64,
+    bytes: AtomicU64,
+}
+
+struct State {
+    phase: &'static str,
+    begun: Instant,
+    said: Instant,
+    total: (u64, u64),
+}
+
+impl Shown {
+    pub(crate) fn new() -> Self {
+        let bar = output::stderr_is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            bar.enable_steady_tick(Duration::from_millis(200));
+            bar
+        });
+        let now = Instant::now();
+        Self {
+            bar,
+            state: Mutex::new(State { phase: "", begun: now, said: now, total: (0, 0) }),
+            files: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+        }
+    }
+
+    fn end_phase(&self, state: &State) {
+        let bytes = self.bytes.swap(0, Ordering::Relaxed);
+        let files = self.files.swap(0, Ordering::Relaxed);
+        if state.phase.is_empty() || self.bar.is_some() {
+            return;
+        }
+        let took = state.begun.elapsed();
+        let mut line = format!("{}: done in {}", state.phase, output::seconds(took));
+        if bytes > 0 {
+            let rate = bytes as f64 / took.as_secs_f64().max(0.001);
+            line.push_str(&format!(", {files} files, {}, {}/s", output::bytes(bytes), output::bytes(rate as u64)));
+        }
+        output::say(&line);
+    }
+
+    /// Ends the last phase and takes the bar away.
+    pub(crate) fn finish(&self) {
+        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.end_phase(&state);
+        state.phase = "";
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Progress for Shown {
+    fn phase(&self, name: &'static str) {
+        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.end_phase(&state);
+        let now = Instant::now();
+        *state = State { phase: name, begun: now, said: now, total: (0, 0) };
+        if let Some(bar) = &self.bar {
+            bar.unset_length();
+            bar.reset();
+            bar.set_message(name);
+            let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+            bar.set_style(style);
+        }
+    }
+
+    fn total(&self, files: u64, bytes: u64) {
+        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        state.total = (files, bytes);
+        if let Some(bar) = &self.bar {
+            bar.set_length(bytes);
+            let template = "{spinner} {msg} [{bar:32}] {binary_bytes} of {binary_total_bytes} ({percent} %), {binary_bytes_per_sec}, {eta} left";
+            bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        }
+    }
+
+    fn add(&self, files: u64, bytes: u64) {
+        self.files.fetch_add(files, Ordering::Relaxed);
+        let done = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if let Some(bar) = &self.bar {
+            bar.set_position(done);
+        } else if let Ok(mut state) = self.state.try_lock()
+            && state.said.elapsed() >= LINE_EVERY
+        {
+            state.said = Instant::now();
+            output::say(&format!("{}: {} of {}", state.phase, output::bytes(done), output::bytes(state.total.1)));
+        }
+    }
+
+    fn warn(&self, message: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| output::warn(message)),
+            None => output::warn(message),
+        }
+    }
+}
