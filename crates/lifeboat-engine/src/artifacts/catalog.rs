@@ -420,6 +420,8 @@ impl Read for Again<'_> {
 #[derive(Debug, Clone)]
 pub(super) struct Written {
     pub(super) run: Run,
+    /// Lines of it that say "gone".
+    gone: u64,
     bytes: Option<Vec<u8>>,
 }
 
@@ -430,6 +432,11 @@ pub(super) struct Sequence(pub(super) Vec<Written>);
 impl Sequence {
     pub(super) fn entries(&self) -> u64 {
         self.0.iter().map(|written| written.run.entries).sum()
+    }
+
+    /// Whether a line says "gone".
+    pub(super) fn has_gone(&self) -> bool {
+        self.0.iter().any(|written| written.gone > 0)
     }
 
     /// First and last name.
@@ -488,6 +495,7 @@ struct OpenRun {
     first: ArtifactName,
     last: ArtifactName,
     entries: u64,
+    gone: u64,
 }
 
 impl<'a> RunsWriter<'a> {
@@ -506,7 +514,7 @@ impl<'a> RunsWriter<'a> {
             Some(open) => open,
             None => {
                 let encoder = zstd::stream::write::Encoder::new(Vec::new(), LEVEL).expect("zstd has this level");
-                self.open.insert(OpenRun { encoder, first: name.clone(), last: name.clone(), entries: 0 })
+                self.open.insert(OpenRun { encoder, first: name.clone(), last: name.clone(), entries: 0, gone: 0 })
             }
         };
         debug_assert!(open.entries == 0 || open.last < *name, "lines come in order");
@@ -515,6 +523,7 @@ impl<'a> RunsWriter<'a> {
         open.encoder.write_all(&json).expect("writing to memory does not fail");
         open.last = name.clone();
         open.entries += 1;
+        open.gone += u64::from(matches!(line, Line::Gone { .. }));
         Ok(())
     }
 
@@ -522,7 +531,7 @@ impl<'a> RunsWriter<'a> {
         let Some(open) = self.open.take() else { return };
         let bytes = open.encoder.finish().expect("writing to memory does not fail");
         let run = Run { sha256: sha256(&bytes), bytes: bytes.len() as u64, entries: open.entries, first: open.first, last: open.last };
-        self.done.0.push(Written { run, bytes: Some(bytes) });
+        self.done.0.push(Written { run, gone: open.gone, bytes: Some(bytes) });
     }
 
     /// Ends the last run.

@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd as _;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -162,7 +163,8 @@ impl Writer<'_> {
                 let (todo, done, read) = (todo.clone(), done.clone(), &read);
                 scope.spawn(move || {
                     for job in todo {
-                        let result = read(&job);
+                        // A thread that ended without an answer would be waited for for ever.
+                        let result = catch_unwind(AssertUnwindSafe(|| read(&job)));
                         if done.send((job.number, result)).is_err() {
                             break;
                         }
@@ -181,7 +183,7 @@ impl Writer<'_> {
                 }
                 while state.slots.len() >= most {
                     let (number, result) = results.recv().expect("a thread is at what is waited for");
-                    state.end(number, result, progress)?;
+                    state.end(number, result.unwrap_or_else(|panic| resume_unwind(panic)), progress)?;
                 }
                 Ok(())
             };
@@ -194,7 +196,7 @@ impl Writer<'_> {
             let walked = notes.borrow();
             progress.total(walked.files, walked.bytes);
             for (number, result) in results {
-                state.end(number, result, progress)?;
+                state.end(number, result.unwrap_or_else(|panic| resume_unwind(panic)), progress)?;
             }
             Ok::<_, ArtifactError>(())
         })?;

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
@@ -26,7 +26,8 @@ use crate::store::{Listed, LocalStore, MemoryStore, ObjectWriter, Store, StoreEr
 /// A store that the test can reach into.
 #[derive(Clone)]
 enum Reach {
-    Memory(Arc<MemoryStore>, Arc<AtomicBool>),
+    /// With how many objects more it takes before it is full.
+    Memory(Arc<MemoryStore>, Arc<AtomicI64>),
     Local(Arc<LocalStore>, PathBuf),
 }
 
@@ -58,8 +59,8 @@ impl Store for Reach {
         self.inner().url()
     }
     fn writer(&self) -> Result<Box<dyn ObjectWriter + '_>, StoreError> {
-        if let Self::Memory(_, full) = self
-            && full.load(Ordering::Relaxed)
+        if let Self::Memory(_, room) = self
+            && room.fetch_sub(1, Ordering::Relaxed) <= 0
         {
             return Err(StoreError::Full { key: "an object".into(), store: "memory:".into() });
         }
@@ -107,7 +108,7 @@ impl World {
     }
 
     fn memory(encrypted: bool) -> Self {
-        Self::on(Reach::Memory(Arc::default(), Arc::default()), encrypted, tempfile::tempdir().unwrap())
+        Self::on(Reach::Memory(Arc::default(), Arc::new(AtomicI64::new(i64::MAX))), encrypted, tempfile::tempdir().unwrap())
     }
 
     fn local(encrypted: bool) -> Self {
@@ -693,14 +694,39 @@ fn what_is_there_is_looked_at_before_it_is_relied_on() {
 }
 
 #[test]
-fn a_full_store_is_reported_as_such() {
+fn a_sync_that_ends_anywhere_leaves_the_set_as_it_was() {
     let world = World::memory(true);
-    world.file("a", b"1");
-    let Reach::Memory(_, full) = &world.reach else { unreachable!("made in memory") };
-    full.store(true, Ordering::Relaxed);
-    assert!(matches!(world.sync(), Err(ArtifactError::Store(StoreError::Full { .. }))));
-    full.store(false, Ordering::Relaxed);
-    assert_eq!(world.sync().unwrap().new, 1);
+    let Reach::Memory(_, room) = &world.reach else { unreachable!("made in memory") };
+    for number in 0..5 {
+        world.file(&format!("{number}"), format!("old {number}").as_bytes());
+    }
+    world.sync().unwrap();
+    let before = world.head();
+    for number in 3..8 {
+        world.file(&format!("{number}"), format!("new {number}").as_bytes());
+    }
+    fs::remove_file(world.dir().join("0")).unwrap();
+    // Five blobs and five records, a run and a head; what was written before is not written again.
+    let mut failures = 0;
+    for more in 0..20 {
+        room.store(more, Ordering::Relaxed);
+        match world.sync() {
+            Ok(report) => {
+                assert_eq!((report.new, report.changed, report.gone), (3, 2, 1));
+                break;
+            }
+            Err(ArtifactError::Store(StoreError::Full { .. })) => failures += 1,
+            Err(other) => panic!("{other}"),
+        }
+        assert_eq!(world.head(), before);
+        assert!(world.verify(true).findings.is_empty());
+    }
+    assert!((7..20).contains(&failures), "{failures}");
+    room.store(i64::MAX, Ordering::Relaxed);
+    assert_eq!(world.names(), ["1", "2", "3", "4", "5", "6", "7"]);
+    let (report, restored) = world.restore(world.set(), "restored");
+    assert!(report.findings.is_empty());
+    assert_eq!(tree(&restored), tree(&world.dir()));
 }
 
 #[test]
@@ -838,7 +864,7 @@ fn an_empty_directory_and_an_empty_set_agree() {
 fn scale() {
     let world = World::local(true);
     let writer = world.writer();
-    let many = 1_000_000;
+    let many = 200_000;
     let resident = || {
         let status = fs::read_to_string("/proc/self/status").unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -867,5 +893,18 @@ fn scale() {
     let rows = (0..many).map(|number| Ok::<_, ArtifactError>((numbered(number).name.to_string(), numbered(number).sha256.to_string())));
     assert_eq!(cross_check(&world.set(), rows).unwrap().missing_count, 0);
     tell("all references compared");
+    let world = World::local(true);
+    for number in 0..20_000 {
+        world.file(&format!("{}/{number}.log", number % 100), format!("{number}").as_bytes());
+    }
+    tell("20000 files written");
+    assert_eq!(world.sync().unwrap().new, 20_000);
+    tell("synced");
+    assert_eq!(world.sync().unwrap().unchanged, 20_000);
+    tell("synced again");
+    assert_eq!(world.restore(world.set(), "restored").0.restored, 20_000);
+    tell("restored");
+    assert_eq!(world.verify(true).blobs_opened, 20_000);
+    tell("verified");
     assert!(resident() < 256, "{} MiB", resident());
 }

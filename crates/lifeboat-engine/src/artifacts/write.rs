@@ -454,7 +454,7 @@ impl<'a> Writer<'a> {
     ) -> Result<Vec<lifeboat_core::repository::artifact::Run>, ArtifactError> {
         let (merged, left) = runs.split_at(runs_to_merge(change.entries(), runs));
         // With nothing behind it, a line that says "gone" says nothing.
-        if !merged.is_empty() || left.is_empty() {
+        if !merged.is_empty() || (left.is_empty() && change.has_gone()) {
             let older = ArtifactSet::new(self.store, merged.to_vec());
             let sources: Vec<Lines<'_>> = vec![change.lines(self.store), older.lines(|_| true)];
             let mut lines = RunsWriter::new(self.store);
@@ -464,8 +464,7 @@ impl<'a> Writer<'a> {
                     lines.push(&line)?;
                 }
             }
-            let merged = lines.finish()?;
-            change = merged;
+            change = lines.finish()?;
         }
         let mut all = change.store(self.store)?;
         all.extend_from_slice(left);
