@@ -89,7 +89,9 @@ pub(crate) fn chain(error: &dyn Error) -> String {
 impl From<FormatError> for Failure {
     fn from(error: FormatError) -> Self {
         match error {
-            FormatError::TooNew { .. } => Self::of(EXIT_FORMAT, &error, "use the lifeboat version that wrote it, or a later one: lifeboat --version"),
+            FormatError::TooNew { .. } => {
+                Self::of(EXIT_FORMAT, &error, "use the lifeboat version that wrote it, or a later one: lifeboat --version")
+            }
             FormatError::Malformed { .. } => Self::of(EXIT_UNVERIFIED, &error, "lifeboat verify --all tells what else is damaged"),
         }
     }
@@ -98,9 +100,17 @@ impl From<FormatError> for Failure {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         match &error {
-            StoreError::Full { .. } => Self::of(EXIT_FAILED, &error, "make room, then run the command again; nothing half-written counts as a backup (lifeboat list)"),
-            StoreError::Denied { .. } => Self::of(EXIT_KEY, &error, "check who owns the repository, and as whom lifeboat runs: lifeboat config show"),
-            StoreError::NotFound { .. } | StoreError::Short { .. } => Self::of(EXIT_UNVERIFIED, &error, "lifeboat verify --all tells what else is missing"),
+            StoreError::Full { .. } => Self::of(
+                EXIT_FAILED,
+                &error,
+                "make room, then run the command again; nothing half-written counts as a backup (lifeboat list)",
+            ),
+            StoreError::Denied { .. } => {
+                Self::of(EXIT_KEY, &error, "check who owns the repository, and as whom lifeboat runs: lifeboat config show")
+            }
+            StoreError::NotFound { .. } | StoreError::Short { .. } => {
+                Self::of(EXIT_UNVERIFIED, &error, "lifeboat verify --all tells what else is missing")
+            }
             StoreError::Exists { .. } | StoreError::Io { .. } => Self::of(EXIT_FAILED, &error, ""),
         }
     }
@@ -109,7 +119,9 @@ impl From<StoreError> for Failure {
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Self {
         match &error {
-            OpenError::Missing(_) => Self::of(EXIT_NO_REPOSITORY, &error, "check the path, or make a repository with lifeboat init --repository DIR"),
+            OpenError::Missing(_) => {
+                Self::of(EXIT_NO_REPOSITORY, &error, "check the path, or make a repository with lifeboat init --repository DIR")
+            }
             OpenError::Scheme(_) => Self::of(EXIT_USAGE, &error, "give a directory: --repository file:///path"),
             OpenError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
                 Self::of(EXIT_KEY, &error, "check who owns the repository, and as whom lifeboat runs: lifeboat config show")
@@ -122,7 +134,9 @@ impl From<OpenError> for Failure {
 impl From<RepositoryError> for Failure {
     fn from(error: RepositoryError) -> Self {
         match error {
-            RepositoryError::Absent { .. } => Self::of(EXIT_NO_REPOSITORY, &error, "check the path, or make a repository with lifeboat init --repository DIR"),
+            RepositoryError::Absent { .. } => {
+                Self::of(EXIT_NO_REPOSITORY, &error, "check the path, or make a repository with lifeboat init --repository DIR")
+            }
             RepositoryError::Occupied { .. } => Self::of(EXIT_FAILED, &error, "lifeboat list shows what is there"),
             RepositoryError::Format(error) => error.into(),
             RepositoryError::Store(error) => error.into(),
@@ -157,8 +171,12 @@ impl From<signing::KeyError> for Failure {
 impl From<LeaseError> for Failure {
     fn from(error: LeaseError) -> Self {
         match error {
-            LeaseError::Held { .. } => Self::of(EXIT_LEASED, &error, "wait until it ends, or until the lease runs out; lifeboat list shows what it wrote"),
-            LeaseError::Lost { .. } => Self::of(EXIT_LEASED, &error, "this run was not committed; run lifeboat backup again when the other one has ended"),
+            LeaseError::Held { .. } => {
+                Self::of(EXIT_LEASED, &error, "wait until it ends, or until the lease runs out; lifeboat list shows what it wrote")
+            }
+            LeaseError::Lost { .. } => {
+                Self::of(EXIT_LEASED, &error, "this run was not committed; run lifeboat backup again when the other one has ended")
+            }
             LeaseError::Store(error) => error.into(),
         }
     }
@@ -168,12 +186,17 @@ impl From<PgError> for Failure {
     fn from(error: PgError) -> Self {
         let (code, hint) = match &error {
             PgError::BadDsn { .. } => (EXIT_USAGE, "correct postgres.dsn: lifeboat config show"),
-            PgError::Unreachable { .. } | PgError::Lost { .. } => (EXIT_FAILED, "is the server running? try the same connection with: psql \"DSN\" -c 'select 1'"),
-            PgError::Authentication { .. } => (EXIT_KEY, "check user, password (PGPASSWORD, ~/.pgpass) and pg_hba.conf with: psql \"DSN\" -c 'select 1'"),
-            PgError::Untrusted { .. } => (EXIT_KEY, "check sslmode and sslrootcert with: psql \"DSN\" -c 'select 1'"),
-            PgError::Sql { sqlstate, .. } if sqlstate == "42501" => {
-                (EXIT_KEY, "the role needs REPLICATION, pg_read_all_settings and EXECUTE on pg_backup_start and pg_backup_stop; see docs/postgres.md, or use --copy logical")
+            PgError::Unreachable { .. } | PgError::Lost { .. } => {
+                (EXIT_FAILED, "is the server running? try the same connection with: psql \"DSN\" -c 'select 1'")
             }
+            PgError::Authentication { .. } => {
+                (EXIT_KEY, "check user, password (PGPASSWORD, ~/.pgpass) and pg_hba.conf with: psql \"DSN\" -c 'select 1'")
+            }
+            PgError::Untrusted { .. } => (EXIT_KEY, "check sslmode and sslrootcert with: psql \"DSN\" -c 'select 1'"),
+            PgError::Sql { sqlstate, .. } if sqlstate == "42501" => (
+                EXIT_KEY,
+                "the role needs REPLICATION, pg_read_all_settings and EXECUTE on pg_backup_start and pg_backup_stop; see docs/postgres.md, or use --copy logical",
+            ),
             PgError::Sql { .. } => (EXIT_FAILED, "the server's log has the rest; lifeboat backup --dry-run shows what is asked of it"),
             PgError::Unsupported { .. } => (EXIT_FAILED, "lifeboat backup --copy logical needs the least of a server"),
             PgError::ClusterChanged { .. } => (EXIT_FAILED, "run lifeboat backup again, against the new primary"),
@@ -188,7 +211,13 @@ impl From<PlanError> for Failure {
         let hint = match &error {
             PlanError::NoDataDirectory => "set postgres.data_directory or PGDATA, or choose lifeboat backup --copy stream",
             PlanError::Unreadable(_) => "run lifeboat as a user who may read it, or choose lifeboat backup --copy stream",
-            PlanError::Tablespace { .. } => return Self::of(EXIT_FAILED, &error, "move the tablespace (ALTER TABLE … SET TABLESPACE), or choose lifeboat backup --copy logical"),
+            PlanError::Tablespace { .. } => {
+                return Self::of(
+                    EXIT_FAILED,
+                    &error,
+                    "move the tablespace (ALTER TABLE … SET TABLESPACE), or choose lifeboat backup --copy logical",
+                );
+            }
         };
         Self::of(EXIT_USAGE, &error, hint)
     }
@@ -217,8 +246,12 @@ impl From<BackupError> for Failure {
             BackupError::OtherCluster { .. } | BackupError::OtherDirectory { .. } | BackupError::OtherServer { .. } => {
                 "postgres.dsn and postgres.data_directory must be of one server: lifeboat config show"
             }
-            BackupError::SystemChanged { .. } => "back the new cluster up under another name (lifeboat backup --name NAME) or into another repository (lifeboat init)",
-            BackupError::Wal { .. } => "set wal_keep_size, or max_replication_slots and a role with REPLICATION, then run lifeboat backup again",
+            BackupError::SystemChanged { .. } => {
+                "back the new cluster up under another name (lifeboat backup --name NAME) or into another repository (lifeboat init)"
+            }
+            BackupError::Wal { .. } => {
+                "set wal_keep_size, or max_replication_slots and a role with REPLICATION, then run lifeboat backup again"
+            }
             BackupError::Program { .. } => "set postgres.bin_directory to the programs of the server's version: lifeboat config show",
             _ => "run lifeboat backup again; nothing of this run counts as a backup",
         };
@@ -237,12 +270,16 @@ impl From<ArtifactError> for Failure {
                 _ => Self::of(EXIT_UNVERIFIED, &error, "lifeboat artifact verify tells what else is damaged"),
             },
             ArtifactError::NotFound(_) => Self::of(EXIT_FAILED, &error, "lifeboat artifact list shows the names"),
-            ArtifactError::WouldEmpty { .. } => Self::of(EXIT_FAILED, &error, "is it mounted? if it is meant to be empty: lifeboat artifact sync DIR --allow-empty"),
+            ArtifactError::WouldEmpty { .. } => {
+                Self::of(EXIT_FAILED, &error, "is it mounted? if it is meant to be empty: lifeboat artifact sync DIR --allow-empty")
+            }
             ArtifactError::HoldsRepository { .. } => Self::of(EXIT_USAGE, &error, "choose another directory: lifeboat config show"),
             ArtifactError::Occupied { .. } => Self::of(EXIT_FAILED, &error, "choose another place, or lifeboat artifact get --force"),
-            ArtifactError::Unreadable { .. } | ArtifactError::File { .. } => {
-                Self::of(EXIT_FAILED, &error, "make it readable for the user lifeboat runs as, then run lifeboat artifact sync again; the set is as it was")
-            }
+            ArtifactError::Unreadable { .. } | ArtifactError::File { .. } => Self::of(
+                EXIT_FAILED,
+                &error,
+                "make it readable for the user lifeboat runs as, then run lifeboat artifact sync again; the set is as it was",
+            ),
             error => Self::of(EXIT_FAILED, &error, ""),
         }
     }
@@ -254,7 +291,9 @@ impl From<OpenBackupError> for Failure {
             OpenBackupError::Absent(_) => Self::of(EXIT_FAILED, &error, "lifeboat list shows the backups"),
             OpenBackupError::Damaged(ref finding) => {
                 let hint = match finding.kind {
-                    lifeboat_core::verify::FindingKind::Unsigned => "trust.keys must name the public key that signed it; if it does, do not restore this backup: lifeboat list shows others",
+                    lifeboat_core::verify::FindingKind::Unsigned => {
+                        "trust.keys must name the public key that signed it; if it does, do not restore this backup: lifeboat list shows others"
+                    }
                     _ => "lifeboat verify --all tells which backups are whole",
                 };
                 Self::of(EXIT_UNVERIFIED, &error, hint)
@@ -271,7 +310,10 @@ impl From<RestorePlanError> for Failure {
         let (code, hint) = match &error {
             RestorePlanError::Nothing => (EXIT_USAGE, "lifeboat restore BACKUP --pgdata DIR and/or --artifacts DIR"),
             RestorePlanError::NoDatabase(_) | RestorePlanError::NoArtifacts(_) => (EXIT_FAILED, "lifeboat list shows what each backup has"),
-            RestorePlanError::Degraded { .. } => (EXIT_FINDINGS, "lifeboat show BACKUP names the pages; lifeboat list shows healthy backups; to restore it all the same: --accept-degraded"),
+            RestorePlanError::Degraded { .. } => (
+                EXIT_FINDINGS,
+                "lifeboat show BACKUP names the pages; lifeboat list shows healthy backups; to restore it all the same: --accept-degraded",
+            ),
             RestorePlanError::Unreachable { .. } => (EXIT_UNREACHABLE, "lifeboat list shows when each backup is consistent"),
             RestorePlanError::NoTablespace { .. } => (EXIT_USAGE, "lifeboat show BACKUP names its tablespaces"),
         };
@@ -287,15 +329,32 @@ impl From<RestoreError> for Failure {
             RestoreError::Repository(error) => return error.into(),
             RestoreError::Store(error) => return error.into(),
             RestoreError::Artifacts(error) => return error.into(),
-            RestoreError::Damaged(_) => (EXIT_UNVERIFIED, "what was written cannot be started; lifeboat verify --all tells which backups are whole"),
-            RestoreError::ControlFile(_) | RestoreError::BackupManifest(_) => (EXIT_UNVERIFIED, "lifeboat verify --all tells which backups are whole"),
-            RestoreError::NotEmpty { .. } => (EXIT_FAILED, "choose an empty directory, or move away what is there; lifeboat restore overwrites nothing"),
-            RestoreError::ServerRunning { .. } => (EXIT_FAILED, "stop the server first (pg_ctl stop -D DIR), or restore into another directory: lifeboat restore … --pgdata DIR"),
-            RestoreError::NoParent { .. } => (EXIT_FAILED, "make the directory above it (mkdir -p), or correct lifeboat restore … --pgdata DIR"),
+            RestoreError::Damaged(_) => {
+                (EXIT_UNVERIFIED, "what was written cannot be started; lifeboat verify --all tells which backups are whole")
+            }
+            RestoreError::ControlFile(_) | RestoreError::BackupManifest(_) => {
+                (EXIT_UNVERIFIED, "lifeboat verify --all tells which backups are whole")
+            }
+            RestoreError::NotEmpty { .. } => {
+                (EXIT_FAILED, "choose an empty directory, or move away what is there; lifeboat restore overwrites nothing")
+            }
+            RestoreError::ServerRunning { .. } => (
+                EXIT_FAILED,
+                "stop the server first (pg_ctl stop -D DIR), or restore into another directory: lifeboat restore … --pgdata DIR",
+            ),
+            RestoreError::NoParent { .. } => {
+                (EXIT_FAILED, "make the directory above it (mkdir -p), or correct lifeboat restore … --pgdata DIR")
+            }
             RestoreError::NoRoom { .. } => (EXIT_FAILED, "make room, or restore to a larger file system: lifeboat restore … --pgdata DIR"),
-            RestoreError::Server(ServerError::NoBinary { .. }) => (EXIT_FAILED, "the files are restored; install that version or give --bin-directory, then start it with pg_ctl, or lifeboat restore again"),
+            RestoreError::Server(ServerError::NoBinary { .. }) => (
+                EXIT_FAILED,
+                "the files are restored; install that version or give --bin-directory, then start it with pg_ctl, or lifeboat restore again",
+            ),
             RestoreError::Server(ServerError::Short { .. }) => (EXIT_UNREACHABLE, "do not use this server; lifeboat verify the backup"),
-            RestoreError::Server(_) => (EXIT_FAILED, "the files are restored; the server's log tells why it did not come up: lifeboat-start.log in the data directory"),
+            RestoreError::Server(_) => (
+                EXIT_FAILED,
+                "the files are restored; the server's log tells why it did not come up: lifeboat-start.log in the data directory",
+            ),
             _ => (EXIT_FAILED, "what was written cannot be started; lifeboat restore into the same directory begins anew"),
         };
         Self::of(code, &error, hint)

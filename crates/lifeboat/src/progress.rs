@@ -89,7 +89,8 @@ impl Progress for Shown {
         state.total = (files, bytes);
         if let Some(bar) = &self.bar {
             bar.set_length(bytes);
-            let template = "{spinner} {msg} [{bar:32}] {binary_bytes} of {binary_total_bytes} ({percent} %), {binary_bytes_per_sec}, {eta} left";
+            let template =
+                "{spinner} {msg} [{bar:32}] {binary_bytes} of {binary_total_bytes} ({percent} %), {binary_bytes_per_sec}, {eta} left";
             bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
         }
     }

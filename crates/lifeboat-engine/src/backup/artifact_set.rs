@@ -59,7 +59,7 @@ pub(super) fn take(
 }
 
 /// What a sync could not do, in sentences.
-pub(crate) fn complaints(report: &SyncReport) -> Vec<String> {
+pub fn complaints(report: &SyncReport) -> Vec<String> {
     let mut complaints = Vec::new();
     for (what, notes) in [
         ("artifacts changed whenever they were read and stay as they were", &report.changing),
@@ -97,7 +97,7 @@ impl From<PgError> for RowError {
 }
 
 /// Runs the reference query and compares each row (name, SHA-256) with the set; the rows stream by.
-pub(crate) fn compare(dsn: &Dsn, query: &str, set: &ArtifactSet<'_>) -> Result<References, BackupError> {
+pub fn compare(dsn: &Dsn, query: &str, set: &ArtifactSet<'_>) -> Result<References, BackupError> {
     let (sender, receiver) = mpsc::sync_channel::<Result<(String, String), CompareError>>(ROWS_IN_FLIGHT);
     let result = std::thread::scope(|scope| {
         scope.spawn(move || {

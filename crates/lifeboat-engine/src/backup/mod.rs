@@ -3,7 +3,7 @@
 //! To follow one: [`run`] here, then `local.rs`, `stream.rs` or `logical.rs` for the database, `copy` for the
 //! bytes, `artifacts` for the artifact set, and back here for the commit.
 
-pub(crate) mod artifact_set;
+mod artifact_set;
 mod listing;
 mod local;
 mod logical;
@@ -35,6 +35,7 @@ use crate::seal::{Sealing, seal_object};
 use crate::signing::{SignError, Signer};
 use crate::store::StoreError;
 
+pub use artifact_set::{compare as compare_references, complaints as sync_complaints};
 pub(crate) use local::OUTSIDE;
 pub(crate) use logical::run_program;
 

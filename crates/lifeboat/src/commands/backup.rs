@@ -1,0 +1,258 @@
+//! `lifeboat backup`
+
+use std::path::Path;
+
+use lifeboat_core::backup::{CopyChoice, choose_copy};
+use lifeboat_core::repository::manifest::{CopyMethod, State};
+use lifeboat_engine::backup::{self, ArtifactsSource, BackupRequest, PostgresSource};
+use lifeboat_engine::postgres::Dsn;
+use serde::Serialize;
+
+use crate::cli::{Backup, Cli, Copy};
+use crate::config::{Checkpoint, Settings};
+use crate::failure::{EXIT_FINDINGS, Failure};
+use crate::output::{self, Output};
+use crate::progress::Shown;
+use crate::session;
+
+/// What would be done.
+#[derive(Serialize)]
+struct Plan {
+    name: String,
+    repository: String,
+    repository_exists: bool,
+    database: Option<PlannedDatabase>,
+    artifacts: Option<String>,
+    encrypted_to: Vec<String>,
+    steps: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct PlannedDatabase {
+    server: String,
+    copy: CopyMethod,
+    reason: String,
+}
+
+pub(super) fn run(cli: &Cli, backup: &Backup, mut settings: Settings, out: &Output) -> Result<u8, Failure> {
+    if let Some(name) = &backup.name {
+        settings.name = crate::config::Setting { value: name.clone(), origin: crate::config::Origin::Flag("--name") };
+    }
+    let name: lifeboat_core::repository::backup_id::SystemName =
+        settings.name.value.parse().map_err(|error: lifeboat_core::repository::FormatError| {
+            Failure::usage(error.to_string()).hint("choose another name: lifeboat backup --name NAME")
+        })?;
+    let url = match &backup.output {
+        Some(url) => url.clone(),
+        None => session::repository_url(&settings)?.to_owned(),
+    };
+    let postgres = postgres_source(backup, &settings)?;
+    let artifacts = artifacts_source(backup, &settings)?;
+    if postgres.is_none() && artifacts.is_none() {
+        return Err(Failure::usage("back up: neither a database nor an artifact directory is configured")
+            .hint("set LIFEBOAT_ARTIFACTS and/or PGHOST with lifeboat backup --include-postgres, or write a configuration: lifeboat init --write-config FILE"));
+    }
+    check_output(&url, backup.output.is_some())?;
+    if backup.dry_run {
+        return dry_run(&settings, &url, postgres.as_ref(), artifacts.as_ref(), out);
+    }
+    if session::first_keys(&settings)? {
+        let name = settings.name;
+        settings = Settings::resolve(cli)?;
+        settings.name = name;
+    }
+    let signer = session::signer(&settings)?;
+    let protection = session::protection(&settings)?;
+    let repository = if backup.output.is_some() { session::open_or_make_repository(&url)? } else { session::open_repository(&settings)? };
+    let progress = Shown::new();
+    let request = BackupRequest {
+        name,
+        host: session::host(),
+        program: session::PROGRAM.to_owned(),
+        postgres,
+        artifacts,
+        protection,
+        signer: &signer,
+        workers: settings.workers.value,
+        memory_bytes: settings.memory_bytes.value,
+        level: settings.compression_level.value,
+        bandwidth: settings.bandwidth.as_ref().map(|setting| setting.value),
+    };
+    let begun = std::time::Instant::now();
+    let taken = backup::run(&repository, &request, &progress);
+    progress.finish();
+    let taken = taken?;
+    let took = begun.elapsed();
+    let manifest = &taken.manifest;
+    for warning in &manifest.warnings {
+        output::warn(warning);
+    }
+    let document = serde_json::json!({
+        "backup": manifest.id,
+        "manifest_sha256": taken.digest,
+        "repository": repository.store().url(),
+        "seconds": took.as_secs_f64(),
+        "manifest": manifest,
+    });
+    out.result(&document, || {
+        let mut text = format!("{}\n", manifest.id);
+        let rate = manifest.plain_bytes as f64 / took.as_secs_f64().max(0.001);
+        text.push_str(&format!(
+            "  {} files, {} stored as {}, in {} ({}/s)\n",
+            manifest.files,
+            output::bytes(manifest.plain_bytes),
+            output::bytes(manifest.stored_bytes),
+            output::seconds(took),
+            output::bytes(rate as u64)
+        ));
+        if let Some(physical) = manifest.postgres.as_ref().and_then(|postgres| postgres.physical.as_ref()) {
+            text.push_str(&format!(
+                "  consistent at LSN {} of {}, timeline {}\n",
+                physical.stop_lsn, physical.consistent_at, physical.timeline
+            ));
+        }
+        if let Some(artifacts) = &manifest.artifacts {
+            text.push_str(&format!("  {} artifacts, {}\n", artifacts.count, output::bytes(artifacts.bytes)));
+        }
+        text.push_str(&format!("  signed by key {}\n", lifeboat_engine::signing::Signer::hint(&signer)));
+        text
+    });
+    if manifest.state == State::Degraded {
+        output::warn(&format!(
+            "the backup is DEGRADED: {} damaged pages in the source, first {} block {}; lifeboat show {} lists them",
+            manifest.findings.len(),
+            manifest.findings[0].file,
+            manifest.findings[0].block,
+            manifest.id
+        ));
+        return Ok(EXIT_FINDINGS);
+    }
+    Ok(0)
+}
+
+/// A place that cannot be a repository is told before anything else is done.
+fn check_output(url: &str, make: bool) -> Result<(), Failure> {
+    let path = url.strip_prefix("file://").unwrap_or(url);
+    if url.contains("://") && !url.starts_with("file://") {
+        return Err(lifeboat_engine::store::OpenError::Scheme(url.split("://").next().unwrap_or_default().to_owned()).into());
+    }
+    let path = Path::new(path);
+    if path.is_dir() {
+        return Ok(());
+    }
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    if make && !path.exists() && absolute.parent().is_some_and(Path::is_dir) {
+        return Ok(());
+    }
+    if path.exists() {
+        return Err(Failure::new(crate::failure::EXIT_NO_REPOSITORY, format!("open {}: it is not a directory", path.display()))
+            .hint("lifeboat init --repository DIR makes a repository"));
+    }
+    let missing = if make { absolute.parent().unwrap_or(&absolute).display().to_string() } else { path.display().to_string() };
+    Err(lifeboat_engine::store::OpenError::Missing(missing).into())
+}
+
+fn postgres_source(backup: &Backup, settings: &Settings) -> Result<Option<PostgresSource>, Failure> {
+    let configured = settings.postgres_configured && settings.file.is_some();
+    if !backup.include_postgres && !(configured && backup.copy.is_none() || backup.copy.is_some()) {
+        return Ok(None);
+    }
+    let dsn = settings.dsn.as_ref().map_or("", |setting| setting.value.as_str());
+    let copy = match backup.copy {
+        Some(Copy::Auto) => CopyChoice::Auto,
+        Some(Copy::Local) => CopyChoice::Local,
+        Some(Copy::Stream) => CopyChoice::Stream,
+        Some(Copy::Logical) => CopyChoice::Logical,
+        None => settings.copy.value,
+    };
+    Ok(Some(PostgresSource {
+        dsn: Dsn::parse(dsn)?,
+        data_directory: settings.data_directory.as_ref().map(|setting| setting.value.clone()),
+        copy,
+        bin_directory: settings.bin_directory.as_ref().map(|setting| setting.value.clone()),
+        scratch: settings.scratch.value.clone(),
+        fast_checkpoint: !backup.spread_checkpoint && settings.checkpoint.value == Checkpoint::Fast,
+        record_only: backup.record_only,
+    }))
+}
+
+fn artifacts_source(backup: &Backup, settings: &Settings) -> Result<Option<ArtifactsSource>, Failure> {
+    let Some(directory) = &settings.artifacts else { return Ok(None) };
+    let path = &directory.value;
+    if !path.is_dir() && !backup.allow_empty {
+        let problem = if path.exists() { "it is not a directory" } else { "no such directory" };
+        return Err(Failure::usage(format!("read artifacts {}: {problem}", path.display()))
+            .hint("correct artifacts.directory or LIFEBOAT_ARTIFACTS: lifeboat config show"));
+    }
+    Ok(Some(ArtifactsSource {
+        directory: Some(path.clone()),
+        allow_empty: backup.allow_empty,
+        reference_query: settings.reference_query.as_ref().map(|setting| setting.value.clone()),
+    }))
+}
+
+fn dry_run(
+    settings: &Settings,
+    url: &str,
+    postgres: Option<&PostgresSource>,
+    artifacts: Option<&ArtifactsSource>,
+    out: &Output,
+) -> Result<u8, Failure> {
+    let path = Path::new(url.strip_prefix("file://").unwrap_or(url));
+    let repository_exists = path.join("lifeboat.json").is_file();
+    let mut steps = Vec::new();
+    if !repository_exists {
+        steps.push(format!("make a repository in {url}"));
+    }
+    let mut database = None;
+    if let Some(source) = postgres {
+        let server = source.dsn.endpoint().to_string();
+        if source.record_only {
+            steps.push(format!("name the database at {server} in the manifest, and copy nothing of it"));
+            database = Some(PlannedDatabase { server, copy: CopyMethod::Recorded, reason: "asked for".into() });
+        } else {
+            let decision = choose_copy(source.copy, &backup::copy_facts(source))?;
+            steps.push(match decision.method {
+                CopyMethod::Local => format!(
+                    "copy the database at {server} from {}, between start and stop of an online backup, with {} workers",
+                    source.data_directory.as_deref().unwrap_or(Path::new("?")).display(),
+                    settings.workers.value
+                ),
+                CopyMethod::Stream => format!("copy the database at {server} through the replication protocol"),
+                _ => format!("dump every database at {server} with pg_dump"),
+            });
+            if decision.method.is_physical() {
+                steps.push("take the WAL from start to stop, so that the backup restores on its own".into());
+            }
+            database = Some(PlannedDatabase { server, copy: decision.method, reason: decision.reason });
+        }
+    }
+    if let Some(directory) = artifacts.and_then(|source| source.directory.as_ref()) {
+        steps.push(format!("store and sign what is new in {}", directory.display()));
+    }
+    if artifacts.is_some_and(|source| source.reference_query.is_some()) && postgres.is_some_and(|source| !source.record_only) {
+        steps.push("compare the artifacts with what the database refers to".into());
+    }
+    steps.push("sign the manifest and commit it".into());
+    let plan = Plan {
+        name: settings.name.value.clone(),
+        repository: url.to_owned(),
+        repository_exists,
+        database,
+        artifacts: artifacts.and_then(|source| source.directory.as_ref()).map(|path| path.display().to_string()),
+        encrypted_to: settings.recipients.value.clone(),
+        steps,
+    };
+    out.result(&plan, || {
+        let mut text = format!("would back up {} into {}\n", plan.name, plan.repository);
+        if let Some(database) = &plan.database {
+            text.push_str(&format!("  database at {}: {:?}, because {}\n", database.server, database.copy, database.reason).to_lowercase());
+        }
+        for (number, step) in plan.steps.iter().enumerate() {
+            text.push_str(&format!("  {}. {step}\n", number + 1));
+        }
+        text.push_str("nothing was changed (dry run)\n");
+        text
+    });
+    Ok(0)
+}

@@ -1,0 +1,89 @@
+//! `lifeboat init`
+
+use std::path::Path;
+
+use jiff::Timestamp;
+use lifeboat_engine::repository::Repository;
+use lifeboat_engine::store;
+
+use crate::cli::{Cli, Init};
+use crate::config::Settings;
+use crate::failure::{EXIT_FAILED, Failure};
+use crate::output::{self, Output};
+use crate::session;
+
+pub(super) fn run(cli: &Cli, init: &Init, mut settings: Settings, out: &Output) -> Result<u8, Failure> {
+    let url = session::repository_url(&settings)?.to_owned();
+    if let Some(path) = init.write_config.as_deref().filter(|path| path.exists()) {
+        return Err(Failure::new(EXIT_FAILED, format!("write {}: it exists already", path.display()))
+            .hint("choose another name: lifeboat init --write-config FILE"));
+    }
+    if session::first_keys(&settings)? {
+        settings = Settings::resolve(cli)?;
+    }
+    let repository = Repository::init(store::open(&url, true)?, Timestamp::now(), session::PROGRAM)?;
+    if let Some(path) = &init.write_config {
+        write_config(path, init, &settings, repository.store().url())?;
+    }
+    let document = serde_json::json!({
+        "repository": repository.store().url(),
+        "id": repository.descriptor().repository,
+        "configuration": init.write_config,
+    });
+    out.result(&document, || format!("made repository {} at {}\n", repository.descriptor().repository, repository.store().url()));
+    if let Some(path) = &init.write_config {
+        output::say(&format!("wrote {}; next: lifeboat --config {} backup --dry-run", path.display(), path.display()));
+    }
+    Ok(0)
+}
+
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+fn write_config(path: &Path, init: &Init, settings: &Settings, url: &str) -> Result<(), Failure> {
+    let absolute = |path: &Path| quoted(&std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string());
+    let line = |key: &str, value: Option<String>, example: &str| {
+        value.map_or_else(|| format!("# {key} = {example}\n"), |value| format!("{key} = {value}\n"))
+    };
+    let keys = &settings.user_keys;
+    let recipients: Vec<String> = settings.recipients.value.iter().map(|recipient| quoted(recipient)).collect();
+    let trust: Vec<String> = settings.trust_keys.value.iter().map(|key| quoted(key)).collect();
+    let mut text = String::from("# lifeboat's configuration. `lifeboat config show` prints every setting and where it came from.\n\n");
+    text.push_str("# Name of the protected system: backups are called NAME-backup-TIME.\n");
+    text.push_str(&format!("name = {}\n\n", quoted(init.name.as_deref().unwrap_or(&settings.name.value))));
+    text.push_str("# The server. The password comes from ~/.pgpass or PGPASSWORD, not from here.\n[postgres]\n");
+    text.push_str(&line("dsn", init.dsn.as_deref().map(quoted), "\"host=/var/run/postgresql user=postgres dbname=postgres\""));
+    text.push_str("# Where it is on this host: allows the fastest way to copy it.\n");
+    text.push_str(&line("data_directory", init.data_directory.as_deref().map(absolute), "\"/var/lib/postgresql/15/main\""));
+    text.push_str("# auto, local (from the directory), stream (replication protocol) or logical (pg_dump).\ncopy = \"auto\"\n\n");
+    text.push_str(&format!("[[repository]]\nurl = {}\n\n", quoted(url)));
+    text.push_str("# Code archives, test results, build logs.\n[artifacts]\n");
+    text.push_str(&line("directory", init.artifacts.as_deref().map(absolute), "\"/srv/artifacts\""));
+    text.push_str(
+        "# Name and SHA-256 of every artifact that the database refers to.\n# reference_query = \"SELECT name, sha256 FROM artifacts\"\n\n",
+    );
+    text.push_str("# Backups can be read only with a restore identity; this host need not have one.\n[encryption]\n");
+    text.push_str(&format!("recipients = [{}]\n", recipients.join(", ")));
+    text.push_str(&line(
+        "host_identity",
+        keys.host_identity().exists().then(|| absolute(&keys.host_identity())),
+        "\"/etc/lifeboat/host-identity.txt\"",
+    ));
+    text.push_str("# Only where restores run:\n");
+    text.push_str(&line("identity_file", keys.identity().exists().then(|| absolute(&keys.identity())), "\"/etc/lifeboat/identity.txt\""));
+    text.push_str("\n[signing]\n");
+    text.push_str(&line("key_file", keys.signing_key().exists().then(|| absolute(&keys.signing_key())), "\"/etc/lifeboat/signing.key\""));
+    text.push_str(&line(
+        "password",
+        keys.password().exists().then(|| format!("{{ file = {} }}", absolute(&keys.password()))),
+        "{ file = \"/etc/lifeboat/signing.password\" }  # or { env = \"NAME\" } or { command = [\"pass\", \"show\", \"lifeboat\"] }",
+    ));
+    text.push_str("\n# Public keys whose signatures count.\n[trust]\n");
+    text.push_str(&format!("keys = [{}]\n\n", trust.join(", ")));
+    text.push_str("[limits]\nmemory = \"512MiB\"\n# workers = 4\n# bandwidth = \"100MiB\"  # bytes a second to read\n");
+    std::fs::write(path, text).map_err(|error| {
+        Failure::new(EXIT_FAILED, format!("write {}: {error}", path.display()))
+            .hint("choose another place: lifeboat init --write-config FILE")
+    })
+}

@@ -1,0 +1,29 @@
+//! `lifeboat key generate`
+
+use crate::cli::Key;
+use crate::config::{Settings, UserKeys};
+use crate::failure::Failure;
+use crate::output::{self, Output};
+use crate::session;
+
+pub(super) fn run(key: &Key, settings: &Settings, out: &Output) -> Result<u8, Failure> {
+    let Key::Generate { out: directory, password_file } = key;
+    let keys = directory.as_ref().map_or_else(|| settings.user_keys.clone(), |directory| UserKeys { directory: directory.clone() });
+    if directory.is_none() {
+        crate::config::user_directory()?;
+    }
+    let made = session::make_keys(&keys, password_file.as_deref())?;
+    out.result(&made, || {
+        let password = made.password_file.as_ref().map_or(String::new(), |path| format!("  its password    {}\n", path.display()));
+        format!(
+            "signing key       {}\n{password}public key        {}   (trust.keys)\nrestore identity  {}   (keep it where restores run, and a copy elsewhere)\nrecipient         {}   (encryption.recipients)\nhost identity     {}   (encryption.host_identity)\n",
+            made.signing_key_file.display(),
+            made.public_key_file.display(),
+            made.identity_file.display(),
+            made.recipient,
+            made.host_identity_file.display(),
+        )
+    });
+    output::warn("without the restore identity nothing can be restored: keep a copy of it somewhere else");
+    Ok(0)
+}

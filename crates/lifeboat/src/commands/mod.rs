@@ -1,0 +1,44 @@
+//! One file per command: it resolves what was typed, asks core for the plan, lets the engine do it, and prints.
+
+mod artifact;
+mod backup;
+mod config;
+mod demo;
+mod init;
+mod key;
+mod list;
+mod restore;
+mod show;
+mod verify;
+
+use clap::CommandFactory as _;
+
+use crate::cli::{Cli, Command};
+use crate::config::Settings;
+use crate::failure::Failure;
+use crate::output::Output;
+
+/// Runs a command; the number is its exit code.
+pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
+    match &cli.command {
+        Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "lifeboat", &mut std::io::stdout());
+            return Ok(0);
+        }
+        Command::Demo(demo) => return demo::run(demo, out),
+        _ => {}
+    }
+    let settings = Settings::resolve(cli)?;
+    match &cli.command {
+        Command::Init(init) => init::run(cli, init, settings, out),
+        Command::Backup(backup) => backup::run(cli, backup, settings, out),
+        Command::List => list::run(&settings, out),
+        Command::Show(show) => show::run(show, &settings, out),
+        Command::Verify(verify) => verify::run(verify, &settings, out),
+        Command::Restore(restore) => restore::run(restore, &settings, out),
+        Command::Artifact(artifact) => artifact::run(artifact, &settings, out),
+        Command::Key(key) => key::run(key, &settings, out),
+        Command::Config(config) => config::run(config, &settings, out),
+        Command::Completions { .. } | Command::Demo(_) => Ok(0),
+    }
+}

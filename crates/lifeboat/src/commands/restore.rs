@@ -1,0 +1,264 @@
+//! `lifeboat restore`
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use lifeboat_core::repository::manifest::CopyMethod;
+use lifeboat_core::restore::{self as planning, ArchiveMode, RestorePlan, RestoreRequest, Target};
+use lifeboat_core::verify::{Finding, FindingKind, verdict};
+use lifeboat_engine::artifacts::{ArtifactSet, Reader, restore_set};
+use lifeboat_engine::opened_backup::{self, VerifiedBackup};
+use lifeboat_engine::postgres::Dsn;
+use lifeboat_engine::progress::Progress as _;
+use lifeboat_engine::repository::Repository;
+use lifeboat_engine::restore::{self, RestoreSettings};
+use lifeboat_engine::verify::artifact_finding;
+use serde::Serialize;
+
+use crate::cli::{Archiving, Restore};
+use crate::config::Settings;
+use crate::failure::Failure;
+use crate::output::{self, Output};
+use crate::progress::Shown;
+use crate::session;
+
+/// What a restore came to.
+#[derive(Serialize, Default)]
+struct Measured {
+    /// Until every file was durable.
+    files_seconds: Option<f64>,
+    /// Until the server answered its first query.
+    first_query_seconds: Option<f64>,
+    /// Until artifacts and references were verified as well.
+    verified_seconds: f64,
+    /// Where recovery ended.
+    reached_lsn: Option<String>,
+    /// The moment that came back.
+    recovery_point: Option<jiff::Timestamp>,
+    dsn: Option<String>,
+    artifacts: u64,
+}
+
+pub(super) fn run(restore: &Restore, settings: &Settings, out: &Output) -> Result<u8, Failure> {
+    let request = request(restore)?;
+    let repository = session::open_repository(settings)?;
+    let wanted = |manifest: &lifeboat_core::repository::manifest::Manifest| {
+        let database = manifest.postgres.as_ref().is_some_and(|postgres| postgres.copy != CopyMethod::Recorded);
+        (restore.pgdata.is_none() || database) && (restore.artifacts.is_none() || manifest.artifacts.is_some())
+    };
+    let id = session::find_backup(&repository, settings, &restore.backup, wanted)?;
+    if restore.dry_run && settings.trust_keys.value.is_empty() {
+        // A plan needs no secret; public keys are none, but there may be none here.
+        output::warn("the signature was not checked: no trusted key is configured (trust.keys)");
+        let manifest = opened_backup::peek(&repository, &id)?;
+        let bytes = lifeboat_core::repository::to_json(&manifest);
+        let plan = planning::plan(&manifest, lifeboat_core::repository::Sha256::of(&bytes), &request)?;
+        return print_plan(&plan, out);
+    }
+    let backup = opened_backup::open(&repository, &id, &session::trust(settings)?)?;
+    let plan = planning::plan(&backup.manifest, backup.digest, &request)?;
+    restore::check_targets(&plan)?;
+    if restore.dry_run {
+        return print_plan(&plan, out);
+    }
+    execute(restore, settings, &repository, &backup, &plan, out)
+}
+
+fn absolute(path: &Path) -> String {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
+}
+
+fn request(restore: &Restore) -> Result<RestoreRequest, Failure> {
+    let target = if restore.target_immediate {
+        Target::Immediate
+    } else if let Some(text) = &restore.target_time {
+        // With its zone, or not at all: an hour off is another restore (c122).
+        Target::Time(text.parse().map_err(|_| {
+            Failure::usage(format!("parse time {text:?}: write it as RFC 3339 with a zone"))
+                .hint("lifeboat restore … --target-time 2024-03-15T12:00:00Z")
+        })?)
+    } else if let Some(text) = &restore.target_lsn {
+        Target::Lsn(text.parse().map_err(|error| Failure::usage(format!("{error}")).hint("lifeboat restore … --target-lsn 16/B374D848"))?)
+    } else if let Some(xid) = restore.target_xid {
+        Target::TransactionId(xid)
+    } else if let Some(name) = &restore.target_name {
+        Target::Name(name.clone())
+    } else {
+        Target::Latest
+    };
+    let mut tablespaces = Vec::new();
+    for text in &restore.tablespace {
+        let Some((name, directory)) = text.split_once('=').filter(|(name, directory)| !name.is_empty() && !directory.is_empty()) else {
+            return Err(
+                Failure::usage(format!("parse tablespace {text:?}: write NAME=DIR")).hint("lifeboat show BACKUP names the tablespaces")
+            );
+        };
+        tablespaces.push((name.to_owned(), absolute(Path::new(directory))));
+    }
+    Ok(RestoreRequest {
+        pgdata: restore.pgdata.as_deref().map(absolute),
+        artifacts: restore.artifacts.as_deref().map(absolute),
+        tablespaces,
+        target,
+        start: restore.start,
+        accept_degraded: restore.accept_degraded,
+        archive_mode: match restore.archive_mode {
+            Archiving::Off => ArchiveMode::Off,
+            Archiving::Preserve => ArchiveMode::Preserve,
+        },
+    })
+}
+
+fn print_plan(plan: &RestorePlan, out: &Output) -> Result<u8, Failure> {
+    out.result(&serde_json::json!({"plan": plan, "digest": plan.digest()}), || {
+        let mut text = format!("would restore {}: {} files, {}\n", plan.backup, plan.files, output::bytes(plan.bytes));
+        if let Some(at) = plan.database.as_ref().and_then(|database| database.consistent_at) {
+            text.push_str(&format!("  as of {at}\n"));
+        }
+        for (number, step) in plan.steps.iter().enumerate() {
+            text.push_str(&format!("  {}. {step}\n", number + 1));
+        }
+        text.push_str(&format!("plan {}\nnothing was changed (dry run)\n", plan.digest()));
+        text
+    });
+    for warning in &plan.warnings {
+        output::warn(warning);
+    }
+    Ok(0)
+}
+
+fn execute(
+    restore: &Restore,
+    settings: &Settings,
+    repository: &Repository,
+    backup: &VerifiedBackup,
+    plan: &RestorePlan,
+    out: &Output,
+) -> Result<u8, Failure> {
+    let identities = session::identities(settings, restore.identity.as_ref(), true)?;
+    for warning in &plan.warnings {
+        output::warn(warning);
+    }
+    let bin_directory: Option<PathBuf> =
+        restore.bin_directory.clone().or_else(|| settings.bin_directory.as_ref().map(|setting| setting.value.clone()));
+    let restore_settings = RestoreSettings {
+        identities: identities.clone(),
+        workers: settings.workers.value,
+        bin_directory,
+        start_timeout: Duration::from_secs(restore.start_timeout),
+    };
+    let progress = Shown::new();
+    let begun = Instant::now();
+    let database = restore::run(repository, backup, plan, &restore_settings, &progress);
+    if database.is_err() {
+        progress.finish();
+    }
+    let database = database?;
+    let mut measured = Measured::default();
+    if let Some(database) = &database {
+        measured.files_seconds = Some(database.files.as_secs_f64());
+        measured.first_query_seconds = database.first_query.map(|took| took.as_secs_f64());
+        measured.reached_lsn = database.reached.map(|lsn| lsn.to_string());
+        measured.dsn.clone_from(&database.dsn);
+        measured.recovery_point = backup
+            .manifest
+            .postgres
+            .as_ref()
+            .and_then(|postgres| postgres.physical.as_ref())
+            .map(|physical| physical.consistent_at)
+            .or(Some(backup.manifest.started));
+        for warning in &database.warnings {
+            progress.warn(warning);
+        }
+    }
+    let findings = artifacts(settings, repository, backup, plan, &identities, &mut measured, &progress);
+    progress.finish();
+    let findings = findings?;
+    measured.verified_seconds = begun.elapsed().as_secs_f64();
+    let all = verdict(&findings);
+    out.result(&serde_json::json!({"backup": plan.backup, "plan": plan, "digest": plan.digest(), "measured": measured, "verdict": all, "findings": findings}), || {
+        let mut text = format!("restored {}\n", plan.backup);
+        if let Some(database) = &plan.database {
+            text.push_str(&format!("  database in {}\n", database.pgdata));
+        }
+        if let Some(artifacts) = &plan.artifacts {
+            text.push_str(&format!("  {} of {} artifacts in {}\n", measured.artifacts, artifacts.count, artifacts.directory));
+        }
+        if let Some(point) = measured.recovery_point {
+            text.push_str(&format!("  recovery point {point}{}\n", measured.reached_lsn.as_ref().map_or(String::new(), |lsn| format!(", recovery ended at {lsn}"))));
+        }
+        if let Some(seconds) = measured.files_seconds {
+            text.push_str(&format!("  files in {seconds:.2} s\n"));
+        }
+        if let Some(seconds) = measured.first_query_seconds {
+            text.push_str(&format!("  first query after {seconds:.2} s: psql {:?}\n", measured.dsn.as_deref().unwrap_or_default()));
+        }
+        text.push_str(&format!("  fully verified after {:.2} s\n", measured.verified_seconds));
+        text
+    });
+    super::verify::say_findings(&findings);
+    Ok(super::verify::code(all))
+}
+
+/// Restores the artifacts and compares them with what the database refers to.
+fn artifacts(
+    settings: &Settings,
+    repository: &Repository,
+    backup: &VerifiedBackup,
+    plan: &RestorePlan,
+    identities: &lifeboat_engine::keys::Identities,
+    measured: &mut Measured,
+    progress: &Shown,
+) -> Result<Vec<Finding>, Failure> {
+    let mut findings = Vec::new();
+    let Some((target, entry)) = plan.artifacts.as_ref().zip(backup.manifest.artifacts.as_ref()) else { return Ok(findings) };
+    progress.phase("artifacts");
+    let trust = session::trust(settings)?;
+    let reader = Reader::new(repository, &trust, identities.clone());
+    let set = ArtifactSet::new(repository.store(), entry.runs.clone());
+    let report =
+        restore_set(&reader, set.clone(), (entry.count, entry.bytes), Path::new(&target.directory), settings.workers.value, progress)?;
+    measured.artifacts = report.restored;
+    findings.extend(report.findings.first.iter().map(|finding| artifact_finding(Some(&backup.id), finding)));
+    if report.findings.is_empty() && report.restored != entry.count {
+        findings.push(backup.finding(
+            FindingKind::Missing,
+            "artifacts/catalog",
+            None,
+            format!("{} artifacts came back, the manifest says {}", report.restored, entry.count),
+        ));
+    }
+    let Some(references) = &entry.references else { return Ok(findings) };
+    if plan.database.is_none() {
+        return Ok(findings);
+    }
+    // What the restored server says counts; without a server, what was found when the backup was taken.
+    let (rows, missing_count, missing) = match &measured.dsn {
+        Some(dsn) => {
+            progress.phase("references");
+            let original = settings
+                .dsn
+                .as_ref()
+                .and_then(|setting| Dsn::parse(&setting.value).ok())
+                .map(|dsn| dsn.endpoint().database)
+                .filter(|database| !database.is_empty());
+            let mut dsn = Dsn::parse(dsn)?;
+            if let Some(database) = original {
+                dsn = dsn.with("dbname", &database);
+            }
+            let found = lifeboat_engine::backup::compare_references(&dsn, &references.query, &set)?;
+            (found.rows, found.missing_count, found.missing)
+        }
+        None => (references.rows, references.missing_count, references.missing.clone()),
+    };
+    if missing_count > 0 {
+        let first = missing.first().cloned().unwrap_or_default();
+        findings.push(backup.finding(
+            FindingKind::Missing,
+            "artifacts",
+            None,
+            format!("{missing_count} of {rows} artifacts that the database refers to are not in the backup, first {first}"),
+        ));
+    }
+    Ok(findings)
+}

@@ -1,0 +1,97 @@
+//! `lifeboat show`
+
+use lifeboat_engine::opened_backup;
+
+use crate::cli::Show;
+use crate::config::Settings;
+use crate::failure::Failure;
+use crate::output::{self, Output};
+use crate::session;
+
+pub(super) fn run(show: &Show, settings: &Settings, out: &Output) -> Result<u8, Failure> {
+    let repository = session::open_repository(settings)?;
+    let id = session::find_backup(&repository, settings, &show.backup, |_| true)?;
+    // Shown only when it is signed by somebody we trust, or with the words that it is not.
+    let (manifest, signature) = if settings.trust_keys.value.is_empty() {
+        output::warn("the signature was not checked: no trusted key is configured (trust.keys)");
+        (opened_backup::peek(&repository, &id)?, "not checked".to_owned())
+    } else {
+        let backup = opened_backup::open(&repository, &id, &session::trust(settings)?)?;
+        (backup.manifest, format!("valid, key {}", backup.signed_by))
+    };
+    out.result(&serde_json::json!({"signature": signature, "manifest": manifest}), || {
+        let mut lines = vec![
+            ("backup", manifest.id.to_string()),
+            ("signature", signature.clone()),
+            ("state", format!("{:?}", manifest.state).to_lowercase()),
+            ("taken", format!("{} to {} on {} by {}", manifest.started, manifest.finished, manifest.host, manifest.lifeboat)),
+            (
+                "size",
+                format!(
+                    "{} files, {}, stored as {} in {} packs",
+                    manifest.files,
+                    output::bytes(manifest.plain_bytes),
+                    output::bytes(manifest.stored_bytes),
+                    manifest.packs.len()
+                ),
+            ),
+            ("encryption", format!("{:?}", manifest.encryption.suite).to_lowercase()),
+        ];
+        for recipient in &manifest.encryption.recipients {
+            lines.push(("recipient", recipient.clone()));
+        }
+        if let Some(postgres) = &manifest.postgres {
+            lines.push(("database", format!("{:?} copy of {}", postgres.copy, postgres.server).to_lowercase()));
+            lines.extend(postgres.version.clone().map(|version| ("version", version)));
+            lines.extend(postgres.system_id.map(|id| ("system id", id.to_string())));
+            if let Some(physical) = &postgres.physical {
+                lines.push((
+                    "positions",
+                    format!("timeline {}, start {}, stop {}", physical.timeline, physical.start_lsn, physical.stop_lsn),
+                ));
+                lines.push(("consistent at", physical.consistent_at.to_string()));
+                lines.push((
+                    "WAL",
+                    format!("{} to {}{}", physical.wal.first, physical.wal.last, if physical.wal.included { ", included" } else { "" }),
+                ));
+                let checksums = &physical.checksums;
+                lines.push((
+                    "checksums",
+                    if checksums.enabled {
+                        format!("{} pages checked, {} bad", checksums.pages, checksums.bad)
+                    } else {
+                        "the cluster has none".into()
+                    },
+                ));
+                for tablespace in &physical.tablespaces {
+                    lines.push((
+                        "tablespace",
+                        format!("{} {} in {}", tablespace.oid, tablespace.name.as_deref().unwrap_or("?"), tablespace.location),
+                    ));
+                }
+            }
+            for extension in &postgres.extensions {
+                lines.push(("extension", format!("{} {} in {}", extension.name, extension.version, extension.database)));
+            }
+        }
+        if let Some(artifacts) = &manifest.artifacts {
+            lines.push(("artifacts", format!("{}, {}, head {}", artifacts.count, output::bytes(artifacts.bytes), artifacts.head)));
+            if let Some(references) = &artifacts.references {
+                lines.push((
+                    "references",
+                    format!("{} rows in the database, {} without their artifact", references.rows, references.missing_count),
+                ));
+                lines.extend(references.missing.iter().map(|missing| ("missing", missing.clone())));
+            }
+        }
+        lines.extend(manifest.warnings.iter().map(|warning| ("warning", warning.clone())));
+        lines.extend(
+            manifest
+                .findings
+                .iter()
+                .map(|finding| ("damaged page", format!("{} block {}: {}", finding.file, finding.block, finding.problem))),
+        );
+        lines.into_iter().map(|(key, value)| format!("{key:14} {value}\n")).collect()
+    });
+    Ok(0)
+}

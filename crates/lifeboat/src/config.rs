@@ -1,0 +1,470 @@
+//! Configuration: one TOML file, joined as flag > environment > file > default, each setting with
+//! where it came from. Unknown keys are errors (c121); secrets are references, never values.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::cli::Cli;
+use crate::failure::Failure;
+
+/// What a file may say.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct File {
+    pub(crate) name: Option<String>,
+    pub(crate) postgres: Option<Postgres>,
+    #[serde(default)]
+    pub(crate) repository: Vec<RepositoryTable>,
+    pub(crate) artifacts: Option<Artifacts>,
+    pub(crate) encryption: Option<Encryption>,
+    pub(crate) signing: Option<Signing>,
+    pub(crate) trust: Option<Trust>,
+    pub(crate) limits: Option<Limits>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Postgres {
+    pub(crate) dsn: Option<String>,
+    pub(crate) data_directory: Option<PathBuf>,
+    pub(crate) copy: Option<lifeboat_core::backup::CopyChoice>,
+    pub(crate) bin_directory: Option<PathBuf>,
+    pub(crate) checkpoint: Option<Checkpoint>,
+    pub(crate) scratch: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Checkpoint {
+    Fast,
+    Spread,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RepositoryTable {
+    pub(crate) url: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Artifacts {
+    pub(crate) directory: Option<PathBuf>,
+    pub(crate) reference_query: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Encryption {
+    pub(crate) recipients: Option<Vec<String>>,
+    pub(crate) host_identity: Option<PathBuf>,
+    pub(crate) identity_file: Option<PathBuf>,
+    pub(crate) none: Option<String>,
+}
+
+/// What encryption.none must say.
+pub(crate) const PLAIN_WORDS: &str = "I accept plain backups";
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Signing {
+    pub(crate) key_file: Option<PathBuf>,
+    pub(crate) password: Option<Secret>,
+}
+
+/// Where a secret is.
+#[derive(Debug, Clone, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub(crate) enum Secret {
+    /// In an environment variable.
+    Env(String),
+    /// In a file; one newline at its end does not count.
+    File(PathBuf),
+    /// What a command prints; one newline at its end does not count.
+    Command(Vec<String>),
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Trust {
+    pub(crate) keys: Option<Vec<String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Limits {
+    pub(crate) memory: Option<String>,
+    pub(crate) workers: Option<usize>,
+    pub(crate) bandwidth: Option<String>,
+    pub(crate) compression_level: Option<i32>,
+}
+
+/// Where a setting came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Origin {
+    Flag(&'static str),
+    Environment(&'static str),
+    File(PathBuf),
+    /// Keys in the user's configuration directory.
+    User(PathBuf),
+    Default,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag(flag) => write!(f, "flag {flag}"),
+            Self::Environment(variable) => write!(f, "environment {variable}"),
+            Self::File(path) => write!(f, "file {}", path.display()),
+            Self::User(path) => write!(f, "user's directory {}", path.display()),
+            Self::Default => f.write_str("default"),
+        }
+    }
+}
+
+/// A setting and where it came from.
+#[derive(Debug, Clone)]
+pub(crate) struct Setting<T> {
+    pub(crate) value: T,
+    pub(crate) origin: Origin,
+}
+
+/// Every setting, resolved.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// The file that was read.
+    pub(crate) file: Option<PathBuf>,
+    pub(crate) name: Setting<String>,
+    /// `None`: no server is configured.
+    pub(crate) dsn: Option<Setting<String>>,
+    pub(crate) data_directory: Option<Setting<PathBuf>>,
+    pub(crate) copy: Setting<lifeboat_core::backup::CopyChoice>,
+    pub(crate) bin_directory: Option<Setting<PathBuf>>,
+    pub(crate) checkpoint: Setting<Checkpoint>,
+    pub(crate) scratch: Setting<PathBuf>,
+    pub(crate) repository: Option<Setting<String>>,
+    pub(crate) artifacts: Option<Setting<PathBuf>>,
+    pub(crate) reference_query: Option<Setting<String>>,
+    pub(crate) recipients: Setting<Vec<String>>,
+    pub(crate) host_identity: Option<Setting<PathBuf>>,
+    pub(crate) identity_file: Option<Setting<PathBuf>>,
+    pub(crate) plain: Setting<bool>,
+    pub(crate) key_file: Option<Setting<PathBuf>>,
+    pub(crate) password: Option<Setting<Secret>>,
+    pub(crate) trust_keys: Setting<Vec<String>>,
+    pub(crate) memory_bytes: Setting<u64>,
+    pub(crate) workers: Setting<usize>,
+    pub(crate) bandwidth: Option<Setting<u64>>,
+    pub(crate) compression_level: Setting<i32>,
+    /// Where the user's own keys are, whether or not they are there.
+    pub(crate) user_keys: UserKeys,
+    /// Whether the file names a server.
+    pub(crate) postgres_configured: bool,
+}
+
+/// The keys that lifeboat makes for itself where nobody configured any.
+#[derive(Debug, Clone)]
+pub(crate) struct UserKeys {
+    pub(crate) directory: PathBuf,
+}
+
+impl UserKeys {
+    pub(crate) fn signing_key(&self) -> PathBuf {
+        self.directory.join("signing.key")
+    }
+    pub(crate) fn public_key(&self) -> PathBuf {
+        self.directory.join("signing.pub")
+    }
+    pub(crate) fn password(&self) -> PathBuf {
+        self.directory.join("signing.password")
+    }
+    pub(crate) fn identity(&self) -> PathBuf {
+        self.directory.join("identity.txt")
+    }
+    pub(crate) fn recipients(&self) -> PathBuf {
+        self.directory.join("recipients.txt")
+    }
+    pub(crate) fn host_identity(&self) -> PathBuf {
+        self.directory.join("host-identity.txt")
+    }
+}
+
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The user's configuration directory for lifeboat.
+pub(crate) fn user_directory() -> Result<PathBuf, Failure> {
+    use etcetera::BaseStrategy as _;
+    let base = etcetera::choose_base_strategy().map_err(|_| {
+        Failure::usage("find the configuration directory: HOME is not set")
+            .hint("set HOME, or name the keys in a configuration file: lifeboat --config FILE")
+    })?;
+    Ok(base.config_dir().join("lifeboat"))
+}
+
+/// Reads the configuration file that applies.
+fn read_file(cli: &Cli) -> Result<(File, Option<PathBuf>), Failure> {
+    let path = match &cli.config {
+        Some(path) => Some(path.clone()),
+        None => [PathBuf::from("lifeboat.toml"), PathBuf::from("/etc/lifeboat/lifeboat.toml")].into_iter().find(|path| path.exists()),
+    };
+    let Some(path) = path else { return Ok((File::default(), None)) };
+    let text = std::fs::read_to_string(&path).map_err(|error| {
+        Failure::usage(format!("read configuration {}: {error}", path.display()))
+            .hint("lifeboat init --write-config FILE writes one to begin with")
+    })?;
+    let file = toml::from_str(&text).map_err(|error| {
+        let place =
+            error.span().map_or(String::new(), |span| format!(" line {}", text[..span.start.min(text.len())].lines().count().max(1)));
+        let message = error.message().replace('\n', " ");
+        Failure::usage(format!("read configuration {}{place}: {message}", path.display()))
+            .hint("docs/configuration.md lists the settings; lifeboat config show prints them as read")
+    })?;
+    Ok((file, Some(path)))
+}
+
+/// Bytes as people write them: `512MiB`, `1G`, `65536`.
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, Failure> {
+    let bad = || {
+        Failure::usage(format!("parse size {text:?}: write a number with KiB, MiB, GiB or TiB"))
+            .hint("lifeboat config show prints the settings")
+    };
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().map_err(|_| bad())?;
+    let shift = match text[digits..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(bad()),
+    };
+    number.checked_mul(1 << shift).ok_or_else(bad)
+}
+
+/// One setting: from the environment, else from the file.
+struct Source<'a> {
+    path: Option<&'a Path>,
+}
+
+impl Source<'_> {
+    fn pick<T>(&self, flag: Option<(T, &'static str)>, environment: Option<(T, &'static str)>, file: Option<T>) -> Option<Setting<T>> {
+        if let Some((value, name)) = flag {
+            return Some(Setting { value, origin: Origin::Flag(name) });
+        }
+        if let Some((value, name)) = environment {
+            return Some(Setting { value, origin: Origin::Environment(name) });
+        }
+        let path = self.path.map(Path::to_owned).unwrap_or_default();
+        file.map(|value| Setting { value, origin: Origin::File(path) })
+    }
+
+    /// Paths in a file are relative to where one stands, as on the command line.
+    fn path(&self, variable: &'static str, file: Option<PathBuf>) -> Option<Setting<PathBuf>> {
+        self.pick(None, environment(variable).map(|value| (value.into(), variable)), file)
+    }
+}
+
+/// Any standard variable that says where the server is.
+const PG_VARIABLES: [&str; 5] = ["PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE", "PGPORT"];
+
+impl Settings {
+    /// Resolves all settings.
+    pub(crate) fn resolve(cli: &Cli) -> Result<Self, Failure> {
+        let (file, path) = read_file(cli)?;
+        let source = Source { path: path.as_deref() };
+        if file.repository.len() > 1 {
+            return Err(Failure::usage("read configuration: more than one [[repository]] is not possible in this version")
+                .hint("keep one; copies of the repository directory are repositories as well: lifeboat --repository DIR list"));
+        }
+        let postgres_configured = file.postgres.is_some();
+        let postgres = file.postgres.unwrap_or_default();
+        let artifacts = file.artifacts.unwrap_or_default();
+        let encryption = file.encryption.unwrap_or_default();
+        let signing = file.signing.unwrap_or_default();
+        let limits = file.limits.unwrap_or_default();
+        let user_keys = UserKeys { directory: user_directory().unwrap_or_else(|_| PathBuf::from(".lifeboat")) };
+        let user = |path: PathBuf| path.exists().then(|| Setting { value: path, origin: Origin::User(user_keys.directory.clone()) });
+        let plain = match &encryption.none {
+            None => Setting { value: false, origin: Origin::Default },
+            Some(words) if words == PLAIN_WORDS => Setting { value: true, origin: Origin::File(path.clone().unwrap_or_default()) },
+            Some(_) => {
+                return Err(Failure::usage(format!("read configuration: encryption.none must say {PLAIN_WORDS:?}"))
+                    .hint("or give encryption.recipients; lifeboat key generate makes one"));
+            }
+        };
+        let recipients = match encryption.recipients {
+            Some(list) => Setting { value: list, origin: Origin::File(path.clone().unwrap_or_default()) },
+            None => match std::fs::read_to_string(user_keys.recipients()) {
+                Ok(text) if !plain.value => {
+                    let list =
+                        text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect();
+                    Setting { value: list, origin: Origin::User(user_keys.directory.clone()) }
+                }
+                _ => Setting { value: Vec::new(), origin: Origin::Default },
+            },
+        };
+        let dsn = source.pick(None, environment("LIFEBOAT_DSN").map(|value| (value, "LIFEBOAT_DSN")), postgres.dsn).or_else(|| {
+            let variable = PG_VARIABLES.into_iter().find(|name| environment(name).is_some());
+            variable.map(|name| Setting { value: String::new(), origin: Origin::Environment(name) })
+        });
+        let key_file = source.path("LIFEBOAT_SIGNING_KEY", signing.key_file).or_else(|| user(user_keys.signing_key()));
+        let password = match (environment("COSIGN_PASSWORD"), signing.password) {
+            (_, Some(secret)) => source.pick(None, None, Some(secret)),
+            (Some(_), None) => {
+                Some(Setting { value: Secret::Env("COSIGN_PASSWORD".into()), origin: Origin::Environment("COSIGN_PASSWORD") })
+            }
+            (None, None) => {
+                user(user_keys.password()).map(|setting| Setting { value: Secret::File(setting.value), origin: setting.origin })
+            }
+        };
+        let trust_keys = match file.trust.and_then(|trust| trust.keys) {
+            Some(keys) => Setting { value: keys, origin: Origin::File(path.clone().unwrap_or_default()) },
+            None => match user(user_keys.public_key()) {
+                Some(setting) => Setting { value: vec![setting.value.display().to_string()], origin: setting.origin },
+                None => Setting { value: Vec::new(), origin: Origin::Default },
+            },
+        };
+        let memory = limits.memory.as_deref().map(parse_bytes).transpose()?;
+        if memory.is_some_and(|bytes| bytes < 64 << 20) {
+            return Err(
+                Failure::usage("read configuration: limits.memory must be at least 64MiB").hint("lifeboat config show prints the settings")
+            );
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let workers = limits.workers;
+        if workers == Some(0) || workers.is_some_and(|workers| workers > 1024) {
+            return Err(
+                Failure::usage("read configuration: limits.workers must be 1 to 1024").hint("lifeboat config show prints the settings")
+            );
+        }
+        let level = limits.compression_level;
+        if level.is_some_and(|level| !(-7..=19).contains(&level)) {
+            return Err(Failure::usage("read configuration: limits.compression_level must be -7 to 19")
+                .hint("lifeboat config show prints the settings"));
+        }
+        let flag = cli.repository.clone().map(|value| (value, "--repository or LIFEBOAT_REPOSITORY"));
+        let or_default = |setting: Option<Setting<_>>, value| setting.unwrap_or(Setting { value, origin: Origin::Default });
+        let scratch_default = std::env::var_os("XDG_CACHE_HOME")
+            .map(PathBuf::from)
+            .or_else(|| environment("HOME").map(|home| Path::new(&home).join(".cache")))
+            .unwrap_or_else(|| PathBuf::from("/var/tmp"))
+            .join("lifeboat");
+        Ok(Self {
+            name: source
+                .pick(None, environment("LIFEBOAT_NAME").map(|value| (value, "LIFEBOAT_NAME")), file.name)
+                .unwrap_or(Setting { value: "conductor".into(), origin: Origin::Default }),
+            dsn,
+            data_directory: source
+                .path("PGDATA", None)
+                .filter(|_| postgres.data_directory.is_none())
+                .or_else(|| source.pick(None, None, postgres.data_directory)),
+            copy: source
+                .pick(None, None, postgres.copy)
+                .unwrap_or(Setting { value: lifeboat_core::backup::CopyChoice::Auto, origin: Origin::Default }),
+            bin_directory: source.path("LIFEBOAT_PG_BIN", postgres.bin_directory),
+            checkpoint: source
+                .pick(None, None, postgres.checkpoint)
+                .unwrap_or(Setting { value: Checkpoint::Fast, origin: Origin::Default }),
+            scratch: source
+                .path("LIFEBOAT_SCRATCH", postgres.scratch)
+                .unwrap_or(Setting { value: scratch_default, origin: Origin::Default }),
+            repository: source.pick(flag, None, file.repository.into_iter().next().map(|table| table.url)),
+            artifacts: source.path("LIFEBOAT_ARTIFACTS", artifacts.directory),
+            reference_query: source.pick(None, None, artifacts.reference_query),
+            recipients,
+            host_identity: source.path("LIFEBOAT_HOST_IDENTITY", encryption.host_identity).or_else(|| user(user_keys.host_identity())),
+            identity_file: source.path("LIFEBOAT_IDENTITY_FILE", encryption.identity_file).or_else(|| user(user_keys.identity())),
+            plain,
+            key_file,
+            password,
+            trust_keys,
+            memory_bytes: or_default(source.pick(None, None, memory), 512 << 20),
+            workers: source.pick(None, None, workers).unwrap_or(Setting { value: cores, origin: Origin::Default }),
+            bandwidth: source.pick(None, None, limits.bandwidth.as_deref().map(parse_bytes).transpose()?),
+            compression_level: source.pick(None, None, level).unwrap_or(Setting { value: 1, origin: Origin::Default }),
+            user_keys,
+            postgres_configured,
+            file: path,
+        })
+    }
+
+    /// Every setting for people and programs: key, value, origin. Secrets are not values here.
+    pub(crate) fn rows(&self) -> Vec<(&'static str, serde_json::Value, String)> {
+        use serde_json::json;
+        fn of<T: Clone, V: Into<serde_json::Value>>(
+            key: &'static str,
+            setting: &Setting<T>,
+            show: impl Fn(&T) -> V,
+        ) -> (&'static str, serde_json::Value, String) {
+            (key, show(&setting.value).into(), setting.origin.to_string())
+        }
+        fn maybe<T: Clone, V: Into<serde_json::Value>>(
+            key: &'static str,
+            setting: Option<&Setting<T>>,
+            show: impl Fn(&T) -> V,
+        ) -> (&'static str, serde_json::Value, String) {
+            setting.map_or((key, serde_json::Value::Null, "not set".into()), |setting| of(key, setting, show))
+        }
+        let path = |path: &PathBuf| path.display().to_string();
+        let dsn = |text: &String| {
+            lifeboat_engine::postgres::Dsn::parse(text).map_or_else(|_| "not a connection string".to_owned(), |dsn| dsn.to_string())
+        };
+        let secret = |secret: &Secret| match secret {
+            Secret::Env(name) => json!({"env": name}),
+            Secret::File(path) => json!({"file": path}),
+            Secret::Command(words) => json!({"command": words}),
+        };
+        vec![
+            of("name", &self.name, String::clone),
+            maybe("postgres.dsn", self.dsn.as_ref(), dsn),
+            maybe("postgres.data_directory", self.data_directory.as_ref(), path),
+            of("postgres.copy", &self.copy, |copy| json!(copy)),
+            maybe("postgres.bin_directory", self.bin_directory.as_ref(), path),
+            of("postgres.checkpoint", &self.checkpoint, |checkpoint| json!(checkpoint)),
+            of("postgres.scratch", &self.scratch, path),
+            maybe("repository.url", self.repository.as_ref(), String::clone),
+            maybe("artifacts.directory", self.artifacts.as_ref(), path),
+            maybe("artifacts.reference_query", self.reference_query.as_ref(), String::clone),
+            of("encryption.recipients", &self.recipients, |list| json!(list)),
+            maybe("encryption.host_identity", self.host_identity.as_ref(), path),
+            maybe("encryption.identity_file", self.identity_file.as_ref(), path),
+            of("encryption.none", &self.plain, |plain| json!(if *plain { PLAIN_WORDS } else { "" })),
+            maybe("signing.key_file", self.key_file.as_ref(), path),
+            maybe("signing.password", self.password.as_ref(), secret),
+            of("trust.keys", &self.trust_keys, |keys| json!(keys)),
+            of("limits.memory", &self.memory_bytes, |bytes| json!(bytes)),
+            of("limits.workers", &self.workers, |workers| json!(workers)),
+            maybe("limits.bandwidth", self.bandwidth.as_ref(), |bytes| json!(bytes)),
+            of("limits.compression_level", &self.compression_level, |level| json!(level)),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn c121_unknown_keys_are_errors() {
+        assert!(toml::from_str::<File>("nmae = 'x'").is_err());
+        assert!(toml::from_str::<File>("[postgres]\npassword = 'x'").is_err());
+        assert!(toml::from_str::<File>("[signing]\npassword = 'hunter2'").is_err(), "a secret is a reference");
+        let file: File = toml::from_str("[signing]\npassword = { file = '/x' }\n[[repository]]\nurl = 'file:///r'").unwrap();
+        assert_eq!(file.signing.unwrap().password, Some(Secret::File("/x".into())));
+    }
+
+    #[test]
+    fn sizes_are_read_as_people_write_them() {
+        assert_eq!(parse_bytes("512MiB").unwrap(), 512 << 20);
+        assert_eq!(parse_bytes("1 G").unwrap(), 1 << 30);
+        assert_eq!(parse_bytes("65536").unwrap(), 65536);
+        for bad in ["", "MiB", "1.5G", "-1", "1 parsec", "99999999999T"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! What commands share: the repository opened, whom to trust, who opens backups, who signs.
+
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use lifeboat_core::repository::backup_id::BackupId;
+use lifeboat_engine::backup::Protection;
+use lifeboat_engine::keys::{self, Identities, Recipient};
+use lifeboat_engine::opened_backup;
+use lifeboat_engine::repository::Repository;
+use lifeboat_engine::signing::{KeyFileSigner, SigningKey, Trust};
+use lifeboat_engine::store;
+
+use crate::config::{Secret, Settings, UserKeys};
+use crate::failure::{EXIT_KEY, EXIT_NO_REPOSITORY, Failure};
+use crate::output;
+
+/// This program, as repositories name it.
+pub(crate) const PROGRAM: &str = concat!("lifeboat ", env!("CARGO_PKG_VERSION"));
+
+/// This host's name.
+pub(crate) fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// The repository that the settings name.
+pub(crate) fn repository_url(settings: &Settings) -> Result<&str, Failure> {
+    settings.repository.as_ref().map(|setting| setting.value.as_str()).ok_or_else(|| {
+        Failure::usage("find the repository: none is named")
+            .hint("give --repository DIR, or write a configuration: lifeboat init --repository DIR --write-config lifeboat.toml")
+    })
+}
+
+/// Opens the repository that the settings name.
+pub(crate) fn open_repository(settings: &Settings) -> Result<Repository, Failure> {
+    Ok(Repository::open(store::open(repository_url(settings)?, false)?)?)
+}
+
+/// Opens the repository, or makes it if its place is missing or empty.
+pub(crate) fn open_or_make_repository(url: &str) -> Result<Repository, Failure> {
+    let opened = Repository::open(store::open(url, true)?);
+    match opened.map_err(Failure::from) {
+        Err(failure) if failure.code == EXIT_NO_REPOSITORY => Ok(Repository::init(store::open(url, true)?, Timestamp::now(), PROGRAM)?),
+        other => other,
+    }
+}
+
+/// The backup that a word names: an id, or `latest`.
+pub(crate) fn find_backup(
+    repository: &Repository,
+    settings: &Settings,
+    word: &str,
+    wanted: impl Fn(&lifeboat_core::repository::manifest::Manifest) -> bool,
+) -> Result<BackupId, Failure> {
+    if word != "latest" {
+        return word.parse().map_err(|error| Failure::usage(format!("{error}")).hint("lifeboat list shows the backups"));
+    }
+    let ids = repository.backups()?;
+    let mut names: Vec<&str> = ids.iter().map(BackupId::name).collect();
+    names.dedup();
+    let chosen = settings.name.origin != crate::config::Origin::Default;
+    let mut unique = names.clone();
+    unique.sort_unstable();
+    unique.dedup();
+    if !chosen && unique.len() > 1 {
+        return Err(Failure::usage(format!("choose the latest backup: the repository has backups of {}", unique.join(", ")))
+            .hint("name the system in the configuration, or give a backup id: lifeboat list"));
+    }
+    for id in ids.iter().rev().filter(|id| !chosen || id.name() == settings.name.value) {
+        // The newest that has what is asked for. One that cannot be read is not passed over: its
+        // damage must be seen.
+        match opened_backup::peek(repository, id) {
+            Ok(manifest) if !wanted(&manifest) => {}
+            _ => return Ok(id.clone()),
+        }
+    }
+    Err(Failure::new(crate::failure::EXIT_FAILED, "choose the latest backup: there is none that has what is asked for")
+        .hint("lifeboat list shows the backups"))
+}
+
+fn read(path: &Path, what: &str) -> Result<String, Failure> {
+    std::fs::read_to_string(path).map_err(|error| {
+        Failure::new(EXIT_KEY, format!("read {what} {}: {error}", path.display()))
+            .hint("lifeboat config show prints where keys are looked for; lifeboat key generate makes new ones")
+    })
+}
+
+/// Whose signatures count.
+pub(crate) fn trust(settings: &Settings) -> Result<Trust, Failure> {
+    let mut pems = Vec::new();
+    for key in &settings.trust_keys.value {
+        pems.push(if key.contains("-----BEGIN") { key.clone() } else { read(Path::new(key), "trusted key")? });
+    }
+    if pems.is_empty() {
+        return Err(Failure::new(EXIT_KEY, "verify signatures: no trusted key is configured")
+            .hint("name public keys in trust.keys: lifeboat config show; lifeboat key generate prints one"));
+    }
+    Ok(Trust::from_pems(pems.iter().map(String::as_str))?)
+}
+
+/// Restore identities: the one on the command line or configured, and the host's own. With `required`
+/// the first must be there.
+pub(crate) fn identities(settings: &Settings, flag: Option<&PathBuf>, required: bool) -> Result<Identities, Failure> {
+    let configured = settings.identity_file.as_ref().map(|setting| &setting.value);
+    let mut all = Identities::default();
+    match flag.or(configured) {
+        Some(path) => all = Identities::parse(&read(path, "identity")?)?,
+        None if required && !settings.plain.value => {}
+        None => {}
+    }
+    if let Some(host) = &settings.host_identity
+        && let Ok(text) = std::fs::read_to_string(&host.value)
+    {
+        all = all.join(Identities::parse(&text)?);
+    }
+    Ok(all)
+}
+
+/// A secret's bytes.
+fn secret(secret: &Secret) -> Result<Vec<u8>, Failure> {
+    let trim = |mut bytes: Vec<u8>| {
+        if bytes.last() == Some(&b'\n') {
+            bytes.pop();
+        }
+        bytes
+    };
+    match secret {
+        Secret::Env(name) => std::env::var_os(name).map(|value| std::os::unix::ffi::OsStringExt::into_vec(value)).ok_or_else(|| {
+            Failure::new(EXIT_KEY, format!("read signing password: the environment has no {name}"))
+                .hint("lifeboat config show prints where it is looked for")
+        }),
+        Secret::File(path) => std::fs::read(path).map(trim).map_err(|error| {
+            Failure::new(EXIT_KEY, format!("read signing password {}: {error}", path.display()))
+                .hint("lifeboat config show prints where it is looked for")
+        }),
+        Secret::Command(words) => {
+            let (program, arguments) = words
+                .split_first()
+                .ok_or_else(|| Failure::usage("read signing password: the command is empty").hint("lifeboat config show prints it"))?;
+            let output = std::process::Command::new(program).args(arguments).stderr(std::process::Stdio::inherit()).output();
+            match output {
+                Ok(output) if output.status.success() => Ok(trim(output.stdout)),
+                Ok(output) => Err(Failure::new(EXIT_KEY, format!("read signing password: {program} ended with {}", output.status))
+                    .hint("run the command by hand; lifeboat config show prints it")),
+                Err(error) => Err(Failure::new(EXIT_KEY, format!("read signing password: run {program}: {error}"))
+                    .hint("lifeboat config show prints the command")),
+            }
+        }
+    }
+}
+
+/// Who signs.
+pub(crate) fn signer(settings: &Settings) -> Result<KeyFileSigner, Failure> {
+    let key = settings.key_file.as_ref().ok_or_else(|| {
+        Failure::new(EXIT_KEY, "sign: no signing key is configured").hint("lifeboat key generate makes one; name it in signing.key_file")
+    })?;
+    let pem = read(&key.value, "signing key")?;
+    let password = match &settings.password {
+        Some(setting) => secret(&setting.value)?,
+        None => Vec::new(),
+    };
+    Ok(KeyFileSigner::open(&pem, &password)?)
+}
+
+/// Who can read what is written.
+pub(crate) fn protection(settings: &Settings) -> Result<Protection, Failure> {
+    if settings.plain.value {
+        return Ok(Protection::Plain);
+    }
+    let recipients: Vec<Recipient> = settings.recipients.value.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+    if recipients.is_empty() {
+        return Err(
+            Failure::usage("encrypt: no recipient is configured").hint("lifeboat key generate makes one; name it in encryption.recipients")
+        );
+    }
+    let host = match &settings.host_identity {
+        Some(setting) => Identities::parse(&read(&setting.value, "host identity")?)?.recipients().into_iter().next(),
+        None => None,
+    };
+    Ok(Protection::Recipients { recipients, host })
+}
+
+/// A file that must not be there yet, durable, with this mode.
+fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), Failure> {
+    let failed = |error: std::io::Error| {
+        let hint = "lifeboat key generate --out DIR writes to another directory; nothing is ever overwritten";
+        Failure::new(crate::failure::EXIT_FAILED, format!("write {}: {error}", path.display())).hint(hint)
+    };
+    let mut file = std::fs::File::options().write(true).create_new(true).mode(mode).open(path).map_err(failed)?;
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)
+}
+
+/// Keys that were made.
+#[derive(Debug, serde::Serialize)]
+pub(crate) struct MadeKeys {
+    pub(crate) signing_key_file: PathBuf,
+    pub(crate) public_key_file: PathBuf,
+    /// `None`: the password is where the caller said.
+    pub(crate) password_file: Option<PathBuf>,
+    pub(crate) identity_file: PathBuf,
+    pub(crate) recipient: String,
+    pub(crate) host_identity_file: PathBuf,
+}
+
+/// Makes a signing key, a restore identity and a host identity in a directory.
+pub(crate) fn make_keys(keys: &UserKeys, password_file: Option<&Path>) -> Result<MadeKeys, Failure> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&keys.directory).map_err(|error| {
+        Failure::new(crate::failure::EXIT_FAILED, format!("make {}: {error}", keys.directory.display()))
+            .hint("lifeboat key generate --out DIR writes to another directory")
+    })?;
+    // All or nothing: an old key beside a new password would open nothing.
+    for path in [keys.signing_key(), keys.public_key(), keys.password(), keys.identity(), keys.recipients(), keys.host_identity()] {
+        if path.exists() {
+            return Err(Failure::new(crate::failure::EXIT_FAILED, format!("make keys: {} exists already", path.display()))
+                .hint("lifeboat key generate --out DIR writes to another directory; nothing is ever overwritten"));
+        }
+    }
+    let password = match password_file {
+        Some(path) => secret(&Secret::File(path.to_owned()))?,
+        None => hex::encode(lifeboat_engine::random::bytes::<16>()).into_bytes(),
+    };
+    let key = SigningKey::generate()?;
+    let sealed = key.seal(&password)?;
+    let (identity, recipient) = keys::generate_identity(Timestamp::now());
+    let (host_identity, _) = keys::generate_identity(Timestamp::now());
+    if password_file.is_none() {
+        write_new(&keys.password(), &format!("{}\n", String::from_utf8_lossy(&password)), 0o600)?;
+    }
+    write_new(&keys.signing_key(), &sealed, 0o600)?;
+    write_new(&keys.public_key(), &key.public_key().to_pem(), 0o644)?;
+    write_new(&keys.identity(), &identity, 0o600)?;
+    write_new(&keys.recipients(), &format!("{recipient}\n"), 0o644)?;
+    write_new(&keys.host_identity(), &host_identity, 0o600)?;
+    if let Ok(directory) = std::fs::File::open(&keys.directory) {
+        let _ = directory.sync_all();
+    }
+    Ok(MadeKeys {
+        signing_key_file: keys.signing_key(),
+        public_key_file: keys.public_key(),
+        password_file: password_file.is_none().then(|| keys.password()),
+        identity_file: keys.identity(),
+        recipient: recipient.to_string(),
+        host_identity_file: keys.host_identity(),
+    })
+}
+
+/// On the first real run without any configuration: makes keys in the user's directory, and says where.
+/// Returns whether settings have to be read again.
+pub(crate) fn first_keys(settings: &Settings) -> Result<bool, Failure> {
+    let unconfigured = settings.key_file.is_none()
+        && settings.recipients.value.is_empty()
+        && !settings.plain.value
+        && settings.trust_keys.value.is_empty();
+    if !unconfigured || settings.file.is_some() {
+        return Ok(false);
+    }
+    crate::config::user_directory()?;
+    let made = make_keys(&settings.user_keys, None)?;
+    output::say(&format!("made a signing key and a restore identity in {}", settings.user_keys.directory.display()));
+    output::warn(&format!(
+        "without {} nothing can be restored: keep a copy of that directory somewhere else",
+        made.identity_file.display()
+    ));
+    Ok(true)
+}
