@@ -128,7 +128,7 @@ pub(super) fn copy(
     let wal_directory = listing.wal_directory;
     let ((stopped, stop_control, wal, consistent_at), copied) = copy::run(store, settings, progress, |feeder| -> Result<_, BackupError> {
         for entry in outside_directories(&plan.files) {
-            feeder.entry(entry)?;
+            feeder.entry(owned_by_cluster(entry, root))?;
         }
         for entry in plan.entries {
             feeder.entry(entry)?;
@@ -148,9 +148,11 @@ pub(super) fn copy(
         let (control_bytes, stop_control) = read_control_file(&control_file_path(root))?;
         let (stopped, connection) = session.stop(false)?;
         let consistent_at = Timestamp::now();
-        feed_bytes(feeder, "backup_label", stopped.backup_label.clone(), true)?;
-        if !stopped.tablespace_map.is_empty() {
-            feed_bytes(feeder, "tablespace_map", stopped.tablespace_map.clone(), true)?;
+        for (name, bytes) in [("backup_label", &stopped.backup_label), ("tablespace_map", &stopped.tablespace_map)] {
+            if !bytes.is_empty() {
+                let meta = owned_by_cluster(plain_meta(name, Kind::File, bytes.len() as u64, 0o600), root);
+                feeder.bytes(CopyFile { meta, source: None, pages: None, may_vanish: false, in_backup_manifest: true }, bytes.clone())?;
+            }
         }
         progress.phase("wal");
         let wal = WalRange {
@@ -160,7 +162,7 @@ pub(super) fn copy(
             size: segment_size,
             system_id: facts.system_id,
         };
-        let entry = feed_wal(feeder, &wal_directory, &wal, started.in_recovery)?;
+        let entry = feed_wal(feeder, &wal_directory, &wal)?;
         feeder.drain()?;
         drop(connection);
         let mut meta = listing::meta(
@@ -226,7 +228,7 @@ fn notices(stopped: &StoppedBackup) -> Vec<String> {
         .collect()
 }
 
-pub(super) fn tablespaces(links: &[(String, String)], facts: &ClusterFacts) -> Vec<TablespaceEntry> {
+fn tablespaces(links: &[(String, String)], facts: &ClusterFacts) -> Vec<TablespaceEntry> {
     let mut entries: Vec<TablespaceEntry> = links
         .iter()
         .filter_map(|(oid, location)| {
@@ -292,6 +294,15 @@ fn outside_directories(files: &[lifeboat_core::backup::PlannedFile]) -> Vec<Meta
     directories.into_iter().map(|path| plain_meta(&path, Kind::Directory, 0, 0o700)).collect()
 }
 
+/// The same file, owned as the data directory is: what we write for the server belongs to the server.
+fn owned_by_cluster(mut meta: Meta, root: &Path) -> Meta {
+    if let Ok(found) = fs::metadata(root) {
+        let like = listing::meta("", Kind::Directory, &found, &mut Owners::default());
+        (meta.owner, meta.group, meta.uid, meta.gid) = (like.owner, like.group, like.uid, like.gid);
+    }
+    meta
+}
+
 pub(super) fn plain_meta(path: &str, kind: Kind, size: u64, mode: u32) -> Meta {
     Meta {
         path: path.to_owned(),
@@ -324,7 +335,7 @@ struct WalRange {
 
 /// Takes the WAL from start to stop out of `pg_wal` into the backup, each segment checked to be the
 /// one that its name says, of this cluster (c040, c041, c053).
-fn feed_wal(feeder: &Feeder<'_, '_>, directory: &Path, range: &WalRange, in_recovery: bool) -> Result<WalEntry, BackupError> {
+fn feed_wal(feeder: &Feeder<'_, '_>, directory: &Path, range: &WalRange) -> Result<WalEntry, BackupError> {
     let segments: Vec<Segment> = wal::segments_between(range.timeline, range.start, range.stop, range.size).collect();
     for segment in &segments {
         let name = segment.file_name(range.size);
@@ -346,8 +357,6 @@ fn feed_wal(feeder: &Feeder<'_, '_>, directory: &Path, range: &WalRange, in_reco
         let file = fs::File::open(&path).map_err(|e| read_error(&path, e))?;
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut header, 0).map_err(|e| read_error(&path, e))?;
         wal::check_segment_header(&header, *segment, range.size, range.system_id).map_err(|e| problem(e.to_string()))?;
-        // A standby may not have the end of the last segment yet; it has all up to the stop.
-        let _ = in_recovery;
         let meta = meta(&format!("pg_wal/{name}"), Kind::File, &found, &mut Owners::default());
         feeder.file(CopyFile { meta, source: Some(path), pages: None, may_vanish: false, in_backup_manifest: false })?;
     }
@@ -358,7 +367,8 @@ fn feed_wal(feeder: &Feeder<'_, '_>, directory: &Path, range: &WalRange, in_reco
         let history = name.strip_suffix(".history").and_then(|hex| u32::from_str_radix(hex, 16).ok());
         if history.is_some_and(|timeline| timeline <= range.timeline.0) {
             let bytes = fs::read(entry.path()).map_err(|e| read_error(&entry.path(), e))?;
-            feed_bytes(feeder, &format!("pg_wal/{name}"), bytes, false)?;
+            let meta = owned_by_cluster(plain_meta(&format!("pg_wal/{name}"), Kind::File, bytes.len() as u64, 0o600), directory);
+            feeder.bytes(CopyFile { meta, source: None, pages: None, may_vanish: false, in_backup_manifest: false }, bytes)?;
         }
     }
     let name = |segment: Option<&Segment>| segment.map_or_else(String::new, |segment| segment.file_name(range.size));

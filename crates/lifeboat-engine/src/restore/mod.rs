@@ -364,12 +364,6 @@ fn make_tree(places: &Places, held: &HeldBack, ownership: &mut Ownership) -> Res
         let path = places.root.join(path);
         tree::make_directory(&path).map_err(write_error(&path))?;
     }
-    for (oid, to) in &places.tablespaces {
-        if to.is_absolute() {
-            let link = places.root.join("pg_tblspc").join(oid);
-            std::os::unix::fs::symlink(to, &link).map_err(write_error(&link))?;
-        }
-    }
     let sample = held.directories.iter().find(|meta| meta.path == "global").cloned();
     let mut owner_of_root = None;
     for meta in &held.directories {
@@ -399,6 +393,13 @@ fn make_tree(places: &Places, held: &HeldBack, ownership: &mut Ownership) -> Res
     }
     for path in ["pg_wal", "pg_wal/archive_status", "pg_tblspc"] {
         give(&places.root.join(path), owner_of_root)?;
+    }
+    for (oid, to) in &places.tablespaces {
+        if to.is_absolute() {
+            let link = places.root.join("pg_tblspc").join(oid);
+            std::os::unix::fs::symlink(to, &link).map_err(write_error(&link))?;
+            give(&link, owner_of_root)?;
+        }
     }
     Ok(())
 }

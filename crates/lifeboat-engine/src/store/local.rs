@@ -30,6 +30,9 @@ pub struct LocalStore {
     serial: AtomicU64,
 }
 
+/// How many made directories are remembered.
+const MADE_KEPT: usize = 10_000;
+
 /// How many objects are kept open for reading.
 const KEPT_OPEN: usize = 16;
 
@@ -96,7 +99,13 @@ impl LocalStore {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
-        self.made.lock().expect("no panic while held").insert(directory.to_owned());
+        let mut made = self.made.lock().expect("no panic while held");
+        // Every artifact has a directory of its own: forgetting costs one mkdir(2), remembering
+        // ten million costs gigabytes.
+        if made.len() >= MADE_KEPT {
+            made.clear();
+        }
+        made.insert(directory.to_owned());
         Ok(())
     }
 

@@ -1,8 +1,17 @@
 //! Tests of the program as a user runs it. A feature's tests stand in the module that has its name; the fixtures below are for all.
 
+mod architecture;
+mod artifact;
+mod backup;
 mod cluster;
+mod demo;
+mod failure;
 mod orchestrator;
 mod program;
+mod rescue;
+mod restore;
+mod scripts;
+mod verify;
 
 /// The fixtures do what their users rely on.
 mod fixtures {

@@ -1,0 +1,1 @@
+//! The rooms are kept apart: what may depend on what.

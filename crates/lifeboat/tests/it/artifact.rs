@@ -1,0 +1,1 @@
+//! Artifacts as a user stores, lists, fetches, verifies and restores them.

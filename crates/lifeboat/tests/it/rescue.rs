@@ -1,0 +1,1 @@
+//! The independent reader in tools/rescue against repositories that this program wrote.

@@ -1,0 +1,1 @@
+//! backup.sh and restore.sh, as runbooks call them.

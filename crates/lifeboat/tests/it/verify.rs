@@ -1,0 +1,1 @@
+//! Damage to every kind of object, noticed by verify and by restore.
