@@ -33,6 +33,7 @@ pub(crate) struct Postgres {
     pub(crate) bin_directory: Option<PathBuf>,
     pub(crate) checkpoint: Option<Checkpoint>,
     pub(crate) scratch: Option<PathBuf>,
+    pub(crate) check_pages: Option<bool>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
@@ -144,6 +145,7 @@ pub(crate) struct Settings {
     pub(crate) bin_directory: Option<Setting<PathBuf>>,
     pub(crate) checkpoint: Setting<Checkpoint>,
     pub(crate) scratch: Setting<PathBuf>,
+    pub(crate) check_pages: Setting<bool>,
     pub(crate) repository: Option<Setting<String>>,
     pub(crate) artifacts: Option<Setting<PathBuf>>,
     pub(crate) reference_query: Option<Setting<String>>,
@@ -373,6 +375,7 @@ impl Settings {
             scratch: source
                 .path("LIFEBOAT_SCRATCH", postgres.scratch)
                 .unwrap_or(Setting { value: scratch_default, origin: Origin::Default }),
+            check_pages: source.pick(None, None, postgres.check_pages).unwrap_or(Setting { value: true, origin: Origin::Default }),
             repository: source.pick(flag, None, file.repository.into_iter().next().map(|table| table.url)),
             artifacts: source.path("LIFEBOAT_ARTIFACTS", artifacts.directory),
             reference_query: source.pick(None, None, artifacts.reference_query),
@@ -427,6 +430,7 @@ impl Settings {
             maybe("postgres.bin_directory", self.bin_directory.as_ref(), path),
             of("postgres.checkpoint", &self.checkpoint, |checkpoint| json!(checkpoint)),
             of("postgres.scratch", &self.scratch, path),
+            of("postgres.check_pages", &self.check_pages, |on| *on),
             maybe("repository.url", self.repository.as_ref(), String::clone),
             maybe("artifacts.directory", self.artifacts.as_ref(), path),
             maybe("artifacts.reference_query", self.reference_query.as_ref(), String::clone),

@@ -51,22 +51,28 @@ pub fn encode(facts: &ManifestFacts, files: &[ManifestFile]) -> Vec<u8> {
     }
     text.push_str("\"Files\": [");
     for (number, file) in files.iter().enumerate() {
-        let path = serde_json::to_string(&file.path).expect("text is JSON");
-        let at = file.modified.to_zoned(jiff::tz::TimeZone::UTC);
-        let modified =
-            format!("{:04}-{:02}-{:02} {:02}:{:02}:{:02} GMT", at.year(), at.month(), at.day(), at.hour(), at.minute(), at.second());
-        text.push_str(&format!(
-            "{}\n{{ \"Path\": {path}, \"Size\": {}, \"Last-Modified\": \"{modified}\", \"Checksum-Algorithm\": \"CRC32C\", \"Checksum\": \"{}\" }}",
-            if number == 0 { "" } else { "," },
-            file.size,
-            crc_text(file.crc32c)
-        ));
+        text.push_str(if number == 0 { "\n" } else { ",\n" });
+        text.push_str(&file_line(file));
     }
     text.push_str(&format!(
         "\n],\n\"WAL-Ranges\": [\n{{ \"Timeline\": {}, \"Start-LSN\": \"{}\", \"End-LSN\": \"{}\" }}\n],\n",
         facts.timeline, facts.start, facts.stop
     ));
     finish(text)
+}
+
+fn file_line(file: &ManifestFile) -> String {
+    let path = serde_json::to_string(&file.path).expect("text is JSON");
+    let at = file.modified.to_zoned(jiff::tz::TimeZone::UTC);
+    let (date, time) = (at.date(), at.time());
+    format!(
+        "{{ \"Path\": {path}, \"Size\": {}, \"Last-Modified\": \"{date} {:02}:{:02}:{:02} GMT\", \"Checksum-Algorithm\": \"CRC32C\", \"Checksum\": \"{}\" }}",
+        file.size,
+        time.hour(),
+        time.minute(),
+        time.second(),
+        crc_text(file.crc32c)
+    )
 }
 
 fn finish(mut text: String) -> Vec<u8> {
@@ -113,6 +119,20 @@ pub fn with_file(manifest: &[u8], path: &str, bytes: &[u8]) -> Result<Vec<u8>, A
         return Err(AdjustError("the checksum stands before the size"));
     }
     Ok(finish(format!("{head}{}{new}{}", &text[rest..checksum.start], &text[checksum.end..body_end])))
+}
+
+/// The same manifest with one more file, unless it names it already.
+pub fn with_added(manifest: &[u8], file: &ManifestFile) -> Result<Vec<u8>, AdjustError> {
+    let text = std::str::from_utf8(manifest).map_err(|_| AdjustError("it is not text"))?;
+    let path = serde_json::to_string(&file.path).expect("text is JSON");
+    if text.contains(&format!("\"Path\": {path}")) {
+        return Ok(manifest.to_vec());
+    }
+    let marker = "\"Files\": [";
+    let at = text.find(marker).ok_or(AdjustError("it has no list of files"))? + marker.len();
+    let body_end = text.rfind("\"Manifest-Checksum\"").filter(|end| *end > at).ok_or(AdjustError("its own checksum is not at the end"))?;
+    let comma = if text[at..].trim_start().starts_with(']') { "" } else { "," };
+    Ok(finish(format!("{}\n{}{comma}{}", &text[..at], file_line(file), &text[at..body_end])))
 }
 
 /// Whether the manifest's own checksum is that of its bytes.
@@ -168,6 +188,13 @@ mod tests {
         assert_eq!(after["Files"][1]["Checksum"], crc_text(crc32c::crc32c(b"newer")));
         assert_eq!(after["Files"][1]["Size"], 5);
         assert_eq!(before["WAL-Ranges"], after["WAL-Ranges"]);
+        let added = ManifestFile { path: "extra".into(), size: 1, modified: "2024-03-15T12:00:00Z".parse().unwrap(), crc32c: 7 };
+        let more = with_added(&encode(&facts(150_000), &files()), &added).unwrap();
+        assert!(checksum_holds(&more));
+        assert_eq!(serde_json::from_slice::<serde_json::Value>(&more).unwrap()["Files"][0]["Path"], "extra");
+        assert_eq!(with_added(&more, &added).unwrap(), more, "once is enough");
+        let none = with_added(&encode(&facts(150_000), &[]), &added).unwrap();
+        assert_eq!(serde_json::from_slice::<serde_json::Value>(&none).unwrap()["Files"].as_array().unwrap().len(), 1);
         assert!(with_file(b"{}", "x", b"").is_err());
         assert!(with_file(&encode(&facts(150_000), &files()), "absent", b"").is_err());
     }

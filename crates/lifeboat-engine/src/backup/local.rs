@@ -126,6 +126,7 @@ pub(super) fn copy(
     progress.total(plan.files.len() as u64, plan.bytes);
     let segment_size = control.segment_size;
     let wal_directory = listing.wal_directory;
+    let known_tablespaces: Vec<String> = listing.tablespaces.iter().map(|(oid, _)| oid.clone()).collect();
     let ((stopped, stop_control, wal, consistent_at), copied) = copy::run(store, settings, progress, |feeder| -> Result<_, BackupError> {
         for entry in outside_directories(&plan.files) {
             feeder.entry(owned_by_cluster(entry, root))?;
@@ -164,6 +165,15 @@ pub(super) fn copy(
         };
         let entry = feed_wal(feeder, &wal_directory, &wal)?;
         feeder.drain()?;
+        // Replay will make it, and needs its directory to be there (c029).
+        for tablespace in tablespaces_now(&connection)? {
+            if !known_tablespaces.contains(&tablespace.0) {
+                warnings.push(format!(
+                    "tablespace {} was made while the backup ran: {} must exist where it is restored",
+                    tablespace.1, tablespace.2
+                ));
+            }
+        }
         drop(connection);
         let mut meta = listing::meta(
             "global/pg_control",
@@ -226,6 +236,14 @@ fn notices(stopped: &StoppedBackup) -> Vec<String> {
         .map(|notice| notice.message.clone())
         .filter(|message| !message.contains("WAL archiving is not enabled"))
         .collect()
+}
+
+/// OID, name and location of every tablespace with a directory of its own.
+fn tablespaces_now(connection: &Connection) -> Result<Vec<(String, String, String)>, BackupError> {
+    let sql =
+        "SELECT oid::text, spcname, pg_tablespace_location(oid) AS location FROM pg_tablespace WHERE pg_tablespace_location(oid) LIKE '/%'";
+    let rows = connection.query(sql, &[])?;
+    rows.iter().map(|row| Ok((row.get("oid")?.to_owned(), row.get("spcname")?.to_owned(), row.get("location")?.to_owned()))).collect()
 }
 
 fn tablespaces(links: &[(String, String)], facts: &ClusterFacts) -> Vec<TablespaceEntry> {

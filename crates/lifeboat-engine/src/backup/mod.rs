@@ -173,6 +173,8 @@ pub struct PostgresSource {
     pub fast_checkpoint: bool,
     /// Name it in the manifest, copy nothing.
     pub record_only: bool,
+    /// Check page checksums; off where pages are encrypted by the server (c046).
+    pub check_pages: bool,
 }
 
 /// The artifacts to back up.

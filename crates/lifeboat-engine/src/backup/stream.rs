@@ -75,9 +75,9 @@ pub(super) fn copy(
         received.warnings.push(format!("the server did not hold the WAL of this backup in a slot: {reason}"));
     }
     let check_pages = match &facts {
-        Some(facts) => facts.data_checksums == ChecksumState::On && facts.block_size_bytes == 8192,
+        Some(facts) => source.check_pages && facts.data_checksums == ChecksumState::On && facts.block_size_bytes == 8192,
         // Unknown before pg_control comes, last: check, and forget what was found if they are off.
-        None => true,
+        None => source.check_pages,
     };
     let segment_blocks = facts.as_ref().map_or(131_072, |facts| facts.segment_size_blocks);
     let start_lsn = backup.start_lsn();
@@ -97,6 +97,9 @@ pub(super) fn copy(
             }
         }
         let finished = backup.finish()?;
+        if let Some(facts) = &facts {
+            feed_outside(feeder, source, facts, &mut received.warnings)?;
+        }
         let Some((bytes, _)) = &received.control else { return Err(BackupError::Incomplete("global/pg_control")) };
         let meta = super::local::plain_meta("global/pg_control", Kind::File, bytes.len() as u64, 0o600);
         feeder.bytes(CopyFile { meta, source: None, pages: None, may_vanish: false, in_backup_manifest: false }, bytes.clone())?;
@@ -165,6 +168,52 @@ pub(super) fn copy(
         ));
     }
     Ok(LocalOutcome { database, copied })
+}
+
+/// Configuration that stands outside the data directory is not in the stream: asked for by SQL, where
+/// the role may read files of the server (c031).
+fn feed_outside(
+    feeder: &Feeder<'_, '_>,
+    source: &PostgresSource,
+    facts: &ClusterFacts,
+    warnings: &mut Vec<String>,
+) -> Result<(), BackupError> {
+    let Some(directory) = &facts.data_directory else { return Ok(()) };
+    let inside = format!("{}/", directory.trim_end_matches('/'));
+    let files = [&facts.config_file, &facts.hba_file, &facts.ident_file];
+    let outside: Vec<&String> = files.into_iter().flatten().filter(|file| file.starts_with('/') && !file.starts_with(&inside)).collect();
+    if outside.is_empty() {
+        return Ok(());
+    }
+    let connection = Connection::open(&source.dsn, Purpose::Sql)?;
+    let mut directories = std::collections::BTreeSet::new();
+    let mut found = Vec::new();
+    for file in outside {
+        match connection
+            .query("SELECT pg_read_file($1::text) AS content", &[Some(file)])
+            .and_then(|rows| Ok(rows.one()?.get("content")?.as_bytes().to_vec()))
+        {
+            Ok(bytes) => {
+                let path = format!("{}{file}", super::OUTSIDE);
+                let mut above = path.as_str();
+                while let Some((parent, _)) = above.rsplit_once('/') {
+                    directories.insert(parent.to_owned());
+                    above = parent;
+                }
+                found.push((path, file.clone(), bytes));
+            }
+            Err(error) => warnings.push(format!("configuration outside the data directory was not copied: {file}: {error}")),
+        }
+    }
+    for directory in directories {
+        feeder.entry(super::local::plain_meta(&directory, Kind::Directory, 0, 0o700))?;
+    }
+    for (path, file, bytes) in found {
+        let mut meta = super::local::plain_meta(&path, Kind::File, bytes.len() as u64, 0o600);
+        (meta.outside, meta.target) = (true, Some(file));
+        feeder.bytes(CopyFile { meta, source: None, pages: None, may_vanish: false, in_backup_manifest: false }, bytes)?;
+    }
+    Ok(())
 }
 
 fn read_all(backup: &mut BaseBackup, limit: u64) -> Result<Vec<u8>, BackupError> {

@@ -200,6 +200,7 @@ pub fn run(
         restored.first_query = Some(begun.elapsed());
         restored.reached = Some(started.reached);
         restored.dsn = Some(started.dsn);
+        restored.warnings.extend(started.warnings);
         if let Some(stop) = database.stop_lsn
             && started.reached < stop
         {
@@ -248,7 +249,8 @@ struct HeldBack {
     directories: Vec<Meta>,
     links: Vec<Meta>,
     owned: Vec<(PathBuf, (u32, u32))>,
-    outside: Vec<String>,
+    /// (path in the data directory, where it stood).
+    outside: Vec<(String, String)>,
 }
 
 fn restore_files(
@@ -302,7 +304,7 @@ fn restore_files(
         restored.warnings.push(format!(
             "configuration that stood outside the data directory is in {}: {}",
             places.root.join(crate::backup::OUTSIDE).display(),
-            held.outside.join(", ")
+            held.outside.iter().map(|(_, stood)| stood.as_str()).collect::<Vec<_>>().join(", ")
         ));
     }
     Ok(restored)
@@ -345,7 +347,7 @@ fn hold_back(rows: &[Row], places: &Places, ownership: &mut Ownership, held: &mu
                     _ => {}
                 }
                 if meta.outside {
-                    held.outside.extend(meta.target.clone());
+                    held.outside.push((meta.path.clone(), meta.target.clone().unwrap_or_default()));
                 }
                 if !is_held_back(&meta.path)
                     && let Some(owner) = ownership.of(meta)
@@ -452,6 +454,17 @@ fn write_recovery(
         let mut adjusted = backup_manifest::with_file(&plain, "global/pg_control", control)?;
         if held.has_tablespace_map {
             adjusted = backup_manifest::with_file(&adjusted, "tablespace_map", &map)?;
+        }
+        for (path, _) in &held.outside {
+            let full = places.of(path);
+            let bytes = fs::read(&full).map_err(write_error(&full))?;
+            let file = backup_manifest::ManifestFile {
+                path: path.clone(),
+                size: bytes.len() as u64,
+                modified: backup.manifest.started,
+                crc32c: crc32c::crc32c(&bytes),
+            };
+            adjusted = backup_manifest::with_added(&adjusted, &file)?;
         }
         write("backup_manifest", &adjusted)?;
     }

@@ -72,6 +72,8 @@ pub struct Started {
     pub dsn: String,
     /// Where recovery ended.
     pub reached: Lsn,
+    /// What an operator should know of it.
+    pub warnings: Vec<String>,
 }
 
 /// Where a program of exactly this major version is.
@@ -229,7 +231,27 @@ fn first_answer(directory: &Path) -> Result<Option<Started>, PgError> {
     }
     let endpoint = connection.endpoint();
     let dsn = format!("host={} port={} user={} dbname={}", endpoint.host, endpoint.port, endpoint.user, endpoint.database);
-    Ok(Some(Started { dsn, reached: row.parse("reached")? }))
+    Ok(Some(Started { dsn, reached: row.parse("reached")?, warnings: collation_warnings(&connection) }))
+}
+
+/// Databases whose collation has another version here than when their indexes were built: those
+/// indexes may be wrong (c047, c094). PostgreSQL tells from 15 on.
+fn collation_warnings(connection: &Connection) -> Vec<String> {
+    if connection.server_version() < 150_000 {
+        return Vec::new();
+    }
+    let sql = "SELECT datname, datcollversion AS recorded, pg_database_collation_actual_version(oid) AS actual FROM pg_database
+               WHERE datcollversion IS DISTINCT FROM pg_database_collation_actual_version(oid) AND datcollversion IS NOT NULL";
+    let Ok(rows) = connection.query(sql, &[]) else { return Vec::new() };
+    let sentence = |row: crate::postgres::Row<'_>| -> Result<String, PgError> {
+        Ok(format!(
+            "the collation of database {} has version {} here and had {}: run pg_amcheck --heapallindexed, then REINDEX DATABASE and ALTER DATABASE … REFRESH COLLATION VERSION",
+            row.get("datname")?,
+            row.get_opt("actual")?.unwrap_or("none"),
+            row.get("recorded")?
+        ))
+    };
+    rows.iter().filter_map(|row| sentence(row).ok()).collect()
 }
 
 /// Configuration that came from outside the data directory, where there is none inside (c031).
