@@ -197,16 +197,16 @@ impl Decompressor {
     }
 }
 
-/// Appends the sealed frame of `plain` to a pack and returns its length. Its offset is where `pack`
-/// ended.
-pub fn seal_frame(id: Id, key: &FrameKey, compressor: &mut Compressor, plain: &[u8], pack: &mut Vec<u8>) -> u32 {
-    let from = pack.len();
-    pack.push(pack::CODEC_ZSTD);
-    if !compressor.append(plain, pack) {
-        pack[from] = pack::CODEC_RAW;
+/// Appends the sealed frame of `plain`, which will stand at `offset` of the pack, to `out`; returns its
+/// length.
+pub fn seal_frame(id: Id, key: &FrameKey, compressor: &mut Compressor, plain: &[u8], offset: u64, out: &mut Vec<u8>) -> u32 {
+    let from = out.len();
+    out.push(pack::CODEC_ZSTD);
+    if !compressor.append(plain, out) {
+        out[from] = pack::CODEC_RAW;
     }
-    key.seal(pack::nonce(from as u64), &pack::associated_data(id, from as u64), pack, from);
-    (pack.len() - from) as u32
+    key.seal(pack::nonce(offset), &pack::associated_data(id, offset), out, from);
+    (out.len() - from) as u32
 }
 
 /// Opens the frame that stands at `offset` of the pack `id`; `sealed` is consumed, `out` replaced by
@@ -489,8 +489,8 @@ mod tests {
             let mut compressor = Compressor::new(1).unwrap();
             let noise: Vec<u8> = crate::random::bytes::<9000>().to_vec();
             let zeros = vec![7; 20_000];
-            let first = seal_frame(id, &key, &mut compressor, &noise, &mut pack) as usize;
-            let second = seal_frame(id, &key, &mut compressor, &zeros, &mut pack) as usize;
+            let first = seal_frame(id, &key, &mut compressor, &noise, 32, &mut pack) as usize;
+            let second = seal_frame(id, &key, &mut compressor, &zeros, (32 + first) as u64, &mut pack) as usize;
             assert_eq!(first, 1 + 9000 + TAG_BYTES, "noise is kept raw");
             assert!(second < 200, "{second}");
             let mut decompressor = Decompressor::new().unwrap();

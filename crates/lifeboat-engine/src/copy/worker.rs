@@ -24,14 +24,14 @@ const PAGE_PAUSE: Duration = Duration::from_millis(25);
 
 struct Worker<'s, 'a> {
     shared: &'s Shared<'a>,
-    full: Sender<FullPack>,
+    full: Sender<FullPack<'a>>,
     compressor: Compressor,
     buffer: Vec<u8>,
     /// The pack being filled, and the boot pack being filled.
-    open: [Option<OpenPack>; 2],
+    open: [Option<OpenPack<'a>>; 2],
 }
 
-pub(super) fn work(shared: &Shared<'_>, jobs: Receiver<Job>, full: Sender<FullPack>) {
+pub(super) fn work<'a>(shared: &Shared<'a>, jobs: Receiver<Job>, full: Sender<FullPack<'a>>) {
     let compressor = match Compressor::new(shared.settings.level) {
         Ok(compressor) => compressor,
         Err(error) => return shared.fail(CopyError::Compressor(error)),
@@ -48,8 +48,9 @@ pub(super) fn work(shared: &Shared<'_>, jobs: Receiver<Job>, full: Sender<FullPa
     }
     if shared.check().is_ok() {
         for open in worker.open.into_iter().flatten() {
-            if worker.full.send(open.close()).is_err() {
-                shared.fail(CopyError::Stopped);
+            let sent = open.close().and_then(|full| worker.full.send(full).map_err(|_| CopyError::Stopped));
+            if let Err(error) = sent {
+                shared.fail(error);
             }
         }
     }
@@ -139,11 +140,15 @@ impl Worker<'_, '_> {
         }
         let packs = &self.shared.packs;
         let slot = &mut self.open[usize::from(boot)];
-        let open = slot.get_or_insert_with(|| packs.begin(boot));
-        let fragment = open.add(&mut self.compressor, plain, full_bitmap(plain.len() as u64));
-        if packs.is_full(open) {
-            let full = slot.take().expect("it was just filled").close();
-            self.full.send(full).map_err(|_| CopyError::Stopped)?;
+        let mut open = match slot.take() {
+            Some(open) => open,
+            None => packs.begin(boot)?,
+        };
+        let fragment = open.add(&mut self.compressor, plain, full_bitmap(plain.len() as u64))?;
+        if packs.is_full(&open) {
+            self.full.send(open.close()?).map_err(|_| CopyError::Stopped)?;
+        } else {
+            *slot = Some(open);
         }
         Ok(Extent { fragments: vec![fragment] })
     }
