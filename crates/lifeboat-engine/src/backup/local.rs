@@ -146,8 +146,9 @@ pub(super) fn copy(
         feeder.drain()?;
         // Last of all, when every other file has been read (c007).
         let (control_bytes, stop_control) = read_control_file(&control_file_path(root))?;
-        let (stopped, connection) = session.stop(false)?;
+        // Before the stop: what is committed between it and our next line is not in the backup, and must not be promised.
         let consistent_at = Timestamp::now();
+        let (stopped, connection) = session.stop(false)?;
         for (name, bytes) in [("backup_label", &stopped.backup_label), ("tablespace_map", &stopped.tablespace_map)] {
             if !bytes.is_empty() {
                 let meta = owned_by_cluster(plain_meta(name, Kind::File, bytes.len() as u64, 0o600), root);

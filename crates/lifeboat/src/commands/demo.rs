@@ -236,6 +236,8 @@ impl Stage {
             transactions_meanwhile: checks::number(&connection, history)? - history_before,
             builds_meanwhile: work.last().map_or(0, |commit| commit.build - last_before),
         };
+        let missing = whole(&taken, "/manifest/artifacts/references/missing_count")?;
+        let referred = whole(&taken, "/manifest/artifacts/references/rows")?;
         output::say(&format!(
             "  {} in {:.2} s; meanwhile {} pgbench transactions and {} builds were committed",
             backup.id, backup.seconds, backup.transactions_meanwhile, backup.builds_meanwhile
@@ -286,6 +288,8 @@ impl Stage {
         let connection = server::connect(&dsn)?;
         let mut held =
             vec![Check::new("server-answers", true, format!("PostgreSQL {}: psql \"{dsn}\"", connection.server_version() / 10_000))];
+        let detail = format!("{referred} references at the time of the backup, {missing} of them without an artifact in it");
+        held.push(Check::new("references-in-backup", missing == 0 && referred > 0, detail));
         held.push(checks::rows_before(&before, &checks::fingerprint(&connection, last_before)?));
         held.push(checks::pgbench(&connection, demo.scale, history_before)?);
         let recovered = checks::commits(&connection, made.builds, &commits, recovery_point)?;
