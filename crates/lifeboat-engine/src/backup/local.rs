@@ -127,7 +127,7 @@ pub(super) fn copy(
     let segment_size = control.segment_size;
     let wal_directory = listing.wal_directory;
     let ((stopped, stop_control, wal, consistent_at), copied) = copy::run(store, settings, progress, |feeder| -> Result<_, BackupError> {
-        for entry in outside_directories(&plan.files) {
+        for entry in outside_directories(&plan.files, facts.config_file.as_deref()) {
             feeder.entry(owned_by_cluster(entry, root))?;
         }
         for entry in plan.entries {
@@ -283,7 +283,9 @@ fn outside_files(root: &Path, canonical: &Path, facts: &ClusterFacts, warnings: 
     found
 }
 
-fn outside_directories(files: &[lifeboat_core::backup::PlannedFile]) -> Vec<Meta> {
+/// The directories of the files that stand outside. `conf.d` comes along even when it is empty, as Debian installs it: its
+/// `include_dir` keeps a server from starting that does not find it.
+fn outside_directories(files: &[lifeboat_core::backup::PlannedFile], config_file: Option<&str>) -> Vec<Meta> {
     let mut directories = std::collections::BTreeSet::new();
     for file in files.iter().filter(|file| file.meta.outside) {
         let mut path = file.meta.path.as_str();
@@ -291,6 +293,12 @@ fn outside_directories(files: &[lifeboat_core::backup::PlannedFile]) -> Vec<Meta
             directories.insert(parent.to_owned());
             path = parent;
         }
+    }
+    if let Some((directory, _)) = config_file.and_then(|file| file.rsplit_once('/'))
+        && directories.contains(&format!("{OUTSIDE}{directory}"))
+        && Path::new(directory).join("conf.d").is_dir()
+    {
+        directories.insert(format!("{OUTSIDE}{directory}/conf.d"));
     }
     directories.into_iter().map(|path| plain_meta(&path, Kind::Directory, 0, 0o700)).collect()
 }
