@@ -306,4 +306,7 @@ pub(crate) struct Demo {
     /// Leave everything behind to look at
     #[arg(long)]
     pub(crate) keep: bool,
+    /// Damage the repository after the backup: the demo must fail
+    #[arg(long, hide = true)]
+    pub(crate) damage: bool,
 }

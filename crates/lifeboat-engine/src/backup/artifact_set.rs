@@ -23,6 +23,10 @@ pub(super) fn take(
     warnings: &mut Vec<String>,
     progress: &dyn Progress,
 ) -> Result<ArtifactsEntry, BackupError> {
+    let asked = source.reference_query.as_ref().zip(request.postgres.as_ref().filter(|postgres| !postgres.record_only));
+    // What the database refers to now, after its copy and before the directory is read: a row that is committed while it is read may
+    // name an artifact that the walk has passed already, and would be missed although no restored database has it.
+    let seen = asked.map(|(_, postgres)| snapshot(&postgres.dsn)).transpose()?;
     if let Some(directory) = &source.directory {
         progress.phase("artifacts");
         let recipients = match &request.protection {
@@ -42,9 +46,14 @@ pub(super) fn take(
         bytes: head.as_ref().map_or(0, |head| head.bytes),
         references: None,
     };
-    if let (Some(query), Some(postgres)) = (&source.reference_query, request.postgres.as_ref().filter(|postgres| !postgres.record_only)) {
+    if let Some(((query, postgres), seen)) = asked.zip(seen) {
         progress.phase("references");
-        let found = compare(&postgres.dsn, query, &set)?;
+        let found = match compare_on(seen, query, &set) {
+            // A standby ends snapshots that are in its recovery's way, and a day of artifacts is long for a connection. Later rows are
+            // better than no comparison.
+            Err(BackupError::Postgres(_)) => compare(&postgres.dsn, query, &set)?,
+            found => found?,
+        };
         if found.missing_count > 0 {
             warnings.push(format!(
                 "the database refers to {} artifacts that are not in the backup, first {}",
@@ -96,15 +105,27 @@ impl From<PgError> for RowError {
     }
 }
 
+/// A connection that goes on seeing what is committed at this moment. As with pg_dump, rows that are deleted meanwhile cannot be
+/// vacuumed until it ends.
+fn snapshot(dsn: &Dsn) -> Result<Connection, PgError> {
+    let connection = Connection::open(dsn, Purpose::Sql)?;
+    connection.reset_search_path()?;
+    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", &[])?;
+    // The first query takes the snapshot.
+    connection.execute("SELECT 1", &[])?;
+    Ok(connection)
+}
+
 /// Runs the reference query and compares each row (name, SHA-256) with the set; the rows stream by.
 pub fn compare(dsn: &Dsn, query: &str, set: &ArtifactSet<'_>) -> Result<References, BackupError> {
+    compare_on(snapshot(dsn)?, query, set)
+}
+
+fn compare_on(connection: Connection, query: &str, set: &ArtifactSet<'_>) -> Result<References, BackupError> {
     let (sender, receiver) = mpsc::sync_channel::<Result<(String, String), CompareError>>(ROWS_IN_FLIGHT);
     let result = std::thread::scope(|scope| {
         scope.spawn(move || {
             let run = || -> Result<(), PgError> {
-                let connection = Connection::open(dsn, Purpose::Sql)?;
-                connection.reset_search_path()?;
-                connection.execute("SET default_transaction_read_only = on", &[])?;
                 let sent = connection.for_each_row(query, &[], |row| {
                     let text = |index| row.text(index).map(str::to_owned);
                     sender.send(Ok((text(0)?, text(1)?))).map_err(|_| RowError::Stopped)

@@ -128,7 +128,7 @@ pub(super) fn copy(
     let wal_directory = listing.wal_directory;
     let known_tablespaces: Vec<String> = listing.tablespaces.iter().map(|(oid, _)| oid.clone()).collect();
     let ((stopped, stop_control, wal, consistent_at), copied) = copy::run(store, settings, progress, |feeder| -> Result<_, BackupError> {
-        for entry in outside_directories(&plan.files) {
+        for entry in outside_directories(&plan.files, facts.config_file.as_deref()) {
             feeder.entry(owned_by_cluster(entry, root))?;
         }
         for entry in plan.entries {
@@ -147,8 +147,9 @@ pub(super) fn copy(
         feeder.drain()?;
         // Last of all, when every other file has been read (c007).
         let (control_bytes, stop_control) = read_control_file(&control_file_path(root))?;
-        let (stopped, connection) = session.stop(false)?;
+        // Before the stop: what is committed between it and our next line is not in the backup, and must not be promised.
         let consistent_at = Timestamp::now();
+        let (stopped, connection) = session.stop(false)?;
         for (name, bytes) in [("backup_label", &stopped.backup_label), ("tablespace_map", &stopped.tablespace_map)] {
             if !bytes.is_empty() {
                 let meta = owned_by_cluster(plain_meta(name, Kind::File, bytes.len() as u64, 0o600), root);
@@ -300,7 +301,9 @@ fn outside_files(root: &Path, canonical: &Path, facts: &ClusterFacts, warnings: 
     found
 }
 
-fn outside_directories(files: &[lifeboat_core::backup::PlannedFile]) -> Vec<Meta> {
+/// The directories of the files that stand outside. `conf.d` comes along even when it is empty, as Debian installs it: its
+/// `include_dir` keeps a server from starting that does not find it.
+fn outside_directories(files: &[lifeboat_core::backup::PlannedFile], config_file: Option<&str>) -> Vec<Meta> {
     let mut directories = std::collections::BTreeSet::new();
     for file in files.iter().filter(|file| file.meta.outside) {
         let mut path = file.meta.path.as_str();
@@ -308,6 +311,12 @@ fn outside_directories(files: &[lifeboat_core::backup::PlannedFile]) -> Vec<Meta
             directories.insert(parent.to_owned());
             path = parent;
         }
+    }
+    if let Some((directory, _)) = config_file.and_then(|file| file.rsplit_once('/'))
+        && directories.contains(&format!("{OUTSIDE}{directory}"))
+        && Path::new(directory).join("conf.d").is_dir()
+    {
+        directories.insert(format!("{OUTSIDE}{directory}/conf.d"));
     }
     directories.into_iter().map(|path| plain_meta(&path, Kind::Directory, 0, 0o700)).collect()
 }

@@ -26,7 +26,8 @@ const MAX_MEMORY_BYTES: u64 = 256 << 20;
 
 #[derive(Default)]
 struct Received {
-    control: Option<(Vec<u8>, ControlFile)>,
+    /// With the moment when it arrived.
+    control: Option<(Vec<u8>, ControlFile, Timestamp)>,
     backup_manifest: Option<Vec<u8>>,
     has_label: bool,
     wal: Vec<String>,
@@ -100,14 +101,13 @@ pub(super) fn copy(
         if let Some(facts) = &facts {
             feed_outside(feeder, source, facts, &mut received.warnings)?;
         }
-        let Some((bytes, _)) = &received.control else { return Err(BackupError::Incomplete("global/pg_control")) };
+        let Some((bytes, ..)) = &received.control else { return Err(BackupError::Incomplete("global/pg_control")) };
         let meta = super::local::plain_meta("global/pg_control", Kind::File, bytes.len() as u64, 0o600);
         feeder.bytes(CopyFile { meta, source: None, pages: None, may_vanish: false, in_backup_manifest: false }, bytes.clone())?;
         Ok(finished)
     })?;
-    let consistent_at = Timestamp::now();
     let Received { control, backup_manifest, has_label, wal: wal_files, mut warnings } = received;
-    let (_, control) = control.ok_or(BackupError::Incomplete("global/pg_control"))?;
+    let (_, control, consistent_at) = control.ok_or(BackupError::Incomplete("global/pg_control"))?;
     if !has_label {
         // Without it a restore would begin recovery in the wrong place (c001).
         return Err(BackupError::Incomplete("backup_label"));
@@ -268,9 +268,12 @@ fn receive(
         return feeder.entry(meta).map_err(BackupError::from);
     }
     if path == "global/pg_control" {
+        // The server stops the backup when it has sent this file; WAL follows for as long as it takes. What is committed meanwhile is
+        // not in the backup, and must not be promised.
+        let arrived = Timestamp::now();
         let bytes = read_all(backup, 1 << 20)?;
         let control = ControlFile::decode(&bytes).map_err(|source| BackupError::ControlFile { path, source })?;
-        received.control = Some((bytes, control));
+        received.control = Some((bytes, control, arrived));
         return Ok(());
     }
     let is_wal = path.strip_prefix("pg_wal/").filter(|rest| !rest.contains('/'));

@@ -93,13 +93,27 @@ pub fn program(bin_directory: Option<&Path>, major: u32, name: &str) -> Result<P
 
 /// A command that runs as the owner of `directory`: PostgreSQL refuses to run as root.
 pub(super) fn as_owner(program: &Path, directory: &Path) -> Command {
-    let mut command = Command::new(program);
-    if rustix::process::geteuid().is_root()
-        && let Ok(found) = fs::metadata(directory)
-        && found.uid() != 0
-    {
-        command.uid(found.uid()).gid(found.gid());
-    }
+    let owner = fs::metadata(directory).ok().filter(|found| rustix::process::geteuid().is_root() && found.uid() != 0);
+    let setpriv = ["/usr/bin/setpriv", "/bin/setpriv"].into_iter().find(|path| Path::new(path).is_file());
+    let mut command = match (owner, setpriv) {
+        (None, _) => Command::new(program),
+        // With the groups that the owner is a member of: on Debian, `ssl-cert` is what opens the server's private key. Those are not to be
+        // had from the standard library; setpriv becomes the program, so the process id is the server's.
+        (Some(found), Some(setpriv)) if crate::backup::owners::Owners::default().user(found.uid()).is_some() => {
+            let mut command = Command::new(setpriv);
+            command
+                .arg(format!("--reuid={}", found.uid()))
+                .arg(format!("--regid={}", found.gid()))
+                .args(["--init-groups", "--"])
+                .arg(program);
+            command
+        }
+        (Some(found), _) => {
+            let mut command = Command::new(program);
+            command.uid(found.uid()).gid(found.gid());
+            command
+        }
+    };
     // Where we stand may be closed to the owner.
     command.current_dir(directory).stdin(Stdio::null());
     command
@@ -266,6 +280,8 @@ fn outside_configuration(directory: &Path) -> Vec<String> {
     if let Some(file) = named("postgresql.conf") {
         options.push(format!("config_file={file}"));
         options.push(format!("data_directory={}", directory.display()));
+        // Debian's names a file that may be the original server's, which runs on.
+        options.push(format!("external_pid_file={}", directory.join("lifeboat-external.pid").display()));
     }
     for (setting, name) in [("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf")] {
         options.extend(named(name).map(|file| format!("{setting}={file}")));
