@@ -181,16 +181,28 @@ fn feed_outside(
     let Some(directory) = &facts.data_directory else { return Ok(()) };
     let inside = format!("{}/", directory.trim_end_matches('/'));
     let files = [&facts.config_file, &facts.hba_file, &facts.ident_file];
-    let outside: Vec<&String> = files.into_iter().flatten().filter(|file| file.starts_with('/') && !file.starts_with(&inside)).collect();
+    let mut outside: Vec<String> =
+        files.into_iter().flatten().filter(|file| file.starts_with('/') && !file.starts_with(&inside)).cloned().collect();
     if outside.is_empty() {
         return Ok(());
     }
     let connection = Connection::open(&source.dsn, Purpose::Sql)?;
     let mut directories = std::collections::BTreeSet::new();
+    // Debian's configuration includes conf.d, and a server does not start without that directory, empty or not.
+    let beside =
+        facts.config_file.as_deref().filter(|file| outside.iter().any(|other| other == file)).and_then(|file| file.rsplit_once('/'));
+    if let Some((directory, _)) = beside {
+        let include = format!("{directory}/conf.d");
+        if let Ok(rows) = connection.query("SELECT pg_ls_dir($1::text) AS name", &[Some(&include)]) {
+            directories.insert(format!("{}{include}", super::OUTSIDE));
+            let names = rows.iter().map(|row| row.get("name").map(str::to_owned)).collect::<Result<Vec<_>, _>>()?;
+            outside.extend(names.iter().filter(|name| name.ends_with(".conf")).map(|name| format!("{include}/{name}")));
+        }
+    }
     let mut found = Vec::new();
     for file in outside {
         match connection
-            .query("SELECT pg_read_file($1::text) AS content", &[Some(file)])
+            .query("SELECT pg_read_file($1::text) AS content", &[Some(&file)])
             .and_then(|rows| Ok(rows.one()?.get("content")?.as_bytes().to_vec()))
         {
             Ok(bytes) => {
@@ -200,9 +212,16 @@ fn feed_outside(
                     directories.insert(parent.to_owned());
                     above = parent;
                 }
-                found.push((path, file.clone(), bytes));
+                found.push((path, file, bytes));
             }
             Err(error) => warnings.push(format!("configuration outside the data directory was not copied: {file}: {error}")),
+        }
+    }
+    for directory in directories.clone() {
+        let mut above = directory.as_str();
+        while let Some((parent, _)) = above.rsplit_once('/') {
+            directories.insert(parent.to_owned());
+            above = parent;
         }
     }
     for directory in directories {
