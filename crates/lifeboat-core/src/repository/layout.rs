@@ -119,9 +119,11 @@ pub fn lease(purpose: &str, epoch: u64) -> Key {
     Key(format!("leases/{purpose}/{epoch:010}.json"))
 }
 
-/// The number in the last part of a key like `…/0000000012.json`.
+/// The number in the last part of a key like `…/0000000012.json`: ten digits and nothing else, so that a number has
+/// one name.
 pub fn number_of(key: &Key) -> Option<u64> {
-    key.0.rsplit('/').next()?.strip_suffix(".json")?.parse().ok()
+    let digits = key.0.rsplit('/').next()?.strip_suffix(".json")?;
+    (digits.len() == 10 && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok()).flatten()
 }
 
 /// The backup whose manifest this key is.
@@ -223,6 +225,9 @@ mod tests {
         }
         assert_eq!(backup_of_manifest(&manifest(&id)), Some(id));
         assert_eq!(number_of(&artifact_head(12)), Some(12));
+        for other in ["leases/x/12.json", "leases/x/+000000012.json", "leases/x/0000000012", "leases/x/18446744073709551615.json"] {
+            assert_eq!(number_of(&Key::parse(other).unwrap()), None, "{other}");
+        }
     }
 
     #[test]
