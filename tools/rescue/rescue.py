@@ -23,6 +23,7 @@ import re
 import struct
 import subprocess
 import sys
+import unicodedata
 
 try:
     import zstandard
@@ -47,7 +48,7 @@ PACKED_MAX = EXTENT + 17  # of a pack: codec byte, what did not shrink, tag
 PACK_MAX = 64 << 20
 NAME_MAX = 700  # of an artifact's name as it stands in a key
 JSON_MAX = 1 << 30  # a manifest names some 300 000 packs for 10 TB: 50 MB; more than this is no manifest
-LINE_MAX = 64 * KIB  # of a catalog run: a name of 1024 bytes, escaped, and change
+LINE_MAX = 16 * KIB  # of a catalog run
 
 BACKUP_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}-backup-[0-9]{8}T[0-9]{6}Z")
 VERSION = re.compile(r"[A-Za-z0-9-][A-Za-z0-9.-]{0,63}")
@@ -134,16 +135,23 @@ def unbase64(text: str, what: str) -> bytes:
         raise Damaged(f"{what} is not base64") from None
 
 
-def safe_path(path, what: str) -> str:
-    """A relative path that stays below wherever it is joined to (5, and names of artifacts in 1)."""
+def safe_path(path, what: str, longest: int = 4096) -> str:
+    """A relative path that stays below wherever it is joined to (5)."""
     try:
-        fits = isinstance(path, str) and 0 < len(path.encode("utf-8")) <= 4096
+        fits = isinstance(path, str) and 0 < len(path.encode("utf-8")) <= longest
     except UnicodeEncodeError:
         fits = False
-    if not fits or any(ord(c) < 32 or ord(c) == 127 for c in path) \
+    if not fits or "\0" in path \
             or any(s in ("", ".", "..") for s in path.split("/")) or (os.name == "nt" and re.search(r"[\\:]", path)):
         raise Damaged(f"{what}: the path {path!r} is not allowed: it could lead out of the directory")
     return path
+
+
+def artifact_name(name, what: str) -> str:
+    """Names of artifacts (1)."""
+    if any(unicodedata.category(c) == "Cc" for c in safe_path(name, what, 1024)):
+        raise Damaged(f"{what}: {name!r} is no name of an artifact")
+    return name
 
 
 # --------------------------------------------------------------------------------------------- the repository (1, 2)
@@ -949,16 +957,18 @@ def run_entries(repo: Repo, run: dict):
                 line = plain.readline(LINE_MAX)
                 if not line:
                     break
-                if len(line) >= LINE_MAX:
-                    raise Damaged(f"{key}: a line is too long")
+                if not line.endswith(b"\n"):
+                    raise Damaged(f"{key}: a line is too long, or has no end")
                 entry = parse(line, f"{key}: a line")
-                name = safe_path(entry.get("n"), key).encode("utf-8")
+                name = artifact_name(entry.get("n"), key).encode("utf-8")
                 if before is not None and name <= before:
                     raise Damaged(f"{key}: lines are not sorted at {entry['n']!r}")
                 before, count = name, count + 1
                 yield name, entry
     except zstandard.ZstdError as error:
         raise Damaged(f"{key} does not unpack ({error})") from None
+    if before != member(run, "last", str, key).encode("utf-8", "surrogatepass"):
+        raise Damaged(f"{key} does not end with {run['last']!r}")
     if count != member(run, "entries", int, key):
         raise Damaged(f"{key} has {count} entries, not {run['entries']}")
 

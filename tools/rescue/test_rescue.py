@@ -633,7 +633,7 @@ class Refused(Case):
         self.assertFalse(os.path.exists(self.to))
 
     def test_path_traversal_in_a_table(self):
-        for path in ("../escaped", "/tmp/escaped", "m/../../escaped", "m//x", "m/.", "", "m\0x", "m\nx", "\ud800",
+        for path in ("../escaped", "/tmp/escaped", "m/../../escaped", "m//x", "m/.", "", "m\0x", "\ud800",
                      "m" * 5000, None, 7):
             self.build(rows=[Writer.row(path)])
             self.assertEqual(self.restore(), 21, repr(path))
@@ -726,7 +726,7 @@ class Refused(Case):
         entry = self.w.artifact("x", b"x", "v1", "x")
         bad = self.w.artifact("y", b"y", "v1", "y")
         bad["d"] = entry["d"]
-        for entries in ([{**entry, "n": "../escaped"}], [{**entry, "v": "../../v1"}], [{**entry, "r": "0" * 64}], [bad],
+        for entries in ([{**entry, "n": "../escaped"}], [{**entry, "n": "x\ny"}], [{**entry, "n": "x\u0085y"}], [{**entry, "v": "../../v1"}], [{**entry, "r": "0" * 64}], [bad],
                         [{**entry, "n": "y"}], [entry, entry], [{**entry, "v": None}], [{"n": "x"}],
                         [{**entry, "d": 1}]):
             run = self.w.run(entries)
