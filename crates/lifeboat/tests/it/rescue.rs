@@ -353,3 +353,89 @@ fn a_plain_backup_with_configuration_outside_comes_back_the_same() {
     taken.rescue("check").run().expect_code(21);
     undo();
 }
+
+/// The repository of format 1 that was written once; see `testdata/README.md`.
+fn golden(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/repository-v1").join(path)
+}
+
+const GOLDEN_BACKUPS: [&str; 2] = ["golden-backup-20261121T220049Z", "golden-backup-20261121T220052Z"];
+
+/// lifeboat on the golden repository, trusting its key.
+fn on_golden(home: &TempDir) -> Program {
+    let settings = home.path().join("golden.toml");
+    fs::write(&settings, format!("[trust]\nkeys = [{:?}]\n", golden("keys/signing.pub"))).unwrap();
+    Program::new(home).env("LIFEBOAT_CONFIG", settings).arg("--repository").arg(golden("repository"))
+}
+
+/// Name and digest of every artifact of the second backup.
+fn golden_artifacts() -> Vec<(String, String)> {
+    let text = fs::read_to_string(golden("artifacts.sha256")).unwrap();
+    text.lines().map(|line| line.split_once("  ").expect("as sha256sum prints it")).map(|(d, n)| (n.to_owned(), d.to_owned())).collect()
+}
+
+#[track_caller]
+fn assert_golden_artifacts(directory: &Path) {
+    let expected = golden_artifacts();
+    let digests = orchestrator::sha256sum(directory, expected.iter().map(|(name, _)| name.as_str()));
+    for ((name, expected), found) in expected.iter().zip(&digests) {
+        assert_eq!(expected, found, "{name}");
+    }
+    assert_eq!(tree(directory).values().filter(|node| matches!(node, Node::File(..))).count(), expected.len());
+}
+
+#[test]
+fn a_repository_of_format_1_is_read_by_lifeboat() {
+    let home = temp_dir();
+    let listed = on_golden(&home).args(["list", "--json"]).run().success();
+    for id in GOLDEN_BACKUPS {
+        assert!(listed.json().to_string().contains(id), "{listed}");
+    }
+    let verified = on_golden(&home).args(["verify", "--all", "--json", "--identity"]).arg(golden("keys/identity.txt")).run().success();
+    let reports = verified.json()["reports"].clone();
+    assert_eq!(reports[0]["depth"], "opened", "{verified}");
+    assert_eq!([&reports[0]["artifacts"], &reports[1]["artifacts"]], [10, 10], "{verified}");
+    // Of the first backup: that of the same name was changed since.
+    let old = on_golden(&home).args(["artifact", "list", "--json", "--backup", GOLDEN_BACKUPS[0]]).run().success();
+    assert!(old.json().to_string().contains("builds/17/old"), "{old}");
+
+    let target = temp_dir();
+    let (data, artifacts) = (target.path().join("data"), target.path().join("artifacts"));
+    let restore = |backup| on_golden(&home).arg("restore").arg(backup).arg("--identity").arg(golden("keys/identity.txt"));
+    restore(GOLDEN_BACKUPS[1]).arg("--artifacts").arg(&artifacts).run().success();
+    assert_golden_artifacts(&artifacts);
+    let bin = Postgres::V15.bin_directory();
+    restore(GOLDEN_BACKUPS[0]).arg("--pgdata").arg(&data).arg("--bin-directory").arg(bin).run().success();
+    let restored = Cluster::start_existing(&data, Postgres::V15).unwrap_or_else(|failure| panic!("{failure}"));
+    let count = "SELECT count(*), sum(id), (SELECT count(*) FROM nothing) FROM builds";
+    // By the server's owner: initdb made the access rules, and they say peer.
+    let answer = restored.run_as_owner(restored.program("psql").args(["-X", "-A", "-t", "-c", count]));
+    assert_eq!(String::from_utf8_lossy(&answer.stdout).trim(), "2000|2001000|0", "{answer:?}");
+}
+
+#[test]
+fn a_repository_of_format_1_is_read_by_rescue() {
+    let home = temp_dir();
+    let run = |command: &str| rescue(&home, &golden("repository")).arg(command);
+    let listed = run("list").run().success();
+    assert_eq!(GOLDEN_BACKUPS.map(|id| listed.stdout.contains(id)), [true, true], "{listed}");
+    let trusting = |command: &str, backup: &str| run(command).arg(backup).arg("--key").arg(golden("keys/signing.pub"));
+    for id in GOLDEN_BACKUPS {
+        trusting("check", id).run().success();
+    }
+    let target = temp_dir();
+    let (dump, artifacts) = (target.path().join("dump"), target.path().join("artifacts"));
+    let opening = |command: &str, backup, to: &Path| {
+        trusting(command, backup).arg("--identity").arg(golden("keys/identity.txt")).arg("--to").arg(to).run().success()
+    };
+    opening("artifacts", GOLDEN_BACKUPS[1], &artifacts);
+    assert_golden_artifacts(&artifacts);
+    opening("restore", GOLDEN_BACKUPS[0], &dump);
+    let fresh = Cluster::builder(Postgres::V15).start();
+    fresh.psql("CREATE ROLE orchestrator");
+    expect_success(fresh.program("pg_restore").args(["--exit-on-error", "--dbname", "postgres"]).arg(dump.join("5")));
+    assert_eq!(fresh.psql("SELECT sum(id) FROM builds"), "2001000");
+    // The host's own identity opens file tables, and no data.
+    let host = trusting("restore", GOLDEN_BACKUPS[0]).arg("--identity").arg(golden("keys/host-identity.txt"));
+    host.arg("--to").arg(target.path().join("host")).run().expect_code(12);
+}
