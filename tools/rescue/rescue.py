@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import datetime
 import errno
 import fnmatch
 import hashlib
@@ -22,6 +23,7 @@ import re
 import struct
 import subprocess
 import sys
+import unicodedata
 
 try:
     import zstandard
@@ -42,11 +44,14 @@ KIB = 1024
 EXTENT = 256 * KIB
 PAGE = 8 * KIB
 SEALED_MAX = EXTENT + 17  # of a sealed object: flag byte, content, tag
-PACKED_MAX = 2 * EXTENT  # of a pack: the format names no limit, and noise grows a little under zstd
+PACKED_MAX = EXTENT + 17  # of a pack: codec byte, what did not shrink, tag
+PACK_MAX = 64 << 20
+NAME_MAX = 700  # of an artifact's name as it stands in a key
 JSON_MAX = 1 << 30  # a manifest names some 300 000 packs for 10 TB: 50 MB; more than this is no manifest
-LINE_MAX = 64 * KIB  # of a catalog run: a name of 1024 bytes, escaped, and change
+LINE_MAX = 16 * KIB  # of a catalog run
 
 BACKUP_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}-backup-[0-9]{8}T[0-9]{6}Z")
+VERSION = re.compile(r"[A-Za-z0-9-][A-Za-z0-9.-]{0,63}")
 BACKUP_TYPE = "https://lifeboat.dev/backup/v1"
 ARTIFACT_TYPE = "https://lifeboat.dev/artifact/v1"
 
@@ -130,16 +135,23 @@ def unbase64(text: str, what: str) -> bytes:
         raise Damaged(f"{what} is not base64") from None
 
 
-def safe_path(path, what: str) -> str:
-    """A relative path that stays below wherever it is joined to (5, and names of artifacts in 1)."""
+def safe_path(path, what: str, longest: int = 4096) -> str:
+    """A relative path that stays below wherever it is joined to (5)."""
     try:
-        fits = isinstance(path, str) and 0 < len(path.encode("utf-8")) <= 4096
+        fits = isinstance(path, str) and 0 < len(path.encode("utf-8")) <= longest
     except UnicodeEncodeError:
         fits = False
-    if not fits or any(ord(c) < 32 or ord(c) == 127 for c in path) \
+    if not fits or "\0" in path \
             or any(s in ("", ".", "..") for s in path.split("/")) or (os.name == "nt" and re.search(r"[\\:]", path)):
         raise Damaged(f"{what}: the path {path!r} is not allowed: it could lead out of the directory")
     return path
+
+
+def artifact_name(name, what: str) -> str:
+    """Names of artifacts (1)."""
+    if any(unicodedata.category(c) == "Cc" for c in safe_path(name, what, 1024)):
+        raise Damaged(f"{what}: {name!r} is no name of an artifact")
+    return name
 
 
 # --------------------------------------------------------------------------------------------- the repository (1, 2)
@@ -154,8 +166,9 @@ class Repo:
             form = member(text, "format", dict, "lifeboat.json")
             version = member(form, "version", int, "lifeboat.json")
         except Damaged as error:
-            raise Damaged(f"{error}. If this one file is lost and the rest is whole, put this into its place: "
-                          '{"format": {"name": "lifeboat", "version": 1}}') from None
+            raise Damaged(f"{error}. If this one file is lost and the rest is whole, write it anew, with the member "
+                          'repository of any manifest.json: {"format": {"name": "lifeboat", "version": 1}, "repository": '
+                          '"<32 hex>", "created": "2024-01-01T00:00:00Z", "created_by": "hand"}') from None
         if form.get("name") != "lifeboat":
             raise Damaged("lifeboat.json: this is no lifeboat repository")
         if version != 1:
@@ -225,7 +238,10 @@ def record_key(name: str, version: str) -> str:
         if "%" in head[126:]:
             head = head[:head.rindex("%")]
         return f"{head}%~{hashlib.sha256(plain).hexdigest()}"
-    return f"artifacts/records/{'/'.join(escape(s) for s in name.split('/'))}/{version}.json"
+    escaped = "/".join(escape(s) for s in name.split("/"))
+    if len(escaped) > NAME_MAX:
+        escaped = f"%~{hashlib.sha256(name.encode('utf-8')).hexdigest()}"
+    return f"artifacts/records/{escaped}/{version}.json"
 
 
 # ------------------------------------------------------------------------------------------- frames, shared by 3 and 4
@@ -281,6 +297,9 @@ class Sealed:
                 raise Damaged(f"{key} is damaged: format 1 has no suite {self.suite!r}")
             if self.header.get("object") != key:
                 raise Damaged(f"{key} holds another object, {self.header.get('object')!r}")
+            hexes(self.header, "id", 32, key)
+            if ("key" in self.header) != (self.suite != "none"):
+                raise Damaged(f"{key} is damaged: suite and key do not go together")
             self.digest = blake3(header).digest()
             self.whole = blake3(start + header)
             self.at = 12 + length
@@ -461,12 +480,14 @@ class Backup:
         self.sha256 = hashlib.sha256(raw).hexdigest()
         self.text = parse(raw, self.key)
         version = member(self.text, "format", int, self.key)
-        if version > 1:
+        if version != 1:
             raise TooNew(f"{self.key} has format {version}; this program reads format 1: get a newer one")
-        if version != 1 or self.text.get("id") != backup_id:
+        if self.text.get("id") != backup_id:
             raise Damaged(f"{self.key} is the manifest of another backup")
+        if self.text.get("kind") != "full":
+            raise Damaged(f"{self.key}: format 1 has no backups of kind {self.text.get('kind')!r}")
         if repo.id is not None and self.text.get("repository") != repo.id:
-            raise Damaged(f"{self.key} belongs to another repository")
+            say(f"{backup_id} was written to another repository than this one, {self.text.get('repository')}")
 
     def check_signature(self, keys) -> str:
         """Without keys only the digest in the bundle is compared: that finds damage, and no forgery."""
@@ -531,7 +552,7 @@ class Packs:
     def fragment(self, pack: int, offset: int, length: int, check: bytes) -> bytes:
         if pack >= len(self.names):
             raise Damaged(f"pack {pack} is not in the manifest")
-        if offset < 32 or not 17 <= length <= PACKED_MAX:
+        if offset < 32 or not 17 <= length <= PACKED_MAX or offset + length > PACK_MAX:
             raise Damaged(f"pack {pack}: a frame at {offset}, {length} bytes long, is not possible")
         what = pack_key(self.names[pack][0])
         file, aead = self.opened(pack)
@@ -612,6 +633,7 @@ def table_rows(pieces, what: str):
         before = place
         count, size = stream.number(), 0
         if meta.get("kind") == "file":
+            meta.setdefault("size", 0)  # left out where it is 0
             size = member(meta, "size", int, f"{what}: {path!r}")
         if count != -(-size // EXTENT):
             raise Damaged(f"{what}: {path!r} has {size} bytes and {count} extents")
@@ -634,8 +656,8 @@ def extent_bytes(packs: Packs, fragments: list, length: int) -> bytes:
     out, have = bytearray(length), 0
     pages = -(-length // PAGE)
     for bitmap, pack, offset, sealed_length, check in fragments:
-        if bitmap >> pages:
-            raise Damaged("a fragment claims pages behind the end of its file")
+        if bitmap >> pages or bitmap == 0:
+            raise Damaged("a fragment claims pages behind the end of its file, or none")
         if not bitmap & ~have:
             continue  # nothing of it is wanted, so damage in it costs nothing
         plain = packs.fragment(pack, offset, sealed_length, check)
@@ -660,7 +682,7 @@ class Target:
     def __init__(self, root: str, private: bool, elsewhere: dict = None):
         self.root = os.fsencode(os.path.abspath(root))
         self.elsewhere = {f"pg_tblspc/{oid}": os.fsencode(path) for oid, path in (elsewhere or {}).items()}
-        self.links, self.modes, self.count, self.bytes = [], [], 0, 0
+        self.links, self.modes, self.count, self.bytes, self.private = [], [], 0, 0, 0o700
         for path in [self.root, *self.elsewhere.values()]:
             if os.path.lexists(path) and (not os.path.isdir(path) or os.listdir(path)):
                 raise Usage(f"{os.fsdecode(path)} is not an empty directory")
@@ -699,20 +721,22 @@ class Target:
             except (FileExistsError, NotADirectoryError):
                 raise Damaged(f"{path} lies below something that is a file") from None
 
-    def file(self, path: str, mode: int, fill) -> None:
+    def file(self, path: str, mode: int, fill, modified: int = None) -> None:
         """Creates a file and has `fill` write it. A file that could not be filled does not stay."""
         self.parent(path)
         place = self.place(path)
         try:
             fd = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)
         except (FileExistsError, IsADirectoryError, NotADirectoryError):
-            raise Damaged(f"{path} is there twice") from None
+            raise Damaged(f"{path} is there twice, or as a file and as a directory") from None
         done = False
         try:
             with os.fdopen(fd, "wb") as file:
                 fill(file)
                 self.bytes += file.seek(0, os.SEEK_END)
                 os.fchmod(file.fileno(), mode & 0o777)
+                if modified is not None:
+                    os.utime(file.fileno(), ns=(modified, modified))
             done = True
             self.count += 1
         finally:
@@ -722,37 +746,42 @@ class Target:
     def finish_links(self) -> None:
         for path, to in self.links:
             place = self.place(path)
-            if os.path.isdir(place) and not os.path.islink(place):
-                say(f"{path} was a link to {to}; its content stands in place, in a directory")
-            else:
-                try:
-                    os.symlink(to.encode("utf-8"), place)
-                except FileExistsError:
-                    raise Damaged(f"{path} is there twice") from None
+            try:
+                os.symlink(to.encode("utf-8"), place)
+            except FileExistsError:
+                raise Damaged(f"{path} is there twice, or something lies below a link") from None
         for start, base in self.elsewhere.items():
             os.symlink(base, os.path.join(self.root, start.encode()))
 
     def finish_modes(self) -> None:
         for path, mode in sorted(self.modes, reverse=True):  # the deepest first: a directory may forbid going in
             os.chmod(self.place(path), mode & 0o777)
+        for place in ([self.root, *self.elsewhere.values()] if self.private != 0o700 else []):
+            os.chmod(place, self.private)
         os.sync()
 
 
 class Restore:
     """The files of one backup, into a Target."""
 
-    def __init__(self, target: Target, packs: Packs, glob, keep_damaged: bool, toll: Toll):
-        self.target, self.packs, self.glob = target, packs, glob
-        self.keep_damaged, self.toll, self.control, self.tablespaces = keep_damaged, toll, None, []
+    def __init__(self, target: Target, backup: Backup, packs: Packs, glob, keep_damaged: bool, toll: Toll):
+        self.target, self.backup, self.packs, self.glob = target, backup, packs, glob
+        self.keep_damaged, self.toll, self.control, self.seen = keep_damaged, toll, None, set()
+        self.physical = backup.postgres().get("copy") in ("local", "stream")
 
     def wanted(self, path: str) -> bool:
         return self.glob is None or fnmatch.fnmatchcase(path, self.glob)
 
     def row(self, meta: dict, extents) -> None:
         path = safe_path(meta.get("path"), "file table")
+        if path in self.seen:  # also in another table
+            raise Damaged(f"{path} is there twice")
+        self.seen.add(path)
+        kind, mode = member(meta, "kind", str, path), member(meta, "mode", int, path)
+        if path == "global" and mode & 0o050 == 0o050:  # the data directory has no row: its group reads if this one's does
+            self.target.private = 0o750
         if not self.wanted(path):
             return
-        kind, mode = member(meta, "kind", str, path), member(meta, "mode", int, path)
         if kind == "file" and path == "global/pg_control":
             self.control = (meta, list(extents))  # PostgreSQL does not start without it, so it comes last
         elif kind == "file":
@@ -762,69 +791,145 @@ class Restore:
         elif kind == "tablespace":
             if not re.fullmatch(r"pg_tblspc/[0-9]+", path):
                 raise Damaged(f"{path} is no place for a tablespace")
-            self.target.directory(path, mode)
-            self.tablespaces.append((path, symlink_target(meta, path)))
+            place = symlink_target(meta, path)
+            self.target.directory(path, 0o700)
+            if path not in self.target.elsewhere:
+                say(f"{path} was a link to {place}; it stands in place. PostgreSQL 15 and later want "
+                    "allow_in_place_tablespaces = on until recovery is done (or use --tablespace OID=DIR)")
         elif kind == "directory":
             self.target.directory(path, mode)
         else:
             raise Damaged(f"{path}: the kind {kind!r} is not known")
 
-    def file(self, meta: dict, extents) -> None:
-        path, size = meta["path"], meta["size"]
+    def pieces(self, meta: dict, extents):
+        """(offset, bytes) of all that is not zero; what is damaged is left out where that is wanted."""
+        for index, fragments in enumerate(extents):
+            if not fragments:
+                continue  # all zero: a hole
+            start = index * EXTENT
+            try:
+                yield start, extent_bytes(self.packs, fragments, min(EXTENT, meta["size"] - start))
+            except Damaged as error:
+                if not self.keep_damaged:
+                    raise Damaged(f"{meta['path']}: NOT RESTORED, damaged at byte {start}: {error}") from None
+                self.toll.add(error, f"{meta['path']}: ZEROS instead of the 256 KiB from byte {start}")
 
+    def file(self, meta: dict, extents) -> None:
         def fill(file):
-            for index, fragments in enumerate(extents):
-                if not fragments:
-                    continue  # all zero: a hole
-                start = index * EXTENT
-                try:
-                    data = extent_bytes(self.packs, fragments, min(EXTENT, size - start))
-                except Damaged as error:
-                    if not self.keep_damaged:
-                        raise Damaged(f"{path}: NOT RESTORED, damaged at byte {start}: {error}") from None
-                    self.toll.add(error, f"{path}: ZEROS instead of the 256 KiB from byte {start}")
-                    continue
+            for start, data in self.pieces(meta, extents):
                 file.seek(start)
                 file.write(data)
-            file.truncate(size)
+            file.truncate(meta["size"])
 
-        self.target.file(path, member(meta, "mode", int, path), fill)
+        self.target.file(meta["path"], member(meta, "mode", int, meta["path"]), fill)
         if meta.get("outside"):
-            say(f"{path} stood at {meta.get('target')}, outside the data directory")
+            say(f"{meta['path']} stood at {meta.get('target')}, outside the data directory")
 
-    def finish(self) -> None:
-        place = self.target.place("tablespace_map")
-        if os.path.isfile(place):
-            self.rewrite_tablespace_map(place)
-        for path, target in self.tablespaces:
-            if path not in self.target.elsewhere:
-                say(f"{path} was a link to {target}; it stands in place. PostgreSQL 15 and later want "
-                    "allow_in_place_tablespaces = on until recovery is done (or use --tablespace OID=DIR)")
-        self.target.finish_links()
+    def attempt(self, work, *values):
+        try:
+            return work(*values)
+        except Damaged as error:
+            self.toll.add(error)
+            return None
+
+    def finish(self, stored_manifest) -> None:
+        """What is not simply written where it belongs (5, "What a restore changes"); pg_control last of all."""
+        if self.physical and self.glob is None:
+            for path in ("pg_wal", "pg_wal/archive_status", "pg_tblspc", "global"):
+                self.attempt(self.target.directory, path)
+        changed = {}
+        control = self.attempt(self.control_bytes) if self.control else None
+        if control is not None:
+            changed["global/pg_control"] = control
+        tablespaces = self.target.place("tablespace_map")
+        if self.physical and os.path.isfile(tablespaces):
+            changed["tablespace_map"] = self.tablespace_map()
+            with open(tablespaces, "wb") as file:
+                file.write(changed["tablespace_map"])
+        if stored_manifest and self.wanted("backup_manifest"):
+            self.attempt(self.backup_manifest, stored_manifest, changed)
+        self.attempt(self.target.finish_links)
         os.sync()
-        if self.control:
-            if self.toll.codes and not self.keep_damaged:
-                say("global/pg_control is left out, so that PostgreSQL does not start on half of its data "
-                    "(--keep-damaged writes it)")
-            else:
-                self.file(*self.control)
+        if self.control and self.toll.codes and not self.keep_damaged:
+            say("global/pg_control is left out, so that PostgreSQL does not start on half of its data "
+                "(--keep-damaged writes it)")
+        elif control is not None:
+            self.attempt(self.target.file, "global/pg_control", self.control[0]["mode"], lambda file: file.write(control))
         self.target.finish_modes()
 
-    def rewrite_tablespace_map(self, place: bytes) -> None:
-        """PostgreSQL would make links to the old places from it, or stumble over the directory that stands there."""
-        with open(place, "rb") as file:
-            lines = file.read().splitlines(keepends=True)
+    def control_bytes(self) -> bytes:
+        """With a checkpoint that is nowhere: PostgreSQL then refuses to start without backup_label, which tells the
+        true one, instead of beginning recovery in the wrong place."""
+        meta, extents = self.control
+        raw = bytearray(meta["size"])
+        for start, data in self.pieces(meta, extents):
+            raw[start:start + len(data)] = data
+        if not self.physical:
+            return bytes(raw)
+        for at in range(288, 385, 4):  # where the CRC stands depends on the version
+            if len(raw) >= 512 and crc32c(bytes(raw[:at])) == struct.unpack_from("<I", raw, at)[0]:
+                struct.pack_into("<Q", raw, 32, 0xDEAD)
+                struct.pack_into("<I", raw, at, crc32c(bytes(raw[:at])))
+                return bytes(raw)
+        if self.keep_damaged:
+            self.toll.add(Damaged("global/pg_control: its CRC does not fit; it is written as it was"))
+            return bytes(raw)
+        raise Damaged("global/pg_control: NOT RESTORED, its CRC does not fit")
+
+    def tablespace_map(self) -> bytes:
+        """PostgreSQL makes links from it, or stumbles over the directories that stand there."""
         out = []
-        for line in lines:
-            base = self.target.elsewhere.get("pg_tblspc/" + line.split(b" ")[0].decode("ascii", "replace"))
-            if base:
-                out.append(line.split(b" ")[0] + b" " + base.replace(b"\\", b"\\\\") + b"\n")
-        say("tablespace_map is changed to where the tablespaces stand now (pg_verifybackup will mention it)")
-        if not out:
-            os.unlink(place)
-            return
-        with open(place, "wb") as file:
-            file.writelines(out)
+        for entry in member(self.backup.postgres(), "tablespaces", list, self.backup.key):
+            place = self.target.elsewhere.get(f"pg_tblspc/{entry.get('oid')}") if isinstance(entry, dict) else None
+            if place is not None:
+                out.append(b"%d %s\n" % (entry["oid"], re.sub(rb"([\n\r\\])", rb"\\\1", place)))
+        return b"".join(out)
+
+    def backup_manifest(self, stored, changed: dict) -> None:
+        text = stored()
+        for path, content in changed.items():
+            text = manifest_with_file(text, path, content)
+        self.target.file("backup_manifest", 0o600, lambda file: file.write(text))
+
+
+def manifest_with_file(text: bytes, path: str, content: bytes) -> bytes:
+    """PostgreSQL's backup_manifest for a file with other bytes: its line changes, and the manifest's own checksum."""
+    found = re.search(rb'"Path": "%s"[^}]*' % re.escape(path.encode()), text)
+    end = text.rfind(b'"Manifest-Checksum"')
+    if not found or end < found.end():
+        raise Damaged(f"backup_manifest does not name {path}")
+    line = re.sub(rb'"Size": [0-9]+', b'"Size": %d' % len(content), found[0])
+    algorithm = re.search(rb'"Checksum-Algorithm": "([A-Z0-9]+)"', line)
+    if algorithm:
+        if algorithm[1] == b"CRC32C":
+            digest = struct.pack("<I", crc32c(content)).hex()
+        elif algorithm[1] in (b"SHA224", b"SHA256", b"SHA384", b"SHA512"):
+            digest = hashlib.new(algorithm[1].decode().lower(), content).hexdigest()
+        else:
+            raise Damaged(f"backup_manifest has a checksum of {path} that is not known")
+        line = re.sub(rb'"Checksum": "[0-9a-f]*"', b'"Checksum": "%s"' % digest.encode(), line)
+    text = text[:found.start()] + line + text[found.end():end]
+    return text + b'"Manifest-Checksum": "%s"}\n' % hashlib.sha256(text).hexdigest().encode()
+
+
+def crc32c(data: bytes) -> int:
+    """CRC-32C, the Castagnoli polynomial, as PostgreSQL has it; slow, for small files."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = CRC_TABLE[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+    return crc ^ 0xFFFFFFFF
+
+
+def crc_table() -> list:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        table.append(value)
+    return table
+
+
+CRC_TABLE = crc_table()
 
 
 def symlink_target(meta: dict, path: str) -> str:
@@ -852,16 +957,18 @@ def run_entries(repo: Repo, run: dict):
                 line = plain.readline(LINE_MAX)
                 if not line:
                     break
-                if len(line) >= LINE_MAX:
-                    raise Damaged(f"{key}: a line is too long")
+                if not line.endswith(b"\n"):
+                    raise Damaged(f"{key}: a line is too long, or has no end")
                 entry = parse(line, f"{key}: a line")
-                name = safe_path(entry.get("n"), key).encode("utf-8")
+                name = artifact_name(entry.get("n"), key).encode("utf-8")
                 if before is not None and name <= before:
                     raise Damaged(f"{key}: lines are not sorted at {entry['n']!r}")
                 before, count = name, count + 1
                 yield name, entry
     except zstandard.ZstdError as error:
         raise Damaged(f"{key} does not unpack ({error})") from None
+    if before != member(run, "last", str, key).encode("utf-8", "surrogatepass"):
+        raise Damaged(f"{key} does not end with {run['last']!r}")
     if count != member(run, "entries", int, key):
         raise Damaged(f"{key} has {count} entries, not {run['entries']}")
 
@@ -888,7 +995,7 @@ def artifact_set(backup: Backup):
 
 def check_record(repo: Repo, entry: dict, keys) -> dict:
     name, version = entry["n"], member(entry, "v", str, entry["n"])
-    if not re.fullmatch(r"[A-Za-z0-9-][A-Za-z0-9._-]{0,127}", version):
+    if not VERSION.fullmatch(version):
         raise Damaged(f"{name}: the version {version!r} is not possible")
     key = record_key(name, version)
     raw = repo.read(key, 1 << 24)
@@ -896,9 +1003,10 @@ def check_record(repo: Repo, entry: dict, keys) -> dict:
         raise Damaged(f"{key} is damaged: its SHA-256 is not the one in the catalog")
     record = parse(raw, key)
     form = member(record, "format", int, key)
-    if form > 1:
+    if form != 1:
         raise TooNew(f"{key} has format {form}")
-    for long, short in (("name", "n"), ("version", "v"), ("sha256", "d"), ("bytes", "b"), ("mode", "m")):
+    for long, short in (("name", "n"), ("version", "v"), ("sha256", "d"), ("bytes", "b"), ("mode", "m"),
+                        ("modified", "t"), ("origin", "o")):
         if record.get(long) != entry.get(short):
             raise Damaged(f"{key}: {long} is not the one in the catalog")
     hexes(record, "sha256", 64, key)
@@ -906,7 +1014,23 @@ def check_record(repo: Repo, entry: dict, keys) -> dict:
     if not isinstance(predicate, dict) or predicate.get("version") != version or \
             predicate.get("bytes") != member(record, "bytes", int, key):
         raise Damaged(f"{key}: version or bytes are not the signed ones")
+    for name_ in ("mode", "modified"):  # other writers may leave them out
+        if name_ in predicate and predicate[name_] != record.get(name_):
+            raise Damaged(f"{key}: {name_} is not the signed one")
     return record
+
+
+def nanoseconds(text):
+    """RFC 3339 in UTC, with up to nine digits of a second; None where it is something else."""
+    found = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z", text) if isinstance(text, str) else None
+    try:
+        whole = datetime.datetime.fromisoformat(found[1] + "+00:00") if found else None
+    except ValueError:
+        whole = None
+    if whole is None:
+        return None
+    since = whole - datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+    return (since.days * 86400 + since.seconds) * 10 ** 9 + int((found[2] or "").ljust(9, "0"))
 
 
 def fill_blob(repo: Repo, record: dict, identities: Identities, file) -> None:
@@ -1008,7 +1132,7 @@ def command_restore(repo: Repo, arguments) -> int:
             raise Usage(f"--tablespace {text}: give OID=/absolute/directory with one of the OIDs {listed}")
         elsewhere[oid] = path
     target, packs = Target(arguments.to, True, elsewhere), Packs(backup, data_key)
-    restore = Restore(target, packs, arguments.path, arguments.keep_damaged, toll)
+    restore = Restore(target, backup, packs, arguments.path, arguments.keep_damaged, toll)
     try:
         restore_files(backup, restore, table_key, data_key)
     finally:
@@ -1032,17 +1156,8 @@ def restore_files(backup: Backup, restore: Restore, table_key, data_key) -> None
                 raise Damaged(f"{key} has {rows} rows, not {entry['rows']}")
         except Damaged as error:
             toll.add(error, f"files from {entry.get('first')!r} to {entry.get('last')!r} are missing")
-    try:
-        named = backup.postgres_manifest()
-        if named and restore.wanted("backup_manifest"):
-            restore.target.file("backup_manifest", 0o600,
-                                lambda file: file.writelines(backup.content(*named, data_key)))
-    except Damaged as error:
-        toll.add(error)
-    try:
-        restore.finish()
-    except Damaged as error:
-        toll.add(error)
+    named = backup.postgres_manifest()
+    restore.finish((lambda: b"".join(backup.content(*named, data_key))) if named else None)
 
 
 def told(target: Target, toll: Toll) -> int:
@@ -1066,7 +1181,8 @@ def command_artifacts(repo: Repo, arguments) -> int:
             try:
                 record = check_record(repo, entry, keys)
                 target.file(entry["n"], member(record, "mode", int, entry["n"]),
-                            lambda file, record=record: fill_blob(repo, record, identities, file))
+                            lambda file, record=record: fill_blob(repo, record, identities, file),
+                            nanoseconds(record.get("modified")))
             except (Damaged, TooNew, WrongIdentity) as error:
                 toll.add(error, f"{entry['n']}: NOT RESTORED")
     except Damaged as error:  # a run: what it would have said is unknown, so is the rest of the set

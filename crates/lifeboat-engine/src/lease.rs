@@ -44,9 +44,10 @@ fn latest(store: &dyn Store, purpose: &str) -> Result<Option<Lease>, StoreError>
     let listed = store.list(&layout::leases(purpose))?;
     let Some(newest) = listed.iter().filter_map(|object| layout::number_of(&object.key)).max() else { return Ok(None) };
     let bytes = store.get(&layout::lease(purpose, newest), MAX_DOCUMENT_BYTES)?;
-    // One that cannot be read still counts as an epoch, and as held by nobody we know: its time
+    // One that cannot be read, or says that it is another, still counts as an epoch, and as held by nobody we know: its time
     // is unknown, so it is given none.
-    Ok(Some(serde_json::from_slice(&bytes).unwrap_or_else(|_| Lease {
+    let lease = serde_json::from_slice(&bytes).ok().filter(|lease: &Lease| lease.epoch == newest);
+    Ok(Some(lease.unwrap_or_else(|| Lease {
         epoch: newest,
         holder: "an unreadable lease".into(),
         host: String::new(),

@@ -116,9 +116,10 @@ pub fn open(repository: &Repository, id: &BackupId, trust: &Trust) -> Result<Ver
             error => finding(id, FindingKind::Unsigned, &bundle_key, error.to_string()),
         }
     });
-    // A newer format may sign in ways unknown here: say that first.
+    // A newer format may sign in ways unknown here: its number is the one thing that is believed before the
+    // signature was checked, and all that comes of it is a refusal.
     let manifest = match (decode(id, &bytes), verified) {
-        (Err(newer @ OpenBackupError::Format(_)), Ok(_)) => return Err(newer),
+        (Err(newer @ OpenBackupError::Format(_)), _) => return Err(newer),
         (_, Err(error)) => return Err(error),
         (Err(error), Ok(_)) => return Err(error),
         (Ok(manifest), Ok(verified)) => (manifest, verified.hint),

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     FormatError,
     extent::{CHECK_BYTES, Extent, Fragment, MAX_FRAGMENTS, extent_count},
+    pack,
 };
 
 /// Plain bytes after which a writer begins the next table: small enough to read one on demand.
@@ -177,6 +178,12 @@ fn decode_row(reader: &mut Reader<'_>, packs: usize) -> Result<Row, FormatError>
             if fragment.pack as usize >= packs {
                 return Err(bad(format!("pack {} of {packs}", fragment.pack)));
             }
+            // Before anybody takes memory for it, or reads the header of a pack for a frame.
+            let (offset, length) = (u64::from(fragment.offset), u64::from(fragment.length));
+            let shortest = 1 + pack::TAG_BYTES as u64;
+            if offset < pack::HEADER_BYTES as u64 || !(shortest..=pack::MAX_FRAME_BYTES).contains(&length) || offset + length > pack::MAX_BYTES {
+                return Err(bad(format!("a frame of {length} bytes at {offset} cannot be in a pack")));
+            }
             fragments.push(fragment);
         }
         if fragments.len() > MAX_FRAGMENTS {
@@ -246,6 +253,24 @@ mod tests {
         encode_row(&row("a", 1), &mut bytes);
         assert!(decode(&bytes, 1).unwrap_err().to_string().contains("out of order"));
         assert!(decode(&table(), 0).unwrap_err().to_string().contains("pack 0 of 0"));
+    }
+
+    #[test]
+    fn frames_that_no_pack_can_hold_are_refused() {
+        let with = |offset: u32, length: u32| {
+            let mut one = row("a", 10);
+            (one.extents[0].fragments[0].offset, one.extents[0].fragments[0].length) = (offset, length);
+            let mut bytes = Vec::new();
+            encode_row(&one, &mut bytes);
+            decode(&bytes, 1)
+        };
+        let longest = pack::MAX_FRAME_BYTES as u32;
+        for (offset, length) in [(32, 17), (32, longest), (pack::MAX_BYTES as u32 - longest, longest)] {
+            assert!(with(offset, length).is_ok(), "{offset} {length}");
+        }
+        for (offset, length) in [(31, 17), (32, 16), (32, longest + 1), (pack::MAX_BYTES as u32 - longest + 1, longest), (u32::MAX, u32::MAX)] {
+            assert!(with(offset, length).is_err(), "{offset} {length}");
+        }
     }
 
     #[test]

@@ -13,6 +13,11 @@ const MAX_SEGMENT_BYTES: usize = 200;
 /// What stays of a segment that is cut.
 const KEPT_BYTES: usize = 128;
 
+/// A name that takes more in a key is replaced whole by its digest. S3 ends keys at 1024 bytes ("Creating object
+/// key names" in its user guide), and the repository's own prefix, `artifacts/records/`, the version and its suffix
+/// have to fit as well: 700 leaves 230 bytes for the prefix.
+const MAX_ESCAPED_BYTES: usize = 700;
+
 /// The key of one object: relative, `/`-separated, plain ASCII.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(String);
@@ -114,9 +119,11 @@ pub fn lease(purpose: &str, epoch: u64) -> Key {
     Key(format!("leases/{purpose}/{epoch:010}.json"))
 }
 
-/// The number in the last part of a key like `…/0000000012.json`.
+/// The number in the last part of a key like `…/0000000012.json`: ten digits and nothing else, so that a number has
+/// one name.
 pub fn number_of(key: &Key) -> Option<u64> {
-    key.0.rsplit('/').next()?.strip_suffix(".json")?.parse().ok()
+    let digits = key.0.rsplit('/').next()?.strip_suffix(".json")?;
+    (digits.len() == 10 && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok()).flatten()
 }
 
 /// The backup whose manifest this key is.
@@ -161,6 +168,8 @@ impl fmt::Display for ArtifactName {
 
 super::serde_through_text!(ArtifactName);
 
+/// How a name stands in a key. Different names never share one: `%` is always followed by two hexadecimal digits,
+/// except in `%~`, behind which stands a digest.
 fn escape(name: &str) -> String {
     let mut key = String::with_capacity(name.len());
     for (number, segment) in name.split('/').enumerate() {
@@ -187,7 +196,7 @@ fn escape(name: &str) -> String {
         }
         key.push_str(&escaped);
     }
-    key
+    if key.len() > MAX_ESCAPED_BYTES { format!("%~{}", Sha256::of(name.as_bytes())) } else { key }
 }
 
 #[cfg(test)]
@@ -216,6 +225,9 @@ mod tests {
         }
         assert_eq!(backup_of_manifest(&manifest(&id)), Some(id));
         assert_eq!(number_of(&artifact_head(12)), Some(12));
+        for other in ["leases/x/12.json", "leases/x/+000000012.json", "leases/x/0000000012", "leases/x/18446744073709551615.json"] {
+            assert_eq!(number_of(&Key::parse(other).unwrap()), None, "{other}");
+        }
     }
 
     #[test]
@@ -228,7 +240,55 @@ mod tests {
         }
     }
 
+    /// The key of a version of 64 bytes, the longest there is.
+    fn longest_key(name: &str) -> String {
+        artifact_record(&name.parse().unwrap(), &"v".repeat(64)).to_string()
+    }
+
+    #[test]
+    fn names_too_long_for_a_key_are_replaced_by_their_digest() {
+        // 700 bytes as they are, and one more: the name itself, then its digest.
+        let fits = vec!["a".repeat(174); 4].join("/") + "b";
+        assert_eq!(fits.len(), 700);
+        assert_eq!(longest_key(&fits), format!("artifacts/records/{fits}/{}.json", "v".repeat(64)));
+        let longer = format!("{fits}e");
+        let digest = Sha256::of(longer.as_bytes());
+        assert_eq!(longest_key(&longer), format!("artifacts/records/%~{digest}/{}.json", "v".repeat(64)));
+        // Not by a name that is written like the replacement.
+        let forged = format!("%~{digest}");
+        assert!(longest_key(&forged).starts_with(&format!("artifacts/records/%25%7E{digest}/")));
+    }
+
+    #[test]
+    fn a_segment_is_cut_before_an_escape_that_would_be_torn() {
+        for (before, kept) in [(126, 126), (127, 127), (128, 128), (125, 128)] {
+            let segment = format!("{}{}", "a".repeat(before), "ü".repeat(40));
+            let key = longest_key(&segment);
+            let written = key.strip_prefix("artifacts/records/").and_then(|key| key.split('/').next()).unwrap();
+            assert_eq!(written.find("%~"), Some(kept), "{written}");
+            assert!(written.ends_with(&Sha256::of(segment.as_bytes()).to_string()));
+        }
+    }
+
     proptest! {
+        #[test]
+        fn no_key_is_longer_than_stores_allow(name in "[a-zü~/]{1,1024}") {
+            if let Ok(name) = name.parse::<ArtifactName>() {
+                let key = artifact_record(&name, &"v".repeat(64));
+                // 1024 of S3, less 230 for the repository's prefix.
+                prop_assert!(key.as_str().len() <= 1024 - 230, "{} bytes", key.as_str().len());
+                prop_assert!(Key::parse(key.as_str()).is_ok());
+            }
+        }
+
+        #[test]
+        fn long_names_that_differ_have_keys_that_differ(stem in "[a-zü]{30}", parts in 1usize..30, a in "[ab%~/]{1,9}", b in "[ab%~/]{1,9}") {
+            let name = |tail: &str| format!("{}{tail}", format!("{stem}/").repeat(parts)).parse::<ArtifactName>();
+            if let (Ok(a), Ok(b)) = (name(&a), name(&b)) {
+                prop_assert_eq!(a == b, artifact_record(&a, "v") == artifact_record(&b, "v"));
+            }
+        }
+
         #[test]
         fn different_names_have_different_keys(a in "[a-z%ü /~.]{1,300}", b in "[a-z%ü /~.]{1,300}") {
             if let (Ok(a), Ok(b)) = (a.parse::<ArtifactName>(), b.parse::<ArtifactName>()) {

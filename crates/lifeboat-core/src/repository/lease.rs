@@ -41,7 +41,10 @@ pub enum Standing {
 pub fn standing(latest: Option<Lease>, now: Timestamp, holder_is_gone: impl FnOnce(&Lease) -> bool) -> Standing {
     match latest {
         None => Standing::Free(1),
-        Some(lease) if lease.released || lease.expires <= now || holder_is_gone(&lease) => Standing::Free(lease.epoch + 1),
+        Some(lease) if lease.released || lease.expires <= now || holder_is_gone(&lease) => {
+            // An epoch of u64::MAX can only be damage; creating it again fails, and that is the answer then.
+            Standing::Free(lease.epoch.saturating_add(1))
+        }
         Some(lease) => Standing::Held(lease),
     }
 }
@@ -63,6 +66,8 @@ mod tests {
             expires: now + LEASE_TIME,
             released: false,
         };
+        let last = Lease { epoch: u64::MAX, released: true, ..lease.clone() };
+        assert_eq!(standing(Some(last), now, |_| false), Standing::Free(u64::MAX), "a damaged epoch does not end the program");
         assert_eq!(standing(None, now, |_| false), Standing::Free(1));
         assert_eq!(standing(Some(lease.clone()), now, |_| false), Standing::Held(lease.clone()));
         assert_eq!(standing(Some(lease.clone()), now, |_| true), Standing::Free(5));

@@ -14,6 +14,9 @@ pub const TAG_BYTES: usize = 16;
 /// The most a pack may hold, so that a reader can bound what it reads.
 pub const MAX_BYTES: u64 = 64 << 20;
 
+/// The most a sealed frame may take: codec, an extent that did not shrink, tag.
+pub const MAX_FRAME_BYTES: u64 = 1 + super::extent::EXTENT_BYTES + TAG_BYTES as u64;
+
 /// The body is the bytes themselves.
 pub const CODEC_RAW: u8 = 0;
 

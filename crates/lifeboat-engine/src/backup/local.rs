@@ -103,7 +103,13 @@ pub(super) fn copy(
         warnings.push(format!("not copied, because its name is not UTF-8: {name}"));
     }
     let mut sources = std::mem::take(&mut listing.sources);
-    for (path, file) in outside_files(root, &canonical, &facts, &mut warnings) {
+    let outside = outside_files(root, &canonical, &facts, &mut warnings);
+    // What an earlier restore left under these names is not what the server uses now.
+    listing.entries.retain(|entry| {
+        let path = entry.meta.path.as_str();
+        !outside.iter().any(|(name, _)| name == path || name.strip_prefix(path).is_some_and(|rest| rest.starts_with('/')))
+    });
+    for (path, file) in outside {
         let found = fs::metadata(&file).map_err(|e| read_error(&file, e))?;
         let mut meta = meta(&path, Kind::File, &found, &mut Owners::default());
         meta.outside = true;

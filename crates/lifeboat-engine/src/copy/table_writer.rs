@@ -43,6 +43,10 @@ impl<'a> TableWriter<'a> {
 
     fn store_table(&mut self) -> Result<(), CopyError> {
         self.rows.sort_by(|a, b| a.meta.path.cmp(&b.meta.path));
+        // Readers refuse a table that has a path twice, so a backup must not commit one.
+        if let Some(twice) = self.rows.windows(2).find(|pair| pair[0].meta.path == pair[1].meta.path) {
+            return Err(CopyError::Limit { path: twice[0].meta.path.clone(), problem: "it came twice" });
+        }
         let (Some(first), Some(last)) = (self.rows.first(), self.rows.last()) else { return Ok(()) };
         let (first, last) = (first.meta.path.clone(), last.meta.path.clone());
         let mut plain = Vec::with_capacity(self.weight);

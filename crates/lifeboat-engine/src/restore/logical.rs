@@ -87,7 +87,7 @@ pub(super) fn restore(
     fs::remove_dir(&cluster_directory).map_err(write_error(&cluster_directory))?;
 
     progress.phase("pg_restore");
-    let sockets = SocketDirectory::make(&root)?;
+    let sockets = SocketDirectory::make(&settings.temporary, &root)?;
     let options = vec![
         "listen_addresses=".to_owned(),
         format!("unix_socket_directories={}", sockets.0.display()),
@@ -120,8 +120,8 @@ pub(super) fn restore(
 struct SocketDirectory(PathBuf);
 
 impl SocketDirectory {
-    fn make(root: &Path) -> Result<Self, RestoreError> {
-        let path = std::env::temp_dir().join(format!("lifeboat-{}", &crate::random::id().to_string()[..12]));
+    fn make(temporary: &Path, root: &Path) -> Result<Self, RestoreError> {
+        let path = temporary.join(format!("lifeboat-{}", &crate::random::id().to_string()[..12]));
         use std::os::unix::fs::DirBuilderExt as _;
         fs::DirBuilder::new().mode(0o700).create(&path).map_err(write_error(&path))?;
         if let Ok(found) = fs::metadata(root) {

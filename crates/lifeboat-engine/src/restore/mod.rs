@@ -125,6 +125,8 @@ pub struct RestoreSettings {
     pub bin_directory: Option<PathBuf>,
     /// How long a start may take, recovery included.
     pub start_timeout: Duration,
+    /// A directory for a socket, which has to have a short path and be within reach of the server's owner.
+    pub temporary: PathBuf,
 }
 
 /// What a restored database came to.

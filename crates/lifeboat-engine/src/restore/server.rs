@@ -206,14 +206,20 @@ fn server_lines(directory: &Path) -> Option<Vec<String>> {
     Some(text.lines().map(str::to_owned).collect())
 }
 
-/// How to reach the server that runs in a directory.
+/// How to reach the server that runs in a directory, once it takes connections.
 pub(super) fn server_dsn(directory: &Path, database: &str) -> Option<String> {
     let lines = server_lines(directory)?;
+    // The file is written line by line while the server starts. Before its state says that it takes connections, the
+    // socket's line may be missing, and whoever listens on that port of this host is somebody else.
+    if !matches!(lines.get(7)?.trim(), "ready" | "standby") {
+        return None;
+    }
     let port = lines.get(3)?.trim().to_owned();
-    let socket = lines.get(4).map(|line| line.trim()).unwrap_or_default();
-    let address = lines.get(5).map(|line| line.trim()).unwrap_or_default();
+    let socket = lines.get(4)?.trim();
+    let address = lines.get(5)?.trim();
     let host = match (socket, address) {
-        ("", "" | "*" | "0.0.0.0") => "127.0.0.1",
+        ("", "") => return None,
+        ("", "*" | "0.0.0.0") => "127.0.0.1",
         ("", address) => address,
         (socket, _) => socket,
     };
@@ -223,7 +229,7 @@ pub(super) fn server_dsn(directory: &Path, database: &str) -> Option<String> {
 /// The first query's answer; `None` while it is still in recovery.
 fn first_answer(directory: &Path) -> Result<Option<Started>, PgError> {
     let Some(dsn) = server_dsn(directory, "postgres") else {
-        return Err(PgError::Unreachable { reason: "the server has not written its postmaster.pid yet".into() });
+        return Err(PgError::Unreachable { reason: "it does not take connections yet".into() });
     };
     let with_user = Dsn::parse(&dsn)?.with("connect_timeout", "5");
     let owner = fs::metadata(directory).ok().and_then(|found| crate::backup::owners::Owners::default().user(found.uid()));
@@ -315,4 +321,26 @@ fn hydrated_port_is_free(directory: &Path) -> bool {
 /// A port that nobody listens on now.
 pub(super) fn free_port() -> u16 {
     std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr()).map_or(54_329, |address| address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_has_not_written_its_socket_yet_is_not_looked_for_elsewhere() {
+        let directory = tempfile::tempdir().unwrap();
+        let with = |text: &str| {
+            fs::write(directory.path().join("postmaster.pid"), text).unwrap();
+            server_dsn(directory.path(), "postgres")
+        };
+        assert_eq!(with("17\n/data\n1700000000\n5432\n\n"), None);
+        assert_eq!(with("17\n/data\n1700000000\n5432\n/run/pg\n\n  1 2\nstarting\n"), None);
+        assert_eq!(with("17\n/data\n1700000000\n5432\n\n\n  1 2\nready   \n"), None);
+        let socket = "host=/run/pg port=5432 dbname=postgres";
+        assert_eq!(with("17\n/data\n1700000000\n5432\n/run/pg\n\n  1 2\nstandby \n").as_deref(), Some(socket));
+        assert_eq!(with("17\n/data\n1700000000\n5432\n/run/pg\n\n  1 2\nready   \n").as_deref(), Some(socket));
+        let address = "host=127.0.0.1 port=5433 dbname=postgres";
+        assert_eq!(with("17\n/data\n1700000000\n5433\n\n*\n  1 2\nready   \n").as_deref(), Some(address));
+    }
 }

@@ -146,6 +146,7 @@ fn execute(
         workers: settings.workers.value,
         bin_directory,
         start_timeout: Duration::from_secs(restore.start_timeout),
+        temporary: std::env::temp_dir(),
     };
     let progress = Shown::new();
     let begun = Instant::now();
