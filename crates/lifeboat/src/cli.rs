@@ -104,6 +104,9 @@ pub(crate) struct Backup {
     /// Include the database; the default where the configuration names one
     #[arg(long)]
     pub(crate) include_postgres: bool,
+    /// Leave the database out, also where the configuration names one
+    #[arg(long, conflicts_with_all = ["include_postgres", "copy"])]
+    pub(crate) exclude_postgres: bool,
     /// Name the database in the manifest and copy nothing of it
     #[arg(long, requires = "include_postgres")]
     pub(crate) record_only: bool,
@@ -221,6 +224,8 @@ pub(crate) enum Artifact {
         file: PathBuf,
     },
     /// Fetch an artifact, its signature and digest verified
+    // --version is the artifact's here, not the program's.
+    #[command(disable_version_flag = true)]
     Get {
         /// Name of the artifact
         name: String,

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::cli::Cli;
 use crate::failure::Failure;
@@ -76,8 +76,8 @@ pub(crate) struct Signing {
 }
 
 /// Where a secret is.
-#[derive(Debug, Clone, Deserialize, Serialize, PartialEq, Eq)]
-#[serde(rename_all = "lowercase", deny_unknown_fields)]
+#[derive(Debug, Clone, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Secret {
     /// In an environment variable.
     Env(String),
@@ -85,6 +85,27 @@ pub(crate) enum Secret {
     File(PathBuf),
     /// What a command prints; one newline at its end does not count.
     Command(Vec<String>),
+}
+
+/// A secret as the file names it. Whatever else stands there may be the secret itself, so the error must
+/// not repeat it as serde's own would.
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        const FORM: &str = "a secret is not written here: write { file = \"…\" }, { env = \"…\" } or { command = [\"…\"] }";
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Place {
+            env: Option<String>,
+            file: Option<PathBuf>,
+            command: Option<Vec<String>>,
+        }
+        match toml::Value::deserialize(deserializer)?.try_into::<Place>() {
+            Ok(Place { env: Some(name), file: None, command: None }) => Ok(Self::Env(name)),
+            Ok(Place { env: None, file: Some(path), command: None }) => Ok(Self::File(path)),
+            Ok(Place { env: None, file: None, command: Some(words) }) => Ok(Self::Command(words)),
+            _ => Err(serde::de::Error::custom(FORM)),
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -219,8 +240,8 @@ fn read_file(cli: &Cli) -> Result<(File, Option<PathBuf>), Failure> {
             .hint("lifeboat init --write-config FILE writes one to begin with")
     })?;
     let file = toml::from_str(&text).map_err(|error| {
-        let place =
-            error.span().map_or(String::new(), |span| format!(" line {}", text[..span.start.min(text.len())].lines().count().max(1)));
+        let line = |at: usize| text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count() + 1;
+        let place = error.span().map_or(String::new(), |span| format!(" line {}", line(span.start)));
         let message = error.message().replace('\n', " ");
         Failure::usage(format!("read configuration {}{place}: {message}", path.display()))
             .hint("docs/configuration.md lists the settings; lifeboat config show prints them as read")

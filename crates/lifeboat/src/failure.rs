@@ -66,8 +66,7 @@ impl Failure {
     }
 
     fn of(code: u8, error: &dyn Error, hint: &str) -> Self {
-        let failure = Self::new(code, chain(error));
-        if hint.is_empty() { failure } else { failure.hint(hint) }
+        Self::new(code, chain(error)).hint(hint)
     }
 }
 
@@ -84,6 +83,27 @@ pub(crate) fn chain(error: &dyn Error) -> String {
         next = source.source();
     }
     text.replace(['\n', '\r'], " ")
+}
+
+impl From<clap::Error> for Failure {
+    /// As every other failure: one line and a hint. clap's own text has many lines, the first paragraph says what is wrong.
+    fn from(error: clap::Error) -> Self {
+        let text = error.to_string();
+        let mut lines = text.lines().map(str::trim);
+        let message: Vec<&str> = lines.by_ref().take_while(|line| !line.is_empty()).collect();
+        let message = message.join(" ");
+        let (mut command, mut tips) = ("lifeboat".to_owned(), String::new());
+        for line in lines {
+            if let Some(usage) = line.strip_prefix("Usage: ") {
+                let words: Vec<&str> = usage.split(' ').take_while(|word| !word.starts_with(['[', '<', '-'])).collect();
+                command = words.join(" ");
+            } else if let Some(tip) = line.strip_prefix("tip: ") {
+                tips.push_str(&format!("{tip}; "));
+            }
+        }
+        let message = message.strip_prefix("error: ").unwrap_or(&message);
+        Self::usage(message).hint(format!("{tips}{command} --help lists what there is"))
+    }
 }
 
 impl From<FormatError> for Failure {
@@ -111,7 +131,11 @@ impl From<StoreError> for Failure {
             StoreError::NotFound { .. } | StoreError::Short { .. } => {
                 Self::of(EXIT_UNVERIFIED, &error, "lifeboat verify --all tells what else is missing")
             }
-            StoreError::Exists { .. } | StoreError::Io { .. } => Self::of(EXIT_FAILED, &error, ""),
+            StoreError::Exists { .. } | StoreError::Io { .. } => Self::of(
+                EXIT_FAILED,
+                &error,
+                "look at the repository and its file system, then run the command again; lifeboat config show names it",
+            ),
         }
     }
 }
@@ -122,7 +146,10 @@ impl From<OpenError> for Failure {
             OpenError::Missing(_) => {
                 Self::of(EXIT_NO_REPOSITORY, &error, "check the path, or make a repository with lifeboat init --repository DIR")
             }
-            OpenError::Scheme(_) => Self::of(EXIT_USAGE, &error, "give a directory: --repository file:///path"),
+            OpenError::Scheme(_) => Self::of(EXIT_USAGE, &error, "give a directory: lifeboat --repository file:///path"),
+            OpenError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotADirectory => {
+                Self::of(EXIT_NO_REPOSITORY, &error, "check the path, or make a repository with lifeboat init --repository DIR")
+            }
             OpenError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
                 Self::of(EXIT_KEY, &error, "check who owns the repository, and as whom lifeboat runs: lifeboat config show")
             }
@@ -200,7 +227,9 @@ impl From<PgError> for Failure {
             PgError::Sql { .. } => (EXIT_FAILED, "the server's log has the rest; lifeboat backup --dry-run shows what is asked of it"),
             PgError::Unsupported { .. } => (EXIT_FAILED, "lifeboat backup --copy logical needs the least of a server"),
             PgError::ClusterChanged { .. } => (EXIT_FAILED, "run lifeboat backup again, against the new primary"),
-            PgError::TimedOut { .. } | PgError::Protocol { .. } => (EXIT_FAILED, ""),
+            PgError::TimedOut { .. } | PgError::Protocol { .. } => {
+                (EXIT_FAILED, "the server's log may tell why; then run the command again, or choose lifeboat backup --copy logical")
+            }
         };
         Self::of(code, &error, hint)
     }
@@ -280,7 +309,12 @@ impl From<ArtifactError> for Failure {
                 &error,
                 "make it readable for the user lifeboat runs as, then run lifeboat artifact sync again; the set is as it was",
             ),
-            error => Self::of(EXIT_FAILED, &error, ""),
+            ArtifactError::Target { .. } => Self::of(
+                EXIT_FAILED,
+                &error,
+                "make room or choose another directory, then run it again: lifeboat restore BACKUP --artifacts DIR, lifeboat artifact get --output FILE",
+            ),
+            error => Self::of(EXIT_FAILED, &error, "run the command again; lifeboat artifact verify tells whether the set is whole"),
         }
     }
 }

@@ -21,9 +21,13 @@ fn main() -> std::process::ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are answers, not errors.
+            // Help and version are answers, not errors; with no command at all help is the best error.
             let code = if error.use_stderr() { EXIT_USAGE } else { 0 };
-            let _ = error.print();
+            if code == 0 || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+                let _ = error.print();
+            } else {
+                output::Output::new(std::env::args_os().any(|argument| argument == "--json")).failure(&error.into());
+            }
             return code.into();
         }
     };

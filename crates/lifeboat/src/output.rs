@@ -29,8 +29,11 @@ impl Output {
         } else {
             text()
         };
-        // A closed pipe is the reader's way to say "enough".
-        let _ = std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush());
+        match std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush()) {
+            // A closed pipe is the reader's way to say "enough".
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => warn(&format!("the result could not be printed: {error}")),
+            _ => {}
+        }
     }
 
     /// Why the command failed: one line, and a hint.

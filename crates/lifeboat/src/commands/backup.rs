@@ -154,7 +154,7 @@ fn check_output(url: &str, make: bool) -> Result<(), Failure> {
 
 fn postgres_source(backup: &Backup, settings: &Settings) -> Result<Option<PostgresSource>, Failure> {
     let configured = settings.postgres_configured && settings.file.is_some();
-    if !backup.include_postgres && !(configured && backup.copy.is_none() || backup.copy.is_some()) {
+    if backup.exclude_postgres || !(backup.include_postgres || backup.copy.is_some() || configured) {
         return Ok(None);
     }
     let dsn = settings.dsn.as_ref().map_or("", |setting| setting.value.as_str());

@@ -11,6 +11,8 @@ mod restore;
 mod show;
 mod verify;
 
+use std::io::Write as _;
+
 use clap::CommandFactory as _;
 
 use crate::cli::{Cli, Command};
@@ -22,7 +24,10 @@ use crate::output::Output;
 pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
     match &cli.command {
         Command::Completions { shell } => {
-            clap_complete::generate(*shell, &mut Cli::command(), "lifeboat", &mut std::io::stdout());
+            // Through memory: the generator panics when its reader goes away.
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "lifeboat", &mut script);
+            let _ = std::io::stdout().write_all(&script);
             return Ok(0);
         }
         Command::Demo(demo) => return demo::run(demo, out),

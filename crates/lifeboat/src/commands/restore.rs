@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use lifeboat_core::repository::manifest::CopyMethod;
+use lifeboat_core::repository::manifest::{CopyMethod, KeyPurpose};
 use lifeboat_core::restore::{self as planning, ArchiveMode, RestorePlan, RestoreRequest, Target};
 use lifeboat_core::verify::{Finding, FindingKind, verdict};
 use lifeboat_engine::artifacts::{ArtifactSet, Reader, restore_set};
@@ -136,6 +136,8 @@ fn execute(
     out: &Output,
 ) -> Result<u8, Failure> {
     let identities = session::identities(settings, restore.identity.as_ref(), true)?;
+    // A wrong identity fails before anything is written, also where only artifacts come back.
+    backup.unlock(KeyPurpose::Data, &identities)?;
     for warning in &plan.warnings {
         output::warn(warning);
     }
