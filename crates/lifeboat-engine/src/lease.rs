@@ -98,10 +98,18 @@ pub fn with_lease<T, E: From<LeaseError>>(
     let held = take(store, purpose, host)?;
     std::thread::scope(|scope| {
         scope.spawn(|| held.renew_until_dropped());
-        let result = work(&held);
-        held.release();
-        result
+        // Also when the work panics: the renewal would go on for ever, and the lease with it.
+        let _release = Release(&held);
+        work(&held)
     })
+}
+
+struct Release<'h, 'a>(&'h HeldLease<'a>);
+
+impl Drop for Release<'_, '_> {
+    fn drop(&mut self) {
+        self.0.release();
+    }
 }
 
 fn take<'a>(store: &'a dyn Store, purpose: &str, host: &str) -> Result<HeldLease<'a>, LeaseError> {

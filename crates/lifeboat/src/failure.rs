@@ -37,6 +37,8 @@ pub(crate) const EXIT_FORMAT: u8 = 13;
 pub(crate) const EXIT_UNVERIFIED: u8 = 21;
 /// The recovery target cannot be reached.
 pub(crate) const EXIT_UNREACHABLE: u8 = 22;
+/// A bug.
+pub(crate) const EXIT_BUG: u8 = 70;
 /// Interrupted.
 pub(crate) const EXIT_INTERRUPTED: u8 = 130;
 

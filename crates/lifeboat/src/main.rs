@@ -14,7 +14,7 @@ mod session;
 use clap::Parser as _;
 
 use cli::Cli;
-use failure::{EXIT_INTERRUPTED, EXIT_USAGE};
+use failure::{EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE};
 
 fn main() -> std::process::ExitCode {
     watch_signals();
@@ -32,7 +32,15 @@ fn main() -> std::process::ExitCode {
         }
     };
     let out = output::Output::new(cli.json);
-    match commands::run(&cli, &out) {
+    // A panic is a bug of ours: said as such, with an exit code of its own.
+    let Ok(result) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| commands::run(&cli, &out))) else {
+        out.failure(
+            &failure::Failure::new(EXIT_BUG, "a bug in lifeboat, described above")
+                .hint("report it with that text and the output of lifeboat --version"),
+        );
+        return EXIT_BUG.into();
+    };
+    match result {
         Ok(code) => code.into(),
         Err(failure) => {
             out.failure(&failure);

@@ -127,7 +127,7 @@ fn secret(secret: &Secret) -> Result<Vec<u8>, Failure> {
         bytes
     };
     match secret {
-        Secret::Env(name) => std::env::var_os(name).map(|value| std::os::unix::ffi::OsStringExt::into_vec(value)).ok_or_else(|| {
+        Secret::Env(name) => std::env::var_os(name).map(std::os::unix::ffi::OsStringExt::into_vec).ok_or_else(|| {
             Failure::new(EXIT_KEY, format!("read signing password: the environment has no {name}"))
                 .hint("lifeboat config show prints where it is looked for")
         }),

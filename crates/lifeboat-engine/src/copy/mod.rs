@@ -265,7 +265,11 @@ impl Shared<'_> {
             if first * EXTENT_BYTES != size {
                 break;
             }
-            crc = if size == 0 { part_crc } else { crc32c::crc32c_combine(crc, part_crc, bytes as usize) };
+            crc = match (size, bytes) {
+                (0, _) => part_crc,
+                (_, 0) => crc,
+                _ => crc32c::crc32c_combine(crc, part_crc, bytes as usize),
+            };
             size += bytes;
             extents.append(&mut part);
         }
@@ -285,6 +289,18 @@ impl Shared<'_> {
         drop(outcome);
         self.progress.add(1, 0);
         self.tables.lock().expect("no panic while held").add(Row { meta, extents })
+    }
+}
+
+/// Stops the others when a thread panics: they would wait for it for ever.
+struct Alarm<'s, 'a>(&'s Shared<'a>);
+
+impl Drop for Alarm<'_, '_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.stop.store(true, Ordering::SeqCst);
+            self.0.drained.notify_all();
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use lifeboat_core::repository::{
     pack::{self, TAG_BYTES},
 };
 
-use super::{CopyError, Shared};
+use super::{Alarm, CopyError, Shared};
 use crate::seal::{Compressor, FrameKey, Sealing, seal_frame};
 use crate::store::{ObjectWriter, Store, StoreError};
 
@@ -121,6 +121,7 @@ impl<'a> OpenPack<'a> {
 
 /// Makes packs durable and gives them their names, until no more come.
 pub(super) fn store_packs<'a>(shared: &Shared<'a>, packs: Receiver<FullPack<'a>>) {
+    let _alarm = Alarm(shared);
     for full in packs {
         if shared.check().is_err() {
             continue;

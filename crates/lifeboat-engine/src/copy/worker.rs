@@ -13,7 +13,7 @@ use lifeboat_core::repository::{
 };
 
 use super::pack_writer::{FullPack, OpenPack};
-use super::{Content, CopyError, CopyFile, Job, Piece, Shared, open_source};
+use super::{Alarm, Content, CopyError, CopyFile, Job, Piece, Shared, open_source};
 use crate::seal::Compressor;
 
 /// How often a page that looks bad is read again before it counts as bad.
@@ -32,6 +32,7 @@ struct Worker<'s, 'a> {
 }
 
 pub(super) fn work<'a>(shared: &Shared<'a>, jobs: Receiver<Job>, full: Sender<FullPack<'a>>) {
+    let _alarm = Alarm(shared);
     let compressor = match Compressor::new(shared.settings.level) {
         Ok(compressor) => compressor,
         Err(error) => return shared.fail(CopyError::Compressor(error)),
