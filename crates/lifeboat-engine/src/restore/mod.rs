@@ -277,12 +277,15 @@ fn restore_files(
     progress.phase("restore");
     progress.total(backup.manifest.files, backup.manifest.plain_bytes);
     let mut held = HeldBack::default();
-    for entry in &backup.manifest.tables {
-        let rows = backup.table(repository, entry, &tables)?;
-        hold_back(&rows, &places, &mut ownership, &mut held)?;
-        let place = |row: &Row| (!is_held_back(&row.meta.path)).then(|| places.of(&row.meta.path));
-        hydration.table(rows, &Sink::Tree(&place))?;
-    }
+    syncer.during(|| {
+        for entry in &backup.manifest.tables {
+            let rows = backup.table(repository, entry, &tables)?;
+            hold_back(&rows, &places, &mut ownership, &mut held)?;
+            let place = |row: &Row| (!is_held_back(&row.meta.path)).then(|| places.of(&row.meta.path));
+            hydration.table(rows, &Sink::Tree(&place))?;
+        }
+        Ok(())
+    })?;
     let control = held.control.take().ok_or_else(|| missing(backup, "global/pg_control"))?;
     if !held.has_label {
         // Without it recovery would begin in the wrong place and corrupt in silence (c001).

@@ -5,6 +5,8 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use lifeboat_core::repository::file_table::Meta;
 
@@ -120,6 +122,9 @@ pub(super) fn give(path: &Path, owner: Option<(u32, u32)>) -> Result<(), Restore
     std::os::unix::fs::lchown(path, Some(user), Some(group)).map_err(write_error(path))
 }
 
+/// Time between two syncs while files are written.
+const SYNC_EVERY: Duration = Duration::from_millis(300);
+
 /// Opened before anything is written, so that a write that fails in the background is reported when
 /// the file system is synced (`syncfs` tells errors since the descriptor was opened, Linux 5.8).
 pub(super) struct Syncer(Vec<(PathBuf, File)>);
@@ -131,6 +136,28 @@ impl Syncer {
             opened.push((directory.to_owned(), File::open(directory).map_err(write_error(directory))?));
         }
         Ok(Self(opened))
+    }
+
+    /// Runs `work` and meanwhile, again and again, makes durable what it has written: the disk works while
+    /// the cores open frames, not after them.
+    pub(super) fn during<T>(&self, work: impl FnOnce() -> Result<T, RestoreError>) -> Result<T, RestoreError> {
+        let (stop, wait) = mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            let flusher = scope.spawn(move || -> Result<(), RestoreError> {
+                while let Err(mpsc::RecvTimeoutError::Timeout) = wait.recv_timeout(SYNC_EVERY) {
+                    // An error is told once: it must not get lost here.
+                    self.sync()?;
+                }
+                Ok(())
+            });
+            let result = {
+                // Goes away also when the work panics, and the flusher ends.
+                let _stop = stop;
+                work()
+            };
+            let flushed = flusher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            result.and_then(|value| flushed.map(|()| value))
+        })
     }
 
     /// Makes everything written below the directories durable (c069).

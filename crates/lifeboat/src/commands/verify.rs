@@ -75,6 +75,8 @@ pub(super) fn run(verify: &Verify, settings: &Settings, out: &Output) -> Result<
                 Verdict::Failed => "FAILED",
             };
             let depth = match report.depth {
+                // Without a manifest to believe there was nothing to compare with.
+                _ if report.objects == 0 => "nothing could be compared",
                 Depth::Stored => "stored bytes compared with signed digests (no identity here)",
                 Depth::Opened => "every frame opened and compared",
             };
