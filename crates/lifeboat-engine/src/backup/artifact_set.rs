@@ -1,5 +1,6 @@
 //! The artifacts of a backup: the set brought up to date, and compared with what the database refers to.
 
+use std::path::Path;
 use std::sync::mpsc;
 
 use lifeboat_core::repository::manifest::{ArtifactsEntry, ReferencesEntry};
@@ -44,7 +45,7 @@ pub(super) fn take(
     };
     if let (Some(query), Some(postgres)) = (&source.reference_query, request.postgres.as_ref().filter(|postgres| !postgres.record_only)) {
         progress.phase("references");
-        let found = compare(&postgres.dsn, query, &set)?;
+        let found = compare(&postgres.dsn, query, &set, None)?;
         if found.missing_count > 0 {
             warnings.push(format!(
                 "the database refers to {} artifacts that are not in the backup, first {}",
@@ -96,8 +97,9 @@ impl From<PgError> for RowError {
     }
 }
 
-/// Runs the reference query and compares each row (name, SHA-256) with the set; the rows stream by.
-pub fn compare(dsn: &Dsn, query: &str, set: &ArtifactSet<'_>) -> Result<References, BackupError> {
+/// Runs the reference query and compares each row (name, SHA-256) with the set; the rows stream by. With the directory of a
+/// server on this host, its owner asks: see [`crate::restore::server::as_directory_owner`].
+pub fn compare(dsn: &Dsn, query: &str, set: &ArtifactSet<'_>, server: Option<&Path>) -> Result<References, BackupError> {
     let (sender, receiver) = mpsc::sync_channel::<Result<(String, String), CompareError>>(ROWS_IN_FLIGHT);
     let result = std::thread::scope(|scope| {
         scope.spawn(move || {
@@ -114,7 +116,11 @@ pub fn compare(dsn: &Dsn, query: &str, set: &ArtifactSet<'_>) -> Result<Referenc
                     Err(RowError::Postgres(error)) => Err(error),
                 }
             };
-            if let Err(error) = run() {
+            let done = match server {
+                Some(directory) => crate::restore::server::as_directory_owner(directory, run),
+                None => run(),
+            };
+            if let Err(error) = done {
                 // Nobody listens only if the comparison failed by itself.
                 let _ = sender.send(Err(CompareError::Postgres(error)));
             }

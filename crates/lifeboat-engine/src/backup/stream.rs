@@ -3,6 +3,7 @@
 use std::io::Read as _;
 
 use jiff::Timestamp;
+use lifeboat_core::postgres::backup_manifest;
 use lifeboat_core::postgres::control_file::ControlFile;
 use lifeboat_core::postgres::data_directory::{self, Disposition, RelationFile};
 use lifeboat_core::repository::extent::EXTENT_BYTES;
@@ -30,6 +31,8 @@ struct Received {
     backup_manifest: Option<Vec<u8>>,
     has_label: bool,
     wal: Vec<String>,
+    /// Files that the server sent and its manifest names, and that are no part of a backup.
+    left_out: Vec<String>,
     warnings: Vec<String>,
 }
 
@@ -103,13 +106,17 @@ pub(super) fn copy(
         Ok(finished)
     })?;
     let consistent_at = Timestamp::now();
-    let Received { control, backup_manifest, has_label, wal: wal_files, mut warnings } = received;
+    let Received { control, backup_manifest, has_label, wal: wal_files, left_out, mut warnings } = received;
     let (_, control) = control.ok_or(BackupError::Incomplete("global/pg_control"))?;
     if !has_label {
         // Without it a restore would begin recovery in the wrong place (c001).
         return Err(BackupError::Incomplete("backup_label"));
     }
-    let backup_manifest = backup_manifest.ok_or(BackupError::Incomplete("backup_manifest"))?;
+    let mut backup_manifest = backup_manifest.ok_or(BackupError::Incomplete("backup_manifest"))?;
+    if !left_out.is_empty() {
+        backup_manifest = backup_manifest::without(&backup_manifest, &left_out)
+            .map_err(|_| BackupError::Incomplete("a backup_manifest that can be read"))?;
+    }
     if control.system_id != system_id {
         return Err(BackupError::OtherServer { sql: control.system_id, replication: system_id });
     }
@@ -120,6 +127,13 @@ pub(super) fn copy(
         return Err(BackupError::Wal { segment: missing.clone(), problem: "the server did not send it".into() });
     }
     warnings.extend(finished.notices.iter().map(|notice| notice.message.clone()).filter(|m| !m.contains("WAL archiving is not enabled")));
+    if facts.as_ref().is_some_and(|facts| facts.in_recovery) {
+        // The server sends WAL up to there and no further (c037).
+        warnings.push(format!(
+            "a standby was streamed: it comes back as of LSN {}, which it had on disk; later commits, though it showed them, are not in it",
+            finished.stop_lsn
+        ));
+    }
     if copied.shrunk > 0 {
         warnings.push(format!("{} files were shorter than announced", copied.shrunk));
     }
@@ -235,6 +249,7 @@ fn receive(
     } else if path != "tablespace_map"
         && let Disposition::Skip(_) = data_directory::disposition(&path, false, path.split('/').nth(2).unwrap_or_default())
     {
+        received.left_out.push(path);
         return Ok(());
     }
     let size = meta.size;
