@@ -221,6 +221,7 @@ pub(crate) enum Artifact {
         file: PathBuf,
     },
     /// Fetch an artifact, its signature and digest verified
+    #[command(disable_version_flag = true)]
     Get {
         /// Name of the artifact
         name: String,
@@ -306,4 +307,15 @@ pub(crate) struct Demo {
     /// Leave everything behind to look at
     #[arg(long)]
     pub(crate) keep: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    /// clap looks at a subcommand only when somebody types it.
+    #[test]
+    fn every_command_is_well_formed() {
+        super::Cli::command().debug_assert();
+    }
 }

@@ -27,7 +27,7 @@ const MAX_MEMORY_BYTES: u64 = 256 << 20;
 
 #[derive(Default)]
 struct Received {
-    control: Option<(Vec<u8>, ControlFile)>,
+    control: Option<(Meta, Vec<u8>, ControlFile)>,
     backup_manifest: Option<Vec<u8>>,
     has_label: bool,
     wal: Vec<String>,
@@ -100,14 +100,14 @@ pub(super) fn copy(
             }
         }
         let finished = backup.finish()?;
-        let Some((bytes, _)) = &received.control else { return Err(BackupError::Incomplete("global/pg_control")) };
-        let meta = super::local::plain_meta("global/pg_control", Kind::File, bytes.len() as u64, 0o600);
-        feeder.bytes(CopyFile { meta, source: None, pages: None, may_vanish: false, in_backup_manifest: false }, bytes.clone())?;
+        let Some((meta, bytes, _)) = &received.control else { return Err(BackupError::Incomplete("global/pg_control")) };
+        let file = CopyFile { meta: meta.clone(), source: None, pages: None, may_vanish: false, in_backup_manifest: false };
+        feeder.bytes(file, bytes.clone())?;
         Ok(finished)
     })?;
     let consistent_at = Timestamp::now();
     let Received { control, backup_manifest, has_label, wal: wal_files, left_out, mut warnings } = received;
-    let (_, control) = control.ok_or(BackupError::Incomplete("global/pg_control"))?;
+    let (_, _, control) = control.ok_or(BackupError::Incomplete("global/pg_control"))?;
     if !has_label {
         // Without it a restore would begin recovery in the wrong place (c001).
         return Err(BackupError::Incomplete("backup_label"));
@@ -235,7 +235,7 @@ fn receive(
     if path == "global/pg_control" {
         let bytes = read_all(backup, 1 << 20)?;
         let control = ControlFile::decode(&bytes).map_err(|source| BackupError::ControlFile { path, source })?;
-        received.control = Some((bytes, control));
+        received.control = Some((meta, bytes, control));
         return Ok(());
     }
     let is_wal = path.strip_prefix("pg_wal/").filter(|rest| !rest.contains('/'));

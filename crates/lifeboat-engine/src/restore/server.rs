@@ -224,6 +224,11 @@ fn first_answer(directory: &Path) -> Result<Option<Started>, PgError> {
 }
 
 fn ask_first(directory: &Path) -> Result<Option<Started>, PgError> {
+    // Until the server is ready its addresses are not all there, and what is there may lead to another server on this host.
+    let state = server_lines(directory).and_then(|lines| lines.get(7).map(|state| state.trim().to_owned()));
+    if state.as_deref() != Some("ready") {
+        return Err(PgError::Unreachable { reason: format!("the server is {}", state.as_deref().unwrap_or("starting")) });
+    }
     let Some(dsn) = server_dsn(directory, "postgres") else {
         return Err(PgError::Unreachable { reason: "the server has not written its postmaster.pid yet".into() });
     };

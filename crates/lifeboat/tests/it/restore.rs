@@ -31,14 +31,14 @@ fn c066_c067_targets_that_are_in_use_or_not_empty_are_not_touched() {
     fs::create_dir(&artifacts).unwrap();
 
     let expect_refusal = |to: &Path, tablespace_to: &Path, says: &str| {
-        let before = (to.exists().then(|| snapshot(to)), tablespace_to.exists().then(|| snapshot(tablespace_to)));
+        let look = |path: &Path| path.is_dir().then(|| snapshot(path));
+        let before = (look(to), look(tablespace_to));
         for dry in [true, false] {
             let restore =
                 site.restore_of("latest", to, Postgres::V16).arg("--tablespace").arg(format!("aside={}", tablespace_to.display()));
             let output = if dry { restore.arg("--dry-run") } else { restore }.run().expect_code(1);
             assert!(output.stderr.contains(says), "{output}");
-            let after = (to.exists().then(|| snapshot(to)), tablespace_to.exists().then(|| snapshot(tablespace_to)));
-            assert!(before == after, "something was touched");
+            assert!(before == (look(to), look(tablespace_to)), "something was touched");
         }
     };
     let free = site.place("free");
