@@ -31,6 +31,8 @@ struct Received {
     backup_manifest: Option<Vec<u8>>,
     has_label: bool,
     wal: Vec<String>,
+    /// Links to tablespaces.
+    tablespaces: std::collections::BTreeSet<String>,
     /// Files that the server sent and its manifest names, and that are no part of a backup.
     left_out: Vec<String>,
     warnings: Vec<String>,
@@ -106,7 +108,7 @@ pub(super) fn copy(
         Ok(finished)
     })?;
     let consistent_at = Timestamp::now();
-    let Received { control, backup_manifest, has_label, wal: wal_files, left_out, mut warnings } = received;
+    let Received { control, backup_manifest, has_label, wal: wal_files, left_out, mut warnings, .. } = received;
     let (_, _, control) = control.ok_or(BackupError::Incomplete("global/pg_control"))?;
     if !has_label {
         // Without it a restore would begin recovery in the wrong place (c001).
@@ -229,9 +231,14 @@ fn receive(
         target,
         outside: false,
     };
+    if kind == Kind::Tablespace && !received.tablespaces.insert(path) {
+        // Servers before 16 send the link again, after what it leads to.
+        return Ok(());
+    }
     if kind != Kind::File {
         return feeder.entry(meta).map_err(BackupError::from);
     }
+    let path = meta.path.clone();
     if path == "global/pg_control" {
         let bytes = read_all(backup, 1 << 20)?;
         let control = ControlFile::decode(&bytes).map_err(|source| BackupError::ControlFile { path, source })?;

@@ -894,6 +894,80 @@ fn c028_tablespaces_inside_the_data_directory() {
 }
 
 #[test]
+fn c028_a_streamed_tablespace_inside_the_data_directory_comes_back_or_is_refused() {
+    for version in Postgres::ALL {
+        let site = Site::new();
+        let cluster = site.cluster(version).start();
+        let inside = cluster.data_directory().join("inside");
+        fs::create_dir(&inside).unwrap();
+        Owner::current().own(&inside);
+        cluster.psql(&format!("CREATE TABLESPACE inside LOCATION '{}'", inside.display()));
+        cluster.psql("CREATE TABLE t TABLESPACE inside AS SELECT 17 n");
+        let output = site.backup_of(&cluster, "stream").run();
+        if output.code == Some(1) {
+            assert!(site.list().is_empty());
+            continue;
+        }
+        output.success();
+        let (to, elsewhere) = (site.place("restored"), site.place("elsewhere"));
+        let restore = site.restore_of("latest", &to, version).arg("--tablespace").arg(format!("inside={}", elsewhere.display()));
+        restore.run().success();
+        let restored = restored_cluster(&to, version).unwrap_or_else(|failure| panic!("{failure}"));
+        assert_eq!(restored.psql("SELECT n FROM t"), "17");
+        assert_eq!(restored.psql("INSERT INTO t VALUES (1) RETURNING n"), "1");
+    }
+}
+
+#[test]
+fn a_server_that_crashes_meanwhile_gives_no_backup() {
+    for (version, copy) in [(Postgres::V15, "local"), (Postgres::V16, "stream")] {
+        let site = Site::new();
+        let mut cluster = site.cluster(version).start();
+        let mut child = slow_backup(&site, &cluster, copy).spawn();
+        wait_for_copy(&cluster, copy);
+        cluster.kill9();
+        let status = child.wait().unwrap();
+        let complaint = fs::read_to_string(site.place("stderr")).unwrap();
+        assert_eq!(status.code(), Some(1), "{complaint}");
+        assert!(!complaint.contains("panicked") && site.list().is_empty(), "{complaint}");
+        cluster.start_again().unwrap_or_else(|failure| panic!("{failure}"));
+        site.backup(&cluster, copy);
+    }
+}
+
+#[test]
+fn a_dump_brings_back_what_stands_beside_the_tables() {
+    for version in Postgres::ALL {
+        let site = Site::new();
+        let cluster = site.cluster(version).start();
+        let tablespace = cluster.create_tablespace("aside");
+        cluster.psql(
+            "CREATE ROLE reader LOGIN; CREATE TABLE far (n int) TABLESPACE aside; INSERT INTO far VALUES (17);
+             ALTER DATABASE postgres SET work_mem = '7MB'; COMMENT ON DATABASE postgres IS 'ours'; REVOKE CONNECT ON DATABASE postgres FROM PUBLIC;
+             CREATE DATABASE other TABLESPACE aside; ALTER DATABASE other SET work_mem = '8MB'; ALTER ROLE reader SET work_mem = '9MB';
+             SELECT lo_from_bytea(4711, 'large')",
+        );
+        cluster.psql_in("template1", "CREATE TABLE in_template (n int); INSERT INTO in_template VALUES (1)");
+        site.backup(&cluster, "logical");
+        let to = site.place("restored");
+        let output = site.restore_of("latest", &to, version).run().success();
+        assert!(output.stderr.contains("tablespace"), "where tables went must be said: {output}");
+        let restored = Cluster::start_existing(&opened(to), version).unwrap_or_else(|failure| panic!("{failure}"));
+        assert_eq!(restored.psql("SELECT n FROM far"), "17");
+        assert_eq!(restored.psql("SHOW work_mem"), "7MB");
+        assert_eq!(restored.psql_in("other", "SHOW work_mem"), "8MB");
+        assert_eq!(restored.psql("SELECT rolconfig FROM pg_roles WHERE rolname = 'reader'"), "{work_mem=9MB}");
+        let database = "FROM pg_database WHERE datname = 'postgres'";
+        assert_eq!(restored.psql(&format!("SELECT shobj_description(oid, 'pg_database') {database}")), "ours");
+        assert_eq!(restored.psql(&format!("SELECT datacl::text NOT LIKE '%,=Tc/%' AND datacl::text NOT LIKE '{{=Tc/%' {database}")), "t");
+        assert_eq!(restored.psql("SELECT convert_from(lo_get(4711), 'UTF8')"), "large");
+        assert_eq!(restored.psql_in("template1", "SELECT n FROM in_template"), "1");
+        assert_eq!(restored.psql("SELECT datistemplate FROM pg_database WHERE datname = 'template1'"), "t");
+        assert!(fs::read_dir(&tablespace).unwrap().next().is_some(), "the original's tablespace is as it was");
+    }
+}
+
+#[test]
 fn c029_tablespaces_in_place_come_back_in_place() {
     for (version, copy) in [
         (Postgres::V15, "local"),

@@ -171,6 +171,30 @@ fn c070_everything_works_without_root() {
 }
 
 #[test]
+fn c070_peer_authentication_lets_root_restore() {
+    let site = Site::new();
+    let cluster = site.cluster(Postgres::V15).start();
+    orchestrator::install(&cluster, 5);
+    let directory = cluster.scratch("artifacts");
+    let artifacts = orchestrator::write_artifacts(&directory, 5, 1);
+    orchestrator::record(&cluster, &artifacts);
+    // As Debian has it. The source read its file when it started.
+    fs::write(cluster.data_directory().join("pg_hba.conf"), "local all postgres peer\n").unwrap();
+    let configuration = site.configuration(&format!(
+        "[artifacts]\ndirectory = \"{}\"\nreference_query = \"{}\"\n",
+        directory.display(),
+        orchestrator::REFERENCE_QUERY
+    ));
+    site.backup_of(&cluster, "local").arg("--config").arg(&configuration).run().success();
+    let to = site.place("restored");
+    let restore = site.restore_of("latest", &to, Postgres::V15).arg("--config").arg(&configuration).arg("--start");
+    let output = restore.arg("--artifacts").arg(site.place("restored-artifacts")).run().success();
+    let running = Running::new(&to, Postgres::V15, &output);
+    assert_eq!(running.report["verdict"], "verified");
+    assert_eq!(running.psql("SELECT count(*) FROM artifacts"), "5");
+}
+
+#[test]
 fn c072_nothing_of_old_wal_is_left() {
     let site = Site::new();
     let cluster = site.cluster(Postgres::V15).config("archive_mode", "on").config("archive_command", "false").start();
