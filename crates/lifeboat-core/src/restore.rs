@@ -253,7 +253,8 @@ fn plan_database(manifest: &Manifest, request: &RestoreRequest, pgdata: &str, pl
     };
     check_target(manifest, &request.target)?;
     for (tablespace, _) in &request.tablespaces {
-        let known = physical.tablespaces.iter().any(|t| t.oid.to_string() == *tablespace || t.name.as_deref() == Some(tablespace));
+        let mut elsewhere = physical.tablespaces.iter().filter(|t| t.location.starts_with('/'));
+        let known = elsewhere.any(|t| t.oid.to_string() == *tablespace || t.name.as_deref() == Some(tablespace));
         if !known {
             return Err(RestorePlanError::NoTablespace { id, tablespace: tablespace.clone() });
         }
@@ -391,7 +392,8 @@ pub fn auto_conf(existing: &str, settings: &[(String, String)], comment: &str) -
 /// backslash escapes newline, carriage return and backslash.
 pub fn tablespace_map(tablespaces: &[PlannedTablespace]) -> Vec<u8> {
     let mut map = Vec::new();
-    for tablespace in tablespaces {
+    // PostgreSQL makes no link for one in place (`allow_in_place_tablespaces`), and none may be made.
+    for tablespace in tablespaces.iter().filter(|tablespace| tablespace.to.starts_with('/')) {
         map.extend_from_slice(format!("{} ", tablespace.oid).as_bytes());
         for byte in tablespace.to.bytes() {
             if matches!(byte, b'\n' | b'\r' | b'\\') {
@@ -505,5 +507,7 @@ mod tests {
     fn c003_the_tablespace_map_follows_the_new_places() {
         let map = tablespace_map(&[PlannedTablespace { oid: 1, name: None, from: "/a".into(), to: "/b\\c d".into() }]);
         assert_eq!(map, b"1 /b\\\\c d\n");
+        let in_place = PlannedTablespace { oid: 1, name: None, from: "pg_tblspc/1".into(), to: "pg_tblspc/1".into() };
+        assert_eq!(tablespace_map(&[in_place]), b"");
     }
 }

@@ -315,3 +315,14 @@ pub(crate) struct Demo {
     #[arg(long, hide = true)]
     pub(crate) damage: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    /// clap looks at a subcommand only when somebody types it.
+    #[test]
+    fn every_command_is_well_formed() {
+        super::Cli::command().debug_assert();
+    }
+}

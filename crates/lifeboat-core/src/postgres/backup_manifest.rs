@@ -135,6 +135,25 @@ pub fn with_added(manifest: &[u8], file: &ManifestFile) -> Result<Vec<u8>, Adjus
     Ok(finish(format!("{}\n{}{comma}{}", &text[..at], file_line(file), &text[at..body_end])))
 }
 
+/// The same manifest without files that were left out of the backup. As PostgreSQL writes it, every file has a line of its own
+/// (`src/backend/backup/backup_manifest.c`).
+pub fn without(manifest: &[u8], paths: &[String]) -> Result<Vec<u8>, AdjustError> {
+    let text = std::str::from_utf8(manifest).map_err(|_| AdjustError("it is not text"))?;
+    let body_end = text.rfind("\"Manifest-Checksum\"").ok_or(AdjustError("its own checksum is not at the end"))?;
+    let marks: Vec<String> = paths.iter().map(|path| format!("{{ \"Path\": {},", serde_json::Value::from(path.as_str()))).collect();
+    let mut kept = String::with_capacity(text.len());
+    for line in text[..body_end].split_inclusive('\n') {
+        if !marks.iter().any(|mark| line.starts_with(mark)) {
+            if line.starts_with(']') && kept.ends_with(",\n") {
+                kept.truncate(kept.len() - 2);
+                kept.push('\n');
+            }
+            kept.push_str(line);
+        }
+    }
+    Ok(finish(kept))
+}
+
 /// Whether the manifest's own checksum is that of its bytes.
 pub fn checksum_holds(manifest: &[u8]) -> bool {
     let marker = b"\"Manifest-Checksum\": \"";
@@ -195,6 +214,12 @@ mod tests {
         assert_eq!(with_added(&more, &added).unwrap(), more, "once is enough");
         let none = with_added(&encode(&facts(150_000), &[]), &added).unwrap();
         assert_eq!(serde_json::from_slice::<serde_json::Value>(&none).unwrap()["Files"].as_array().unwrap().len(), 1);
+        for (path, left) in [("PG_VERSION", 2), ("odd \"name\"", 2), ("absent", 3)] {
+            let less = without(&encode(&facts(150_000), &files()), &[path.to_owned()]).unwrap();
+            assert!(checksum_holds(&less));
+            let json: serde_json::Value = serde_json::from_slice(&less).unwrap();
+            assert_eq!(json["Files"].as_array().unwrap().len(), left, "{path}");
+        }
         assert!(with_file(b"{}", "x", b"").is_err());
         assert!(with_file(&encode(&facts(150_000), &files()), "absent", b"").is_err());
     }

@@ -1,5 +1,6 @@
 //! The artifacts of a backup: the set brought up to date, and compared with what the database refers to.
 
+use std::path::Path;
 use std::sync::mpsc;
 
 use lifeboat_core::repository::manifest::{ArtifactsEntry, ReferencesEntry};
@@ -51,7 +52,7 @@ pub(super) fn take(
         let found = match compare_on(seen, query, &set) {
             // A standby ends snapshots that are in its recovery's way, and a day of artifacts is long for a connection. Later rows are
             // better than no comparison.
-            Err(BackupError::Postgres(_)) => compare(&postgres.dsn, query, &set)?,
+            Err(BackupError::Postgres(_)) => compare(&postgres.dsn, query, &set, None)?,
             found => found?,
         };
         if found.missing_count > 0 {
@@ -116,9 +117,14 @@ fn snapshot(dsn: &Dsn) -> Result<Connection, PgError> {
     Ok(connection)
 }
 
-/// Runs the reference query and compares each row (name, SHA-256) with the set; the rows stream by.
-pub fn compare(dsn: &Dsn, query: &str, set: &ArtifactSet<'_>) -> Result<References, BackupError> {
-    compare_on(snapshot(dsn)?, query, set)
+/// Runs the reference query and compares each row (name, SHA-256) with the set; the rows stream by. With the directory of a
+/// server on this host, its owner asks: see [`crate::restore::server::as_directory_owner`].
+pub fn compare(dsn: &Dsn, query: &str, set: &ArtifactSet<'_>, server: Option<&Path>) -> Result<References, BackupError> {
+    let connection = match server {
+        Some(directory) => crate::restore::server::as_directory_owner(directory, || snapshot(dsn)),
+        None => snapshot(dsn),
+    }?;
+    compare_on(connection, query, set)
 }
 
 fn compare_on(connection: Connection, query: &str, set: &ArtifactSet<'_>) -> Result<References, BackupError> {

@@ -156,6 +156,13 @@ pub(super) fn copy(
         // Before the stop: what is committed between it and our next line is not in the backup, and must not be promised.
         let consistent_at = Timestamp::now();
         let (stopped, connection) = session.stop(false)?;
+        let mut wal_end = stopped.stop_lsn;
+        if started.in_recovery {
+            // A standby's copy is consistent from where its files are on disk, long before what it has replayed and shown to
+            // everybody: without the WAL between them, commits that were seen would be gone (c037).
+            let replayed = connection.query("SELECT pg_last_wal_replay_lsn() AS lsn", &[])?.one()?.parse_opt("lsn")?;
+            wal_end = replayed.map_or(wal_end, |replayed| wal_end.max(replayed));
+        }
         for (name, bytes) in [("backup_label", &stopped.backup_label), ("tablespace_map", &stopped.tablespace_map)] {
             if !bytes.is_empty() {
                 let meta = owned_by_cluster(plain_meta(name, Kind::File, bytes.len() as u64, 0o600), root);
@@ -166,7 +173,7 @@ pub(super) fn copy(
         let wal = WalRange {
             timeline: started.timeline,
             start: started.start_lsn,
-            stop: stopped.stop_lsn,
+            stop: wal_end,
             size: segment_size,
             system_id: facts.system_id,
         };

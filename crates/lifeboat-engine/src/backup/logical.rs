@@ -138,7 +138,10 @@ pub(super) fn copy(
         for database in facts.databases.iter().filter(|database| is_dumped(database)) {
             let directory = scratch.0.join(database.oid.to_string());
             let mut dump = client(&find("pg_dump"), &source.dsn, &database.name);
-            dump.args(["--format=directory", "--compress=0", "--jobs"]).arg(settings.workers.to_string()).arg("--file").arg(&directory);
+            dump.args(["--format=directory", "--compress=0", "--no-tablespaces", "--jobs"])
+                .arg(settings.workers.to_string())
+                .arg("--file")
+                .arg(&directory);
             run_program(&mut dump)?;
             feed_dump(feeder, &directory, &database.oid.to_string())?;
             // The workers read what was submitted; only then may the dump go.

@@ -3,6 +3,7 @@
 use std::io::Read as _;
 
 use jiff::Timestamp;
+use lifeboat_core::postgres::backup_manifest;
 use lifeboat_core::postgres::control_file::ControlFile;
 use lifeboat_core::postgres::data_directory::{self, Disposition, RelationFile};
 use lifeboat_core::repository::extent::EXTENT_BYTES;
@@ -27,10 +28,14 @@ const MAX_MEMORY_BYTES: u64 = 256 << 20;
 #[derive(Default)]
 struct Received {
     /// With the moment when it arrived.
-    control: Option<(Vec<u8>, ControlFile, Timestamp)>,
+    control: Option<(Meta, Vec<u8>, ControlFile, Timestamp)>,
     backup_manifest: Option<Vec<u8>>,
     has_label: bool,
     wal: Vec<String>,
+    /// Links to tablespaces.
+    tablespaces: std::collections::BTreeSet<String>,
+    /// Files that the server sent and its manifest names, and that are no part of a backup.
+    left_out: Vec<String>,
     warnings: Vec<String>,
 }
 
@@ -101,18 +106,22 @@ pub(super) fn copy(
         if let Some(facts) = &facts {
             feed_outside(feeder, source, facts, &mut received.warnings)?;
         }
-        let Some((bytes, ..)) = &received.control else { return Err(BackupError::Incomplete("global/pg_control")) };
-        let meta = super::local::plain_meta("global/pg_control", Kind::File, bytes.len() as u64, 0o600);
-        feeder.bytes(CopyFile { meta, source: None, pages: None, may_vanish: false, in_backup_manifest: false }, bytes.clone())?;
+        let Some((meta, bytes, ..)) = &received.control else { return Err(BackupError::Incomplete("global/pg_control")) };
+        let file = CopyFile { meta: meta.clone(), source: None, pages: None, may_vanish: false, in_backup_manifest: false };
+        feeder.bytes(file, bytes.clone())?;
         Ok(finished)
     })?;
-    let Received { control, backup_manifest, has_label, wal: wal_files, mut warnings } = received;
-    let (_, control, consistent_at) = control.ok_or(BackupError::Incomplete("global/pg_control"))?;
+    let Received { control, backup_manifest, has_label, wal: wal_files, left_out, mut warnings, .. } = received;
+    let (_, _, control, consistent_at) = control.ok_or(BackupError::Incomplete("global/pg_control"))?;
     if !has_label {
         // Without it a restore would begin recovery in the wrong place (c001).
         return Err(BackupError::Incomplete("backup_label"));
     }
-    let backup_manifest = backup_manifest.ok_or(BackupError::Incomplete("backup_manifest"))?;
+    let mut backup_manifest = backup_manifest.ok_or(BackupError::Incomplete("backup_manifest"))?;
+    if !left_out.is_empty() {
+        backup_manifest = backup_manifest::without(&backup_manifest, &left_out)
+            .map_err(|_| BackupError::Incomplete("a backup_manifest that can be read"))?;
+    }
     if control.system_id != system_id {
         return Err(BackupError::OtherServer { sql: control.system_id, replication: system_id });
     }
@@ -123,6 +132,13 @@ pub(super) fn copy(
         return Err(BackupError::Wal { segment: missing.clone(), problem: "the server did not send it".into() });
     }
     warnings.extend(finished.notices.iter().map(|notice| notice.message.clone()).filter(|m| !m.contains("WAL archiving is not enabled")));
+    if facts.as_ref().is_some_and(|facts| facts.in_recovery) {
+        // The server sends WAL up to there and no further (c037).
+        warnings.push(format!(
+            "a standby was streamed: it comes back as of LSN {}, which it had on disk; later commits, though it showed them, are not in it",
+            finished.stop_lsn
+        ));
+    }
     if copied.shrunk > 0 {
         warnings.push(format!("{} files were shorter than announced", copied.shrunk));
     }
@@ -283,16 +299,21 @@ fn receive(
         target,
         outside: false,
     };
+    if kind == Kind::Tablespace && !received.tablespaces.insert(path) {
+        // Servers before 16 send the link again, after what it leads to.
+        return Ok(());
+    }
     if kind != Kind::File {
         return feeder.entry(meta).map_err(BackupError::from);
     }
+    let path = meta.path.clone();
     if path == "global/pg_control" {
         // The server stops the backup when it has sent this file; WAL follows for as long as it takes. What is committed meanwhile is
         // not in the backup, and must not be promised.
         let arrived = Timestamp::now();
         let bytes = read_all(backup, 1 << 20)?;
         let control = ControlFile::decode(&bytes).map_err(|source| BackupError::ControlFile { path, source })?;
-        received.control = Some((bytes, control, arrived));
+        received.control = Some((meta, bytes, control, arrived));
         return Ok(());
     }
     let is_wal = path.strip_prefix("pg_wal/").filter(|rest| !rest.contains('/'));
@@ -306,6 +327,7 @@ fn receive(
     } else if path != "tablespace_map"
         && let Disposition::Skip(_) = data_directory::disposition(&path, false, path.split('/').nth(2).unwrap_or_default())
     {
+        received.left_out.push(path);
         return Ok(());
     }
     let size = meta.size;

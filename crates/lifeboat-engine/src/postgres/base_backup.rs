@@ -130,8 +130,8 @@ enum State {
 
 /// A running base backup: an iterator over items, and a `Read`/`BufRead` over the bytes of the current one.
 ///
-/// Tablespaces come first: their entries lie below `pg_tblspc` before an entry says what `pg_tblspc` is. The map comes as the file
-/// `tablespace_map`. In-place tablespaces (`allow_in_place_tablespaces`) are left out by servers before 16.
+/// Tablespaces come first: their entries lie below `pg_tblspc` before an entry says what `pg_tblspc` is. Where they are comes as the file
+/// `tablespace_map` from 16 on, as links from servers before.
 pub struct BaseBackup {
     connection: Connection,
     /// PostgreSQL 15 and later: one COPY with typed messages.
@@ -572,7 +572,8 @@ fn command(options: &BaseBackupOptions, version: u32) -> String {
             format!("WAL {}", options.include_wal),
             format!("WAIT {}", options.wait_for_archive),
             format!("VERIFY_CHECKSUMS {}", options.verify_checksums),
-            "TABLESPACE_MAP true".to_owned(),
+            // With it, servers before 16 leave in-place tablespaces out, as pg_basebackup -Ft loses them; without it links are sent as links.
+            format!("TABLESPACE_MAP {}", version >= 160_000),
             "TARGET 'client'".to_owned(),
         ];
         if options.manifest {
@@ -592,7 +593,6 @@ fn command(options: &BaseBackupOptions, version: u32) -> String {
     flag(options.fast, "FAST");
     flag(options.include_wal, "WAL");
     flag(!options.wait_for_archive, "NOWAIT");
-    flag(true, "TABLESPACE_MAP");
     flag(!options.verify_checksums, "NOVERIFY_CHECKSUMS");
     flag(options.manifest, "MANIFEST 'yes' MANIFEST_CHECKSUMS 'CRC32C'");
     words.extend(options.max_rate_kb.map(|rate| format!("MAX_RATE {rate}")));
@@ -624,7 +624,7 @@ mod tests {
         );
         assert_eq!(
             command(&options, 140_000),
-            "BASE_BACKUP LABEL 'it''s me' FAST TABLESPACE_MAP MANIFEST 'yes' MANIFEST_CHECKSUMS 'CRC32C' MAX_RATE 1024"
+            "BASE_BACKUP LABEL 'it''s me' FAST MANIFEST 'yes' MANIFEST_CHECKSUMS 'CRC32C' MAX_RATE 1024"
         );
         let bare = BaseBackupOptions {
             manifest: false,
@@ -634,6 +634,6 @@ mod tests {
             include_wal: true,
             ..options
         };
-        assert_eq!(command(&bare, 130_000), "BASE_BACKUP LABEL 'it''s me' WAL NOWAIT TABLESPACE_MAP NOVERIFY_CHECKSUMS MAX_RATE 1024");
+        assert_eq!(command(&bare, 130_000), "BASE_BACKUP LABEL 'it''s me' WAL NOWAIT NOVERIFY_CHECKSUMS MAX_RATE 1024");
     }
 }

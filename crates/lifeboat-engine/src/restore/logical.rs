@@ -238,27 +238,47 @@ fn load(
     let globals_path = dump.join("globals.sql");
     let globals = fs::read_to_string(&globals_path).map_err(write_error(&globals_path))?;
     let (plain, quoted) = (format!("CREATE ROLE {};", cluster.superuser), format!("CREATE ROLE \"{}\";", cluster.superuser));
-    let rest: String = globals.lines().filter(|line| *line != plain && *line != quoted).flat_map(|line| [line, "\n"]).collect();
+    // Where the original's tablespaces were there may be nothing, or the original itself: all goes into the new cluster's own directory.
+    let tablespaces = globals.lines().filter(|line| line.starts_with("CREATE TABLESPACE ")).count();
+    let kept = |line: &&str| *line != plain && *line != quoted && !is_about_a_tablespace(line);
+    let rest: String = globals.lines().filter(kept).flat_map(|line| [line, "\n"]).collect();
     fs::write(&globals_path, rest).map_err(write_error(&globals_path))?;
     run_program(
         client("psql").args(["--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--dbname=template1", "--file"]).arg(&globals_path),
     )?;
     for database in cluster.databases.iter().filter(|database| database.dumped) {
         let mut command = client("pg_restore");
-        command.args(["--format=directory", "--exit-on-error", "--jobs"]).arg(workers.to_string());
-        if matches!(database.name.as_str(), "postgres" | "template1") {
-            // Made by initdb: filled, not created.
-            command.args(["--clean", "--if-exists", "--dbname"]).arg(&database.name);
-        } else {
-            command.args(["--create", "--dbname", "template1"]);
-        }
+        command.args(["--format=directory", "--exit-on-error", "--no-tablespaces", "--jobs"]).arg(workers.to_string());
+        // initdb made two of them: made anew, because only so their settings, privileges and comments come along.
+        match database.name.as_str() {
+            "postgres" => command.args(["--clean", "--if-exists", "--create", "--dbname", "template1"]),
+            "template1" => command.args(["--clean", "--if-exists", "--create", "--dbname", "postgres"]),
+            _ => command.args(["--create", "--dbname", "template1"]),
+        };
         run_program(command.arg(dump.join(database.oid.to_string())))?;
     }
     let hba = root.join("pg_hba.conf");
     fs::rename(root.join("pg_hba.conf.lifeboat"), &hba).map_err(write_error(&hba))?;
     own_tree(&hba)?;
     run_program(client("vacuumdb").args(["--all", "--analyze-only", "--quiet"]))?;
-    Ok(vec!["the cluster is new: settings of the old one (postgresql.conf, pg_hba.conf) are not part of a dump".to_owned()])
+    let mut warnings = vec!["the cluster is new: settings of the old one (postgresql.conf, pg_hba.conf) are not part of a dump".to_owned()];
+    if tablespaces > 0 {
+        warnings.push(format!(
+            "what stood in {tablespaces} tablespaces is in the default tablespace now: a dump does not hold their directories"
+        ));
+    }
+    Ok(warnings)
+}
+
+/// Whether a line of `pg_dumpall --globals-only` makes or changes a tablespace.
+fn is_about_a_tablespace(line: &str) -> bool {
+    let mut words = line.split(' ');
+    match words.next() {
+        Some("CREATE" | "ALTER") => words.next() == Some("TABLESPACE"),
+        Some("COMMENT") => line.starts_with("COMMENT ON TABLESPACE "),
+        Some("GRANT" | "REVOKE") => line.contains(" ON TABLESPACE "),
+        _ => false,
+    }
 }
 
 fn port(root: &Path) -> String {

@@ -221,7 +221,9 @@ struct Places {
 
 impl Places {
     fn new(plan: &DatabasePlan) -> Self {
-        let tablespaces = plan.tablespaces.iter().map(|tablespace| (tablespace.oid.to_string(), PathBuf::from(&tablespace.to))).collect();
+        // One in place (`allow_in_place_tablespaces`) has a relative location: it is a directory like others.
+        let elsewhere = plan.tablespaces.iter().filter(|tablespace| tablespace.to.starts_with('/'));
+        let tablespaces = elsewhere.map(|tablespace| (tablespace.oid.to_string(), PathBuf::from(&tablespace.to))).collect();
         Self { root: PathBuf::from(&plan.pgdata), tablespaces }
     }
 

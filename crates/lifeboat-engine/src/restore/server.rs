@@ -226,8 +226,31 @@ pub(super) fn server_dsn(directory: &Path, database: &str) -> Option<String> {
     Some(format!("host={host} port={port} dbname={database}"))
 }
 
+/// Runs `work` with the effective user of the directory's owner where we are root: peer authentication, the default of
+/// Debian and of initdb's careful users, lets nobody else in. Only this thread changes, and threads that it makes.
+pub fn as_directory_owner<T: Send>(directory: &Path, work: impl FnOnce() -> T + Send) -> T {
+    let owner = fs::metadata(directory).map(|found| found.uid()).ok().filter(|uid| *uid != 0 && rustix::process::geteuid().is_root());
+    let Some(owner) = owner else { return work() };
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let _ = rustix::thread::set_thread_res_uid(None, rustix::process::Uid::from_raw(owner), None);
+            work()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
 /// The first query's answer; `None` while it is still in recovery.
 fn first_answer(directory: &Path) -> Result<Option<Started>, PgError> {
+    as_directory_owner(directory, || ask_first(directory))
+}
+
+fn ask_first(directory: &Path) -> Result<Option<Started>, PgError> {
+    // Until the server is ready its addresses are not all there, and what is there may lead to another server on this host.
+    let state = server_lines(directory).and_then(|lines| lines.get(7).map(|state| state.trim().to_owned()));
+    if state.as_deref() != Some("ready") {
+        return Err(PgError::Unreachable { reason: format!("the server is {}", state.as_deref().unwrap_or("starting")) });
+    }
     let Some(dsn) = server_dsn(directory, "postgres") else {
         return Err(PgError::Unreachable { reason: "it does not take connections yet".into() });
     };
@@ -274,17 +297,16 @@ fn collation_warnings(connection: &Connection) -> Vec<String> {
     rows.iter().filter_map(|row| sentence(row).ok()).collect()
 }
 
-/// Configuration that came from outside the data directory, where there is none inside (c031).
+/// Configuration that came from outside the data directory (c031): where it stood may be another host.
 fn outside_configuration(directory: &Path) -> Vec<String> {
     let mut options = Vec::new();
-    if directory.join("postgresql.conf").exists() {
-        return options;
-    }
     let mut found = Vec::new();
     collect(&directory.join(OUTSIDE), &mut found);
     let named = |name: &str| found.iter().find(|path| path.file_name().is_some_and(|n| n == name)).map(|path| path.display().to_string());
-    if let Some(file) = named("postgresql.conf") {
+    if let Some(file) = named("postgresql.conf").filter(|_| !directory.join("postgresql.conf").exists()) {
         options.push(format!("config_file={file}"));
+    }
+    if !found.is_empty() {
         options.push(format!("data_directory={}", directory.display()));
         // Debian's names a file that may be the original server's, which runs on.
         options.push(format!("external_pid_file={}", directory.join("lifeboat-external.pid").display()));
@@ -303,19 +325,26 @@ fn collect(directory: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The port that the restored configuration names, if nobody listens there.
+/// Whether nobody listens on the port that the restored configuration names, nor on its sockets.
 fn hydrated_port_is_free(directory: &Path) -> bool {
-    let read = |name: &str| fs::read_to_string(directory.join(name)).unwrap_or_default();
-    let mut port = 5432;
-    for line in read("postgresql.conf").lines().chain(read("postgresql.auto.conf").lines()) {
-        let line = line.split('#').next().unwrap_or_default();
-        if let Some((name, value)) = line.split_once('=')
-            && name.trim().eq_ignore_ascii_case("port")
-        {
-            port = value.trim().trim_matches('\'').parse().unwrap_or(port);
+    let mut files = Vec::new();
+    collect(&directory.join(OUTSIDE), &mut files);
+    files.extend([directory.join("postgresql.conf"), directory.join("postgresql.auto.conf")]);
+    let (mut port, mut sockets) = (5432, "/var/run/postgresql,/tmp".to_owned());
+    for text in files.iter().filter(|path| path.extension().is_some_and(|e| e == "conf")).flat_map(fs::read_to_string) {
+        for line in text.lines() {
+            let Some((name, value)) = line.split('#').next().unwrap_or_default().split_once('=') else { continue };
+            let value = value.trim().trim_matches('\'');
+            match name.trim().to_ascii_lowercase().as_str() {
+                "port" => port = value.parse().unwrap_or(port),
+                "unix_socket_directories" => value.clone_into(&mut sockets),
+                _ => {}
+            }
         }
     }
-    std::net::TcpListener::bind(("127.0.0.1", port)).is_ok()
+    // A server that listens on no address holds its sockets all the same.
+    let taken = |directory: &str| Path::new(directory.trim().trim_matches('"')).join(format!(".s.PGSQL.{port}.lock")).exists();
+    !sockets.split(',').any(taken) && std::net::TcpListener::bind(("127.0.0.1", port)).is_ok()
 }
 
 /// A port that nobody listens on now.

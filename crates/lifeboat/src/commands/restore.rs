@@ -246,10 +246,11 @@ fn artifacts(
                 .map(|dsn| dsn.endpoint().database)
                 .filter(|database| !database.is_empty());
             let mut dsn = Dsn::parse(dsn)?;
+            let server = plan.database.as_ref().map(|database| Path::new(&database.pgdata));
             if let Some(database) = original {
                 dsn = dsn.with("dbname", &database);
             }
-            let found = lifeboat_engine::backup::compare_references(&dsn, &references.query, &set)?;
+            let found = lifeboat_engine::backup::compare_references(&dsn, &references.query, &set, server)?;
             (found.rows, found.missing_count, found.missing)
         }
         None => (references.rows, references.missing_count, references.missing.clone()),
