@@ -117,7 +117,7 @@ fn artifact(random: &mut Random, number: u64) -> (String, &'static str, Vec<u8>)
     match number % 3 {
         0 => {
             // Most archives are small; some are not.
-            let most = if number % 150 == 0 { 1 << 20 } else { 64 << 10 };
+            let most = if number.is_multiple_of(150) { 1 << 20 } else { 64 << 10 };
             let length = 1 + random.below(most);
             (format!("code/{build:06}/source.tar.zst"), "code", random.bytes(length))
         }
