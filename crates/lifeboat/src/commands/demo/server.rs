@@ -55,7 +55,8 @@ impl Programs {
         };
         let output = Command::new(directory.join("postgres")).arg("--version").output();
         let version = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
-        Ok(Self { version: version.rsplit(") ").next().unwrap_or_default().to_owned(), directory })
+        // "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)"
+        Ok(Self { version: version.split_whitespace().nth(2).unwrap_or_default().to_owned(), directory })
     }
 
     /// Where they are.
