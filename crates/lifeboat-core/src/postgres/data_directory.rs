@@ -86,11 +86,7 @@ pub fn disposition(path: &str, is_directory: bool, version_directory: &str) -> D
 /// Whether `path` is a file directly in the directory of one database.
 fn in_database(path: &str) -> bool {
     let segments: Vec<&str> = path.split('/').collect();
-    match segments[..] {
-        ["base", _, _] => true,
-        ["pg_tblspc", _, _, _, _] => true,
-        _ => false,
-    }
+    matches!(segments[..], ["base", _, _] | ["pg_tblspc", _, _, _, _])
 }
 
 /// `t<backend>_<filenode>` with fork and segment (c022).

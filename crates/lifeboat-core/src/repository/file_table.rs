@@ -181,7 +181,10 @@ fn decode_row(reader: &mut Reader<'_>, packs: usize) -> Result<Row, FormatError>
             // Before anybody takes memory for it, or reads the header of a pack for a frame.
             let (offset, length) = (u64::from(fragment.offset), u64::from(fragment.length));
             let shortest = 1 + pack::TAG_BYTES as u64;
-            if offset < pack::HEADER_BYTES as u64 || !(shortest..=pack::MAX_FRAME_BYTES).contains(&length) || offset + length > pack::MAX_BYTES {
+            if offset < pack::HEADER_BYTES as u64
+                || !(shortest..=pack::MAX_FRAME_BYTES).contains(&length)
+                || offset + length > pack::MAX_BYTES
+            {
                 return Err(bad(format!("a frame of {length} bytes at {offset} cannot be in a pack")));
             }
             fragments.push(fragment);
@@ -268,7 +271,9 @@ mod tests {
         for (offset, length) in [(32, 17), (32, longest), (pack::MAX_BYTES as u32 - longest, longest)] {
             assert!(with(offset, length).is_ok(), "{offset} {length}");
         }
-        for (offset, length) in [(31, 17), (32, 16), (32, longest + 1), (pack::MAX_BYTES as u32 - longest + 1, longest), (u32::MAX, u32::MAX)] {
+        for (offset, length) in
+            [(31, 17), (32, 16), (32, longest + 1), (pack::MAX_BYTES as u32 - longest + 1, longest), (u32::MAX, u32::MAX)]
+        {
             assert!(with(offset, length).is_err(), "{offset} {length}");
         }
     }
