@@ -388,11 +388,12 @@ fn keys_that_do_not_fit() {
     // Somebody else's identity opens nothing, and nothing is written before that is known.
     let as_other = |program: Program| program.env("LIFEBOAT_IDENTITY_FILE", other.keys("identity.txt"));
     says(&fails(12, || as_other(world.lifeboat()).args(["restore", &id, "--artifacts", "target"])), &["identity"]);
-    says(&fails(12, || as_other(world.lifeboat()).args(["artifact", "get", "two.bin", "--output", "target"])), &["identity"]);
     let missing = |program: Program| program.env("LIFEBOAT_IDENTITY_FILE", "/no/such/identity");
     says(&fails(12, || missing(world.lifeboat()).args(["restore", &id, "--artifacts", "target"])), &["/no/such/identity"]);
     says(&fails(12, || missing(world.lifeboat()).args(["verify", &id])), &["/no/such/identity"]);
     before.assert_unchanged(world.home.path());
+    says(&fails(12, || as_other(world.lifeboat()).args(["artifact", "get", "two.bin", "--output", "target"])), &["identity"]);
+    assert!(!world.path("target").exists());
     fs::write(world.path("no identity"), "nothing\n").unwrap();
     let said = fails(2, || world.lifeboat().args(["restore", &id, "--artifacts", "target", "--identity", "no identity"]));
     says(&said, &["lifeboat key generate"]);
