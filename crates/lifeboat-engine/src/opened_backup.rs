@@ -139,6 +139,14 @@ impl VerifiedBackup {
         Ok(Sealing::Encrypted(identities.unwrap(key.id, &key.wrapped)?))
     }
 
+    /// What is wrong if this backup was signed for another repository than the one it stands in: somebody
+    /// copied it, or `lifeboat.json`, which nobody signs, is not the one that was made.
+    pub fn stray(&self, repository: &Repository) -> Option<Finding> {
+        let (signed, here) = (self.manifest.repository, repository.descriptor().repository);
+        let problem = || format!("it says that this is repository {here}, the backup was signed for {signed}");
+        (signed != here).then(|| self.finding(FindingKind::Corrupt, layout::descriptor().as_str(), None, problem()))
+    }
+
     /// A finding about this backup.
     pub fn finding(&self, kind: FindingKind, object: &str, file: Option<&str>, problem: impl Into<String>) -> Finding {
         Finding {

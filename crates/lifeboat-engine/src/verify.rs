@@ -72,6 +72,7 @@ pub fn run(repository: &Repository, id: &BackupId, settings: &VerifySettings<'_>
         Err(error) => return Err(VerifyError::Open(error)),
     };
     report.objects = 2;
+    report.findings.extend(backup.stray(repository));
     verify_database(repository, &backup, settings, progress, &mut report)?;
     verify_artifacts(repository, &backup, settings, progress, &mut report)?;
     report.findings.sort_by(|a, b| (&a.object, &a.file).cmp(&(&b.object, &b.file)));

@@ -174,8 +174,12 @@ impl From<RepositoryError> for Failure {
 impl From<KeyError> for Failure {
     fn from(error: KeyError) -> Self {
         let hint = match &error {
-            KeyError::NoneGiven(_) => "give the restore identity: --identity FILE, or encryption.identity_file in the configuration",
-            KeyError::WrongIdentity(_) => "lifeboat show BACKUP lists the recipients that can open it",
+            KeyError::NoneGiven(_) => {
+                "give the restore identity: lifeboat restore BACKUP --identity FILE, or encryption.identity_file in the configuration"
+            }
+            KeyError::WrongIdentity(_) => {
+                "lifeboat show BACKUP lists the recipients that can open it; give an identity of one of them: lifeboat restore BACKUP --identity FILE"
+            }
             KeyError::Recipient(_) | KeyError::Identity(_) | KeyError::NoIdentity => {
                 return Self::of(EXIT_USAGE, &error, "lifeboat key generate makes a pair of identity and recipient");
             }
@@ -295,7 +299,7 @@ impl From<ArtifactError> for Failure {
             ArtifactError::Format(error) => error.into(),
             ArtifactError::Key(error) => error.into(),
             ArtifactError::Finding(ref finding) => match finding.problem {
-                Problem::Locked(_) => Self::of(EXIT_KEY, &error, "give the restore identity: --identity FILE"),
+                Problem::Locked(_) => Self::of(EXIT_KEY, &error, "give the restore identity: lifeboat artifact get NAME --identity FILE"),
                 _ => Self::of(EXIT_UNVERIFIED, &error, "lifeboat artifact verify tells what else is damaged"),
             },
             ArtifactError::NotFound(_) => Self::of(EXIT_FAILED, &error, "lifeboat artifact list shows the names"),

@@ -175,7 +175,9 @@ fn execute(
     }
     let findings = artifacts(settings, repository, backup, plan, &identities, &mut measured, &progress);
     progress.finish();
-    let findings = findings?;
+    let mut findings = findings?;
+    // No reason not to restore what is signed and whole, but somebody should look.
+    findings.extend(backup.stray(repository).map(|finding| Finding { kind: FindingKind::NotChecked, ..finding }));
     measured.verified_seconds = begun.elapsed().as_secs_f64();
     let all = verdict(&findings);
     out.result(&serde_json::json!({"backup": plan.backup, "plan": plan, "digest": plan.digest(), "measured": measured, "verdict": all, "findings": findings}), || {

@@ -388,11 +388,12 @@ fn keys_that_do_not_fit() {
     // Somebody else's identity opens nothing, and nothing is written before that is known.
     let as_other = |program: Program| program.env("LIFEBOAT_IDENTITY_FILE", other.keys("identity.txt"));
     says(&fails(12, || as_other(world.lifeboat()).args(["restore", &id, "--artifacts", "target"])), &["identity"]);
-    says(&fails(12, || as_other(world.lifeboat()).args(["artifact", "get", "two.bin", "--output", "target"])), &["identity"]);
     let missing = |program: Program| program.env("LIFEBOAT_IDENTITY_FILE", "/no/such/identity");
     says(&fails(12, || missing(world.lifeboat()).args(["restore", &id, "--artifacts", "target"])), &["/no/such/identity"]);
     says(&fails(12, || missing(world.lifeboat()).args(["verify", &id])), &["/no/such/identity"]);
     before.assert_unchanged(world.home.path());
+    says(&fails(12, || as_other(world.lifeboat()).args(["artifact", "get", "two.bin", "--output", "target"])), &["identity"]);
+    assert!(!world.path("target").exists());
     fs::write(world.path("no identity"), "nothing\n").unwrap();
     let said = fails(2, || world.lifeboat().args(["restore", &id, "--artifacts", "target", "--identity", "no identity"]));
     says(&said, &["lifeboat key generate"]);
@@ -481,7 +482,7 @@ fn files_that_cannot_be_read() {
     let world = World::owned();
     let secret = world.path("artifacts/unreadable");
     fs::write(&secret, "x").unwrap();
-    fs::set_permissions(&secret, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o000)).unwrap();
     Owner::current().own(&secret);
     let before = world.lifeboat().args(["artifact", "list"]).run().success().stdout;
     says(&fails(1, || world.lifeboat().arg("backup")), &["unreadable"]);
@@ -492,7 +493,7 @@ fn files_that_cannot_be_read() {
 
     // A repository that may not be read or written.
     let descriptor = world.path("repository/lifeboat.json");
-    fs::set_permissions(&descriptor, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&descriptor, fs::Permissions::from_mode(0o000)).unwrap();
     says(&fails(12, || world.lifeboat().arg("list")), &["lifeboat.json"]);
     fs::set_permissions(&descriptor, fs::Permissions::from_mode(0o644)).unwrap();
     let repository = world.path("repository");
@@ -509,7 +510,7 @@ fn files_that_cannot_be_read() {
     close(0o755);
     // One key file that others closed.
     let identity = world.keys("identity.txt");
-    fs::set_permissions(&identity, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&identity, fs::Permissions::from_mode(0o000)).unwrap();
     says(&fails(12, || world.lifeboat().args(["restore", "latest", "--artifacts", "target"])), &["identity.txt"]);
     fs::set_permissions(&identity, fs::Permissions::from_mode(0o600)).unwrap();
     // A target that may not be written.
@@ -630,7 +631,7 @@ fn a_data_directory_that_cannot_be_read_or_written_whole() {
     };
     let file = cluster.data_directory().join(cluster.psql("SELECT pg_relation_filepath('pg_class')"));
     let mode = fs::metadata(&file).unwrap().permissions();
-    fs::set_permissions(&file, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).unwrap();
     says(&fails(1, backup), &[file.file_name().unwrap().to_str().unwrap()]);
     fs::set_permissions(&file, mode).unwrap();
     assert_eq!(world.backups().len(), 1);
