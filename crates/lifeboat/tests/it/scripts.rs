@@ -282,8 +282,8 @@ fn the_binary_is_found_or_built() {
     assert!(one_error(&run(None), 1).contains("not built"), "no binary, no cargo");
     fs::write(checkout.join("Cargo.toml"), "").unwrap();
     assert!(one_error(&run(None), 1).contains("not built"), "no cargo");
-    program(&system.join("cargo"), "");
     fs::write(system.join("cargo"), "#!/bin/sh\nexit 101\n").unwrap();
+    fs::set_permissions(system.join("cargo"), fs::Permissions::from_mode(0o755)).unwrap();
     let output = run(None);
     assert!(output.code == Some(1) && output.stderr.contains("error: build lifeboat: cargo failed"), "{output}");
     let built = checkout.join("target/release/lifeboat");

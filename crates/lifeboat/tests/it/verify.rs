@@ -487,9 +487,9 @@ fn every_damage_to_a_dump_is_noticed() {
 /// flips others; `LIFEBOAT_TEST_FLIPS` asks for more of each object than there is time for in every run.
 #[test]
 fn every_flipped_byte_is_noticed_or_does_not_matter() {
-    const FLIPS: usize = 200;
-    let seed =
-        std::env::var("LIFEBOAT_TEST_SEED").map_or_else(|_| jiff::Timestamp::now().as_nanosecond() as u64, |seed| seed.parse().unwrap());
+    let number = |variable: &str| std::env::var(variable).ok().map(|text| text.parse::<u64>().expect("a number"));
+    let flips = number("LIFEBOAT_TEST_FLIPS").unwrap_or(40) as usize;
+    let seed = number("LIFEBOAT_TEST_SEED").unwrap_or_else(|| jiff::Timestamp::now().as_microsecond().unsigned_abs());
     println!("LIFEBOAT_TEST_SEED={seed}");
     let scene = Scene::of_artifacts("");
     let id = scene.backups("repository").remove(0);
