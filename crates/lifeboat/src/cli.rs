@@ -221,6 +221,7 @@ pub(crate) enum Artifact {
         file: PathBuf,
     },
     /// Fetch an artifact, its signature and digest verified
+    // --version is the artifact's here, not the program's.
     #[command(disable_version_flag = true)]
     Get {
         /// Name of the artifact

@@ -43,9 +43,9 @@ impl<'a> TableWriter<'a> {
 
     fn store_table(&mut self) -> Result<(), CopyError> {
         self.rows.sort_by(|a, b| a.meta.path.cmp(&b.meta.path));
-        // A table in which a path stands twice cannot be read back: found out now, not at the restore.
-        if let Some([row, _]) = self.rows.array_windows().find(|[a, b]| a.meta.path == b.meta.path) {
-            return Err(CopyError::Limit { path: row.meta.path.clone(), problem: "it was copied twice" });
+        // Readers refuse a table that has a path twice, so a backup must not commit one.
+        if let Some(twice) = self.rows.windows(2).find(|pair| pair[0].meta.path == pair[1].meta.path) {
+            return Err(CopyError::Limit { path: twice[0].meta.path.clone(), problem: "it came twice" });
         }
         let (Some(first), Some(last)) = (self.rows.first(), self.rows.last()) else { return Ok(()) };
         let (first, last) = (first.meta.path.clone(), last.meta.path.clone());
