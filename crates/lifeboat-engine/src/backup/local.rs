@@ -148,13 +148,6 @@ pub(super) fn copy(
         let (control_bytes, stop_control) = read_control_file(&control_file_path(root))?;
         let (stopped, connection) = session.stop(false)?;
         let consistent_at = Timestamp::now();
-        for (name, bytes) in [("backup_label", &stopped.backup_label), ("tablespace_map", &stopped.tablespace_map)] {
-            if !bytes.is_empty() {
-                let meta = owned_by_cluster(plain_meta(name, Kind::File, bytes.len() as u64, 0o600), root);
-                feeder.bytes(CopyFile { meta, source: None, pages: None, may_vanish: false, in_backup_manifest: true }, bytes.clone())?;
-            }
-        }
-        progress.phase("wal");
         let mut wal_end = stopped.stop_lsn;
         if started.in_recovery {
             // A standby's copy is consistent from where its files are on disk, long before what it has replayed and shown to
@@ -162,6 +155,13 @@ pub(super) fn copy(
             let replayed = connection.query("SELECT pg_last_wal_replay_lsn() AS lsn", &[])?.one()?.parse_opt("lsn")?;
             wal_end = replayed.map_or(wal_end, |replayed| wal_end.max(replayed));
         }
+        for (name, bytes) in [("backup_label", &stopped.backup_label), ("tablespace_map", &stopped.tablespace_map)] {
+            if !bytes.is_empty() {
+                let meta = owned_by_cluster(plain_meta(name, Kind::File, bytes.len() as u64, 0o600), root);
+                feeder.bytes(CopyFile { meta, source: None, pages: None, may_vanish: false, in_backup_manifest: true }, bytes.clone())?;
+            }
+        }
+        progress.phase("wal");
         let wal = WalRange {
             timeline: started.timeline,
             start: started.start_lsn,
