@@ -267,7 +267,8 @@ fn a_reference_query_that_fails_fails_the_backup() {
 
 #[test]
 fn tampered_artifacts_are_found_and_not_given_out() {
-    let tamper: [(&str, &dyn Fn(&Site)); 6] = [
+    type Tamper<'t> = (&'t str, &'t dyn Fn(&Site));
+    let tamper: [Tamper<'_>; 6] = [
         ("a blob's byte", &|site| flip(&object(site, "artifacts/blobs/"), 200)),
         ("a blob cut", &|site| {
             let path = object(site, "artifacts/blobs/");
