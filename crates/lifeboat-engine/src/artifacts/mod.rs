@@ -33,7 +33,7 @@ pub use catalog::{ArtifactSet, MAX_HEAD_BYTES, newest_head};
 pub use read::{MAX_RECORD_BYTES, Reader, Replace};
 pub use references::{MAX_LISTED, References, cross_check};
 pub use restore::{RestoreReport, restore_set};
-pub use sync::{SyncOptions, SyncReport, plan_sync};
+pub use sync::{SYNC_THREADS, SyncOptions, SyncReport, plan_sync};
 pub use verify::{Sample, VerifyReport, verify_set};
 pub use walk::{Note, WalkNotes};
 pub use write::{Put, Source, Writer};

@@ -25,6 +25,10 @@ use super::write::{Known, Stored, Trouble, Writer};
 use super::{ArtifactError, Capped, beneath, chain};
 use crate::progress::Progress;
 
+/// Threads that a sync has at the least. They wait for the disk far longer than they work, and what several of them make durable
+/// at once costs the file system one commit: 3000 small files took 9.5 s with 2 threads and 3.5 s with 16. Each takes about 2 MB.
+pub const SYNC_THREADS: usize = 16;
+
 /// How to sync.
 #[derive(Debug, Clone, Copy)]
 pub struct SyncOptions {

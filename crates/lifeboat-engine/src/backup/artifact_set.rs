@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use lifeboat_core::repository::manifest::{ArtifactsEntry, ReferencesEntry};
 
 use super::{ArtifactsSource, BackupError, BackupRequest, Protection};
-use crate::artifacts::{ArtifactError, ArtifactSet, References, SyncOptions, SyncReport, Writer, cross_check};
+use crate::artifacts::{ArtifactError, ArtifactSet, References, SYNC_THREADS, SyncOptions, SyncReport, Writer, cross_check};
 use crate::postgres::{Connection, Dsn, PgError, Purpose};
 use crate::progress::Progress;
 use crate::repository::Repository;
@@ -35,7 +35,7 @@ pub(super) fn take(
             Protection::Plain => None,
         };
         let writer = Writer::new(repository, request.signer, recipients)?;
-        let options = SyncOptions { threads: request.workers, read_all: false, allow_empty: source.allow_empty };
+        let options = SyncOptions { threads: request.workers.max(SYNC_THREADS), read_all: false, allow_empty: source.allow_empty };
         let report = writer.sync(directory, options, progress)?;
         warnings.extend(complaints(&report));
     }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use lifeboat_core::repository::layout::ArtifactName;
 use lifeboat_core::verify::verdict;
-use lifeboat_engine::artifacts::{ArtifactSet, Reader, Replace, Sample, Source, SyncOptions, Writer, verify_set};
+use lifeboat_engine::artifacts::{ArtifactSet, Reader, Replace, SYNC_THREADS, Sample, Source, SyncOptions, Writer, verify_set};
 use lifeboat_engine::backup::{Protection, sync_complaints};
 use lifeboat_engine::opened_backup;
 use lifeboat_engine::repository::Repository;
@@ -190,7 +190,8 @@ fn verify(backup: Option<&str>, identity: Option<&PathBuf>, settings: &Settings,
 fn sync(directory: &Path, allow_empty: bool, read_all: bool, settings: &Settings, out: &Output) -> Result<u8, Failure> {
     with_writer(settings, |writer| {
         let progress = Shown::new();
-        let report = writer.sync(directory, SyncOptions { threads: settings.workers.value, read_all, allow_empty }, &progress);
+        let report =
+            writer.sync(directory, SyncOptions { threads: settings.workers.value.max(SYNC_THREADS), read_all, allow_empty }, &progress);
         progress.finish();
         let report = report?;
         for complaint in sync_complaints(&report) {
