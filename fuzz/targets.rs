@@ -311,6 +311,10 @@ fn postgres_manifest(bytes: &[u8]) {
     let _ = backup_manifest::checksum_holds(bytes);
     if let Ok(changed) = backup_manifest::with_file(bytes, "global/pg_control", b"other") {
         assert!(backup_manifest::checksum_holds(&changed));
+        // Of what is no JSON, no line is promised to be found again: a manifest is signed, and PostgreSQL writes it.
+        if serde_json::from_slice::<serde_json::Value>(bytes).is_err() {
+            return;
+        }
         assert_eq!(backup_manifest::with_file(&changed, "global/pg_control", b"other"), Ok(changed));
     }
 }
