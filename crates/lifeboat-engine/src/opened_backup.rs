@@ -107,7 +107,9 @@ pub fn open(repository: &Repository, id: &BackupId, trust: &Trust) -> Result<Ver
         Err(error) => return Err(error.into()),
     };
     let name = id.to_string();
+    let mut unreadable = false;
     let verified = trust.verify(&bundle, &Expected::backup(&name, digest.0)).map_err(|error| {
+        unreadable = matches!(error, VerifyError::Malformed { .. });
         // Signed, but over other bytes: then it is the manifest that is wrong.
         match error {
             VerifyError::WrongSubject(_) => {
@@ -116,10 +118,11 @@ pub fn open(repository: &Repository, id: &BackupId, trust: &Trust) -> Result<Ver
             error => finding(id, FindingKind::Unsigned, &bundle_key, error.to_string()),
         }
     });
-    // A newer format may sign in ways unknown here: its number is the one thing that is believed before the
-    // signature was checked, and all that comes of it is a refusal.
+    // A newer format may sign in ways unknown here: then its number is believed without a signature, and all that
+    // comes of it is a refusal. A signature that can be read, and does not hold, says that the number is a lie.
     let manifest = match (decode(id, &bytes), verified) {
-        (Err(newer @ OpenBackupError::Format(_)), _) => return Err(newer),
+        (Err(newer @ OpenBackupError::Format(_)), Ok(_)) => return Err(newer),
+        (Err(newer @ OpenBackupError::Format(_)), Err(_)) if unreadable => return Err(newer),
         (_, Err(error)) => return Err(error),
         (Err(error), Ok(_)) => return Err(error),
         (Ok(manifest), Ok(verified)) => (manifest, verified.hint),

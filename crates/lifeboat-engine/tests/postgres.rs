@@ -523,7 +523,9 @@ fn streamed_backup_agrees_with_the_manifest_and_pg_basebackup() {
         let mut theirs = files_below(&copy);
         assert!(theirs.remove(Path::new("backup_manifest")));
         let mut ours: BTreeSet<_> = by_path.keys().cloned().collect();
-        assert!(ours.remove(Path::new("tablespace_map")));
+        // Asked for from 16 on: before, the server left tablespaces in place out of a stream with a map.
+        let version = connection.server_version();
+        assert_eq!(ours.remove(Path::new("tablespace_map")), version >= 160_000);
         // The tar of the data directory names itself.
         ours.remove(Path::new(""));
         assert_eq!(ours.difference(&theirs).collect::<Vec<_>>(), Vec::<&PathBuf>::new(), "only in the stream");
