@@ -129,7 +129,7 @@ impl Hydration<'_> {
         failed.into_inner().expect("no panic while held").map_or(Ok(()), Err)
     }
 
-    /// The reads of one table, in the order in which packs hold them.
+    /// The reads of one table: in the order in which packs hold them, dealt out to the workers.
     fn jobs(&self, table: &Table, sink: &Sink<'_>) -> Result<Vec<Job>, RestoreError> {
         let mut parts: Vec<Part> = Vec::new();
         for (number, row) in table.rows.iter().enumerate() {
@@ -162,12 +162,24 @@ impl Hydration<'_> {
                 _ => jobs.push(Job { pack: part.fragment.pack, start, end, parts: vec![part] }),
             }
         }
-        Ok(jobs)
+        Ok(deal(jobs, self.workers.max(1)))
     }
 
     fn corrupt_row(&self, row: &Row, problem: &str) -> RestoreError {
         RestoreError::Damaged(self.backup.finding(FindingKind::Corrupt, "file table", Some(&row.meta.path), problem))
     }
+}
+
+/// Deals jobs out so that `hands` workers, who take them one after another, are in that many parts of the list at once:
+/// neighbours are of one file, and the kernel lets only one writer into a file at a time.
+fn deal(jobs: Vec<Job>, hands: usize) -> Vec<Job> {
+    let part = jobs.len().div_ceil(hands).max(1);
+    let mut jobs = jobs.into_iter().map(Some).collect::<Vec<_>>();
+    let mut dealt = Vec::with_capacity(jobs.len());
+    for offset in 0..part {
+        dealt.extend(jobs.iter_mut().skip(offset).step_by(part).filter_map(Option::take));
+    }
+    dealt
 }
 
 /// Bytes of a file that no fragment gives: they are there as soon as the file is.
