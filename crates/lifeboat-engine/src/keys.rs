@@ -1,9 +1,7 @@
 //! Wrapping data keys to restore identities with age (age-encryption.org/v1).
 
-use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
 use std::str::FromStr as _;
-use std::sync::Mutex;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use lifeboat_core::repository::{
@@ -153,30 +151,6 @@ pub fn backup_keys(recipients: &[Recipient], host: Option<&Recipient>) -> Result
         WrappedKey { id: tables.id, purpose: KeyPurpose::Tables, wrapped: wrap(&tables, &table_readers)? },
     ];
     Ok(([data, tables], entries))
-}
-
-/// Unwraps each key once: artifacts of one run share theirs.
-pub struct Unwrapper {
-    identities: Identities,
-    known: Mutex<HashMap<(Id, String), DataKey>>,
-}
-
-impl Unwrapper {
-    /// With these identities.
-    pub fn new(identities: Identities) -> Self {
-        Self { identities, known: Mutex::default() }
-    }
-
-    /// The data key, unwrapped now or before.
-    pub fn unwrap(&self, id: Id, wrapped: &str) -> Result<DataKey, KeyError> {
-        let name = (id, wrapped.to_owned());
-        if let Some(key) = self.known.lock().expect("no panic while held").get(&name) {
-            return Ok(key.clone());
-        }
-        let key = self.identities.unwrap(id, wrapped)?;
-        self.known.lock().expect("no panic while held").insert(name, key.clone());
-        Ok(key)
-    }
 }
 
 #[cfg(test)]

@@ -100,15 +100,13 @@ pub(crate) fn trust(settings: &Settings) -> Result<Trust, Failure> {
     Ok(Trust::from_pems(pems.iter().map(String::as_str))?)
 }
 
-/// Restore identities: the one on the command line or configured, and the host's own. With `required`
-/// the first must be there.
-pub(crate) fn identities(settings: &Settings, flag: Option<&PathBuf>, required: bool) -> Result<Identities, Failure> {
+/// Restore identities: the one on the command line or configured, if any, and the host's own. What cannot be opened
+/// with them says so itself.
+pub(crate) fn identities(settings: &Settings, flag: Option<&PathBuf>) -> Result<Identities, Failure> {
     let configured = settings.identity_file.as_ref().map(|setting| &setting.value);
     let mut all = Identities::default();
-    match flag.or(configured) {
-        Some(path) => all = Identities::parse(&read(path, "identity")?)?,
-        None if required && !settings.plain.value => {}
-        None => {}
+    if let Some(path) = flag.or(configured) {
+        all = Identities::parse(&read(path, "identity")?)?;
     }
     if let Some(host) = &settings.host_identity
         && let Ok(text) = std::fs::read_to_string(&host.value)

@@ -175,11 +175,7 @@ pub fn unlogged<'a>(paths: impl Iterator<Item = &'a str> + Clone) -> std::collec
 
 /// Files whose disappearance during a backup is an error, not a dropped table (c009).
 pub fn must_exist(path: &str) -> bool {
-    let name = path.rsplit('/').next().unwrap_or(path);
-    path == "global/pg_control"
-        || path == "PG_VERSION"
-        || path == "global/pg_filenode.map"
-        || (name == "PG_VERSION" && path.matches('/').count() == 0)
+    matches!(path, "global/pg_control" | "PG_VERSION" | "global/pg_filenode.map")
 }
 
 #[cfg(test)]

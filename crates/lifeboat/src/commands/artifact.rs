@@ -101,7 +101,7 @@ fn get(
 ) -> Result<u8, Failure> {
     let repository = session::open_repository(settings)?;
     let trust = session::trust(settings)?;
-    let reader = Reader::new(&repository, &trust, session::identities(settings, identity, true)?);
+    let reader = Reader::new(&repository, &trust, session::identities(settings, identity)?);
     let (set, ..) = set(&repository, settings, None, Some(&trust))?;
     if to == Path::new("-") {
         if out.is_json() {
@@ -158,7 +158,7 @@ fn list(prefix: Option<&str>, versions: bool, backup: Option<&str>, settings: &S
 fn verify(backup: Option<&str>, identity: Option<&PathBuf>, settings: &Settings, out: &Output) -> Result<u8, Failure> {
     let repository = session::open_repository(settings)?;
     let trust = session::trust(settings)?;
-    let identities = session::identities(settings, identity, false)?;
+    let identities = session::identities(settings, identity)?;
     let given = identity.is_some() || settings.identity_file.is_some() || settings.plain.value;
     let reader = Reader::new(&repository, &trust, identities);
     let (set, count, bytes) = set(&repository, settings, backup, Some(&trust))?;

@@ -135,7 +135,7 @@ fn execute(
     plan: &RestorePlan,
     out: &Output,
 ) -> Result<u8, Failure> {
-    let identities = session::identities(settings, restore.identity.as_ref(), true)?;
+    let identities = session::identities(settings, restore.identity.as_ref())?;
     // A wrong identity fails before anything is written, also where only artifacts come back.
     backup.unlock(KeyPurpose::Data, &identities)?;
     for warning in &plan.warnings {

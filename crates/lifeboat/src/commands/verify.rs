@@ -39,7 +39,7 @@ pub(super) fn run(verify: &Verify, settings: &Settings, out: &Output) -> Result<
     }
     let repository = session::open_repository(settings)?;
     let trust = session::trust(settings)?;
-    let identities = session::identities(settings, verify.identity.as_ref(), false)?;
+    let identities = session::identities(settings, verify.identity.as_ref())?;
     let ids = match &verify.backup {
         Some(word) => vec![session::find_backup(&repository, settings, word, |_| true)?],
         // Also those that lost their manifest: their bundle tells that there was one.
