@@ -12,10 +12,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel as channel;
-use lifeboat_core::repository::extent::{Fragment, PAGE_BYTES, Piece, extent_bytes};
+use lifeboat_core::repository::extent::{EXTENT_BYTES, Fragment, PAGE_BYTES, Piece, extent_bytes};
 use lifeboat_core::repository::file_table::{Kind, Row};
 use lifeboat_core::repository::{layout, pack};
 use lifeboat_core::verify::FindingKind;
+use rustix::fs::OFlags;
 
 use super::RestoreError;
 use crate::opened_backup::{OpenBackupError, VerifiedBackup};
@@ -28,6 +29,17 @@ const READ_BYTES: u64 = 4 << 20;
 
 /// A gap in a pack that is read over rather than read around.
 const GAP_BYTES: u64 = 128 << 10;
+
+/// The most bytes of a file in one write.
+const RUN_BYTES: usize = 1 << 20;
+
+/// What direct writes ask of offset, length and memory: the largest block of usual devices (open(2), O_DIRECT).
+const ALIGNMENT: usize = 4096;
+
+/// Files this large are written past the page cache: the kernel's copying and finding of pages costs more than all of
+/// our own work, and a restored cluster should not push what the machine needs out of memory. Smaller files stay in the
+/// cache, where the server looks for its catalogs first.
+const DIRECT_BYTES: u64 = 4 << 20;
 
 /// Where files go.
 pub(crate) enum Sink<'a> {
@@ -102,6 +114,7 @@ impl Hydration<'_> {
                         table,
                         sink,
                         file: None,
+                        run: Run::default(),
                         key: None,
                         sealed: Vec::new(),
                         plain: Vec::new(),
@@ -210,7 +223,7 @@ fn make_file(path: &Path, row: &Row) -> Result<(), RestoreError> {
 }
 
 fn nofollow() -> i32 {
-    rustix::fs::OFlags::NOFOLLOW.bits().cast_signed()
+    OFlags::NOFOLLOW.bits().cast_signed()
 }
 
 struct Worker<'w> {
@@ -218,7 +231,8 @@ struct Worker<'w> {
     table: &'w Table,
     sink: &'w Sink<'w>,
     /// The file written last, kept open: most reads bring many parts of one file.
-    file: Option<(usize, File)>,
+    file: Option<(usize, Output)>,
+    run: Run,
     /// The key of the pack read last.
     key: Option<(u32, FrameKey)>,
     sealed: Vec<u8>,
@@ -276,7 +290,7 @@ impl Worker<'_> {
             }
             self.write(part)?;
         }
-        Ok(())
+        self.flush()
     }
 
     fn report(&self, error: RestoreError) -> Result<(), RestoreError> {
@@ -286,23 +300,115 @@ impl Worker<'_> {
         }
     }
 
+    /// Puts what a part gives to the file into the run, and the run into the file when it is full or the part stands elsewhere.
     fn write(&mut self, part: &Part) -> Result<(), RestoreError> {
-        let plain = &self.plain;
-        let sum: usize = part.pieces.iter().map(|piece| piece.bytes).sum();
-        if let Some(path) = &self.table.paths[part.row] {
-            let fail = |source| RestoreError::Write { path: path.display().to_string(), source };
-            if self.file.as_ref().is_none_or(|(row, _)| *row != part.row) {
-                let file = File::options().write(true).custom_flags(nofollow()).open(path).map_err(fail)?;
-                self.file = Some((part.row, file));
-            }
-            let Some((_, file)) = &self.file else { return Ok(()) };
-            let start = part.extent * lifeboat_core::repository::extent::EXTENT_BYTES;
+        if self.table.paths[part.row].is_some() {
+            let start = part.extent * EXTENT_BYTES;
             for piece in &part.pieces {
-                file.write_all_at(&plain[piece.from..piece.from + piece.bytes], start + piece.to as u64).map_err(fail)?;
+                let to = start + piece.to as u64;
+                if !self.run.continues(part.row, to, piece.bytes) {
+                    self.flush()?;
+                    self.run.begin(part.row, to);
+                }
+                self.run.push(&self.plain[piece.from..piece.from + piece.bytes]);
             }
         }
+        let sum: usize = part.pieces.iter().map(|piece| piece.bytes).sum();
         self.hydration.progress.add(0, sum as u64);
         Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), RestoreError> {
+        let (row, bytes) = (self.run.row, self.run.bytes());
+        let Some(path) = self.table.paths.get(row).and_then(Option::as_ref).filter(|_| !bytes.is_empty()) else { return Ok(()) };
+        let fail = |source| RestoreError::Write { path: path.display().to_string(), source };
+        if self.file.as_ref().is_none_or(|(open, _)| *open != row) {
+            let file = File::options().write(true).custom_flags(nofollow()).open(path).map_err(fail)?;
+            self.file = Some((row, Output { file, direct: false, may_be_direct: self.table.rows[row].meta.size >= DIRECT_BYTES }));
+        }
+        let Some((_, output)) = &mut self.file else { return Ok(()) };
+        output.write(bytes, self.run.start).map_err(fail)?;
+        self.run.clear();
+        Ok(())
+    }
+}
+
+/// A file that is being filled.
+struct Output {
+    file: File,
+    /// Writes go past the page cache now.
+    direct: bool,
+    /// They should where they can: the file is large, and its file system has not refused yet.
+    may_be_direct: bool,
+}
+
+impl Output {
+    fn write(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let aligned = offset.is_multiple_of(ALIGNMENT as u64) && bytes.len().is_multiple_of(ALIGNMENT);
+        self.turn(aligned && self.may_be_direct);
+        match self.file.write_all_at(bytes, offset) {
+            // Device blocks larger than our alignment, or a file system that takes the flag and not the write.
+            Err(error) if self.direct && error.kind() == io::ErrorKind::InvalidInput => {
+                self.may_be_direct = false;
+                self.turn(false);
+                self.file.write_all_at(bytes, offset)
+            }
+            other => other,
+        }
+    }
+
+    /// Turns direct writes on or off; a file system that has none (open(2), O_DIRECT: EINVAL) leaves them off.
+    fn turn(&mut self, direct: bool) {
+        if self.direct == direct {
+            return;
+        }
+        let flags = if direct { OFlags::DIRECT } else { OFlags::empty() };
+        match rustix::fs::fcntl_setfl(&self.file, flags) {
+            Ok(()) => self.direct = direct,
+            Err(_) => self.may_be_direct = false,
+        }
+    }
+}
+
+/// Neighbouring bytes of one file, gathered to leave in one write.
+#[derive(Default)]
+struct Run {
+    row: usize,
+    start: u64,
+    filled: usize,
+    /// More than needed, so that an aligned part of it is long enough.
+    buffer: Vec<u8>,
+}
+
+impl Run {
+    fn begin(&mut self, row: usize, start: u64) {
+        if self.buffer.is_empty() {
+            self.buffer = vec![0; RUN_BYTES + ALIGNMENT];
+        }
+        (self.row, self.start, self.filled) = (row, start, 0);
+    }
+
+    fn continues(&self, row: usize, to: u64, bytes: usize) -> bool {
+        self.filled > 0 && self.row == row && self.start + self.filled as u64 == to && self.filled + bytes <= RUN_BYTES
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        let at = self.skip() + self.filled;
+        self.buffer[at..at + bytes.len()].copy_from_slice(bytes);
+        self.filled += bytes.len();
+    }
+
+    fn bytes(&self) -> &[u8] {
+        if self.filled == 0 { &[] } else { &self.buffer[self.skip()..self.skip() + self.filled] }
+    }
+
+    fn clear(&mut self) {
+        self.filled = 0;
+    }
+
+    /// Bytes before the first aligned one; the buffer has an alignment's length to spare.
+    fn skip(&self) -> usize {
+        self.buffer.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT)
     }
 }
 
@@ -312,7 +418,7 @@ pub(crate) fn read_row(hydration: &Hydration<'_>, row: &Row) -> Result<Vec<u8>, 
     let mut decompressor = Decompressor::new().map_err(RestoreError::Decompressor)?;
     let (mut sealed, mut plain) = (Vec::new(), Vec::new());
     for (index, extent) in row.extents.iter().enumerate() {
-        let start = index * lifeboat_core::repository::extent::EXTENT_BYTES as usize;
+        let start = index * EXTENT_BYTES as usize;
         let length = extent_bytes(row.meta.size, index as u64);
         let pieces = extent.pieces(length).map_err(|error| hydration.corrupt_row(row, &error.to_string()))?;
         for (fragment, pieces) in extent.fragments.iter().zip(pieces) {
@@ -379,4 +485,50 @@ impl From<OpenBackupError> for RestoreError {
 /// Whether a path is there at all, as whatever.
 pub(crate) fn exists(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Everything that can be direct is, the rest goes through the cache, and the file has all of it.
+    #[test]
+    fn direct_and_buffered_writes_make_one_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        let expected: Vec<u8> = (0..5 * RUN_BYTES + 12_345).map(|at| (at * 7 / 3) as u8).collect();
+        let file = File::create(&path).unwrap();
+        file.set_len(expected.len() as u64).unwrap();
+        let mut output = Output { file, direct: false, may_be_direct: true };
+        let mut run = Run::default();
+        let mut at = 0;
+        // Whole extents, then single pages, then what is shorter than a page.
+        for length in [EXTENT_BYTES as usize, PAGE_BYTES as usize, 12_345].into_iter().cycle() {
+            let length = length.min(expected.len() - at);
+            if !run.continues(3, at as u64, length) {
+                output.write(run.bytes(), run.start).unwrap();
+                run.begin(3, at as u64);
+            }
+            run.push(&expected[at..at + length]);
+            at += length;
+            if at == expected.len() {
+                break;
+            }
+        }
+        output.write(run.bytes(), run.start).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_run_takes_neighbours_of_one_file_only() {
+        let mut run = Run::default();
+        run.begin(1, 4096);
+        run.push(&[1; 100]);
+        assert!(run.continues(1, 4196, 100));
+        assert!(!run.continues(2, 4196, 100), "another file");
+        assert!(!run.continues(1, 4197, 100), "a hole between");
+        assert!(!run.continues(1, 4196, RUN_BYTES), "more than it holds");
+        assert_eq!(run.bytes().as_ptr().align_offset(ALIGNMENT), 0);
+        assert_eq!(run.bytes(), [1; 100]);
+    }
 }
