@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::{FormatError, Sha256, backup_id::BackupId};
+use crate::wal::{Lsn, SystemId, Timeline};
 
 /// The most bytes an artifact's name may have.
 pub const MAX_NAME_BYTES: usize = 1024;
@@ -117,6 +118,36 @@ pub fn leases(purpose: &str) -> String {
 /// `leases/<purpose>/<epoch>.json`
 pub fn lease(purpose: &str, epoch: u64) -> Key {
     Key(format!("leases/{purpose}/{epoch:010}.json"))
+}
+
+/// `wal/<system-id>/<rest>`, of a file of a WAL archive.
+pub fn wal(subject: &str) -> Key {
+    Key(format!("wal/{subject}"))
+}
+
+/// Where the WAL of a cluster stands.
+pub fn wal_of(system_id: SystemId) -> String {
+    format!("wal/{system_id}/")
+}
+
+/// Where the WAL of one timeline stands.
+pub fn wal_timeline(system_id: SystemId, timeline: Timeline) -> String {
+    format!("wal/{system_id}/{:08X}/", timeline.0)
+}
+
+/// `wal/<system-id>/cluster.json`
+pub fn wal_cluster(system_id: SystemId) -> Key {
+    Key(format!("wal/{system_id}/cluster.json"))
+}
+
+/// Where the gaps of a cluster's WAL stand.
+pub fn wal_gaps(system_id: SystemId) -> String {
+    format!("wal/{system_id}/gaps/")
+}
+
+/// `wal/<system-id>/gaps/<timeline>.<from>-<to>.json`
+pub fn wal_gap(system_id: SystemId, timeline: Timeline, from: Lsn, to: Lsn) -> Key {
+    Key(format!("wal/{system_id}/gaps/{:08X}.{:016X}-{:016X}.json", timeline.0, from.0, to.0))
 }
 
 /// The number in the last part of a key like `…/0000000012.json`: ten digits and nothing else, so that a number has
