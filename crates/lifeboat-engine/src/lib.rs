@@ -18,3 +18,4 @@ pub mod seal;
 pub mod signing;
 pub mod store;
 pub mod verify;
+pub mod wal;

@@ -254,12 +254,24 @@ pub struct ObjectSealer<W> {
 impl<W: Write> ObjectSealer<W> {
     /// Begins the object at key `object`. `wrapped` goes into the header where no manifest will
     /// carry the key.
-    pub fn new(mut out: W, object: &str, sealing: &Sealing, wrapped: Option<String>, level: i32) -> io::Result<Self> {
-        let key_id = match sealing {
+    pub fn new(out: W, object: &str, sealing: &Sealing, wrapped: Option<String>, level: i32) -> io::Result<Self> {
+        Self::signed(out, object, sealing, wrapped, None, level)
+    }
+
+    /// The same with a signature bundle over the plain bytes in the header.
+    pub fn signed(
+        mut out: W,
+        object: &str,
+        sealing: &Sealing,
+        wrapped: Option<String>,
+        bundle: Option<serde_json::Value>,
+        level: i32,
+    ) -> io::Result<Self> {
+        let key = match sealing {
             Sealing::Encrypted(key) => Some(key.id),
             Sealing::Plain => None,
         };
-        let header = Header { object: object.to_owned(), id: crate::random::id(), suite: sealing.suite(), key: key_id, wrapped };
+        let header = Header { object: object.to_owned(), id: crate::random::id(), suite: sealing.suite(), key, wrapped, bundle };
         let start = sealed::encode_start(&header);
         let header_hash = *blake3::hash(&start[12..]).as_bytes();
         let mut trailer = blake3::Hasher::new();

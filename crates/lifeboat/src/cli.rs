@@ -38,6 +38,9 @@ pub(crate) enum Command {
     /// Store, fetch and check artifacts
     #[command(subcommand)]
     Artifact(Artifact),
+    /// Archive, fetch and receive WAL, and show how far back and forth recovery can go
+    #[command(subcommand)]
+    Wal(Wal),
     /// Make keys
     #[command(subcommand)]
     Key(Key),
@@ -326,3 +329,38 @@ mod tests {
         super::Cli::command().debug_assert();
     }
 }
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Wal {
+    /// Store a finished WAL file: archive_command = 'lifeboat wal push %p'
+    Push(WalPush),
+    /// Bring a WAL file back: restore_command = 'lifeboat wal fetch %f %p'
+    Fetch(WalFetch),
+    /// Receive WAL from the server as it is written
+    Receive(WalReceive),
+    /// Show ranges, gaps, lag and the recovery window
+    Status(WalStatus),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WalPush {
+    /// The file, as PostgreSQL gives it (%p)
+    #[arg(value_name = "PATH")]
+    pub(crate) path: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WalFetch {
+    /// Name of the file (%f)
+    #[arg(value_name = "FILE")]
+    pub(crate) file: String,
+    /// Where it goes (%p)
+    #[arg(value_name = "PATH")]
+    pub(crate) path: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WalReceive {}
+
+#[derive(Debug, Args)]
+pub(crate) struct WalStatus {}

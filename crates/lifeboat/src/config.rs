@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -22,6 +23,53 @@ pub(crate) struct File {
     pub(crate) signing: Option<Signing>,
     pub(crate) trust: Option<Trust>,
     pub(crate) limits: Option<Limits>,
+    pub(crate) wal: Option<Wal>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Wal {
+    pub(crate) mode: Option<WalMode>,
+    pub(crate) durability: Option<Durability>,
+    pub(crate) on_fallout: Option<OnFallout>,
+    pub(crate) flush_interval: Option<String>,
+    pub(crate) slot: Option<String>,
+    pub(crate) spool: Option<PathBuf>,
+    pub(crate) spool_limit: Option<String>,
+    pub(crate) push_ahead: Option<usize>,
+    pub(crate) fetch_ahead: Option<usize>,
+}
+
+/// How WAL reaches the repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum WalMode {
+    /// Finished segments, by archive_command.
+    Archive,
+    /// Also the open segment, by the receiver, every few seconds.
+    Stream,
+    /// The receiver acknowledges a flush only when the bytes are durable.
+    Sync,
+}
+
+/// Where bytes have to be durable before the receiver acknowledges them in mode `sync`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Durability {
+    /// In the local spool, synced.
+    Spool,
+    /// In the repository.
+    Repository,
+}
+
+/// What happens to commits when the receiver cannot keep its promise in mode `sync`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum OnFallout {
+    /// They wait.
+    Block,
+    /// They go on without it, loudly.
+    Degrade,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -181,6 +229,15 @@ pub(crate) struct Settings {
     pub(crate) workers: Setting<usize>,
     pub(crate) bandwidth: Option<Setting<u64>>,
     pub(crate) compression_level: Setting<i32>,
+    pub(crate) wal_mode: Setting<WalMode>,
+    pub(crate) wal_durability: Setting<Durability>,
+    pub(crate) wal_on_fallout: Setting<OnFallout>,
+    pub(crate) wal_flush_interval: Setting<Duration>,
+    pub(crate) wal_slot: Setting<String>,
+    pub(crate) wal_spool: Setting<PathBuf>,
+    pub(crate) wal_spool_limit: Setting<u64>,
+    pub(crate) wal_push_ahead: Setting<usize>,
+    pub(crate) wal_fetch_ahead: Setting<usize>,
     /// Where the user's own keys are, whether or not they are there.
     pub(crate) user_keys: UserKeys,
     /// Whether the file names a server.
@@ -269,6 +326,15 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, Failure> {
     number.checked_mul(1 << shift).ok_or_else(bad)
 }
 
+/// A time span as people write it: `5s`, `24h`, `500ms`.
+pub(crate) fn parse_span(text: &str) -> Result<Duration, Failure> {
+    let span = text.trim().parse::<jiff::SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
+    span.filter(|span| !span.is_zero()).ok_or_else(|| {
+        Failure::usage(format!("parse time span {text:?}: write a number with ms, s, m or h"))
+            .hint("lifeboat config show prints the settings")
+    })
+}
+
 /// One setting: from the environment, else from the file.
 struct Source<'a> {
     path: Option<&'a Path>,
@@ -286,9 +352,21 @@ impl Source<'_> {
         file.map(|value| Setting { value, origin: Origin::File(path) })
     }
 
-    /// Paths in a file are relative to where one stands, as on the command line.
+    /// Paths in a file are relative to its directory: PostgreSQL runs `wal push` and `wal fetch` in the data directory.
     fn path(&self, variable: &'static str, file: Option<PathBuf>) -> Option<Setting<PathBuf>> {
-        self.pick(None, environment(variable).map(|value| (value.into(), variable)), file)
+        self.pick(None, environment(variable).map(|value| (value.into(), variable)), file.map(|path| self.anchor(path)))
+    }
+
+    fn anchor(&self, path: PathBuf) -> PathBuf {
+        match self.path.and_then(Path::parent) {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.join(path),
+            _ => path,
+        }
+    }
+
+    /// The same of a repository's URL, which may be a path.
+    fn anchor_url(&self, url: String) -> String {
+        if url.contains("://") { url } else { self.anchor(PathBuf::from(url)).display().to_string() }
     }
 }
 
@@ -337,6 +415,7 @@ impl Settings {
         });
         let key_file = source.path("LIFEBOAT_SIGNING_KEY", signing.key_file).or_else(|| user(user_keys.signing_key()));
         let password = match (environment("COSIGN_PASSWORD"), signing.password) {
+            (_, Some(Secret::File(path))) => source.pick(None, None, Some(Secret::File(source.anchor(path)))),
             (_, Some(secret)) => source.pick(None, None, Some(secret)),
             (Some(_), None) => {
                 Some(Setting { value: Secret::Env("COSIGN_PASSWORD".into()), origin: Origin::Environment("COSIGN_PASSWORD") })
@@ -346,7 +425,13 @@ impl Settings {
             }
         };
         let trust_keys = match file.trust.and_then(|trust| trust.keys) {
-            Some(keys) => Setting { value: keys, origin: Origin::File(path.clone().unwrap_or_default()) },
+            Some(keys) => {
+                let anchored = |key: String| match key.contains("-----BEGIN") {
+                    true => key,
+                    false => source.anchor(PathBuf::from(key)).display().to_string(),
+                };
+                Setting { value: keys.into_iter().map(anchored).collect(), origin: Origin::File(path.clone().unwrap_or_default()) }
+            }
             None => match user(user_keys.public_key()) {
                 Some(setting) => Setting { value: vec![setting.value.display().to_string()], origin: setting.origin },
                 None => Setting { value: Vec::new(), origin: Origin::Default },
@@ -370,6 +455,25 @@ impl Settings {
             return Err(Failure::usage("read configuration: limits.compression_level must be -7 to 19")
                 .hint("lifeboat config show prints the settings"));
         }
+        let wal = file.wal.unwrap_or_default();
+        let ahead = |key: &str, value: Option<usize>| match value {
+            Some(count) if !(1..=1024).contains(&count) => {
+                Err(Failure::usage(format!("read configuration: wal.{key} must be 1 to 1024"))
+                    .hint("lifeboat config show prints the settings"))
+            }
+            other => Ok(other),
+        };
+        let (push_ahead, fetch_ahead) = (ahead("push_ahead", wal.push_ahead)?, ahead("fetch_ahead", wal.fetch_ahead)?);
+        if let Some(slot) = &wal.slot
+            && !(1..64).contains(&slot.len()) | slot.bytes().any(|b| !(b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'))
+        {
+            return Err(Failure::usage("read configuration: wal.slot may have a-z, 0-9 and _, at most 63 of them")
+                .hint("lifeboat config show prints the settings"));
+        }
+        let spool_default = std::env::var_os("XDG_STATE_HOME")
+            .map(PathBuf::from)
+            .or_else(|| environment("HOME").map(|home| Path::new(&home).join(".local/state")))
+            .map_or_else(|| PathBuf::from("/var/spool/lifeboat"), |base| base.join("lifeboat/spool"));
         let flag = cli.repository.clone().map(|value| (value, "--repository or LIFEBOAT_REPOSITORY"));
         let or_default = |setting: Option<Setting<_>>, value| setting.unwrap_or(Setting { value, origin: Origin::Default });
         let scratch_default = std::env::var_os("XDG_CACHE_HOME")
@@ -385,7 +489,7 @@ impl Settings {
             data_directory: source
                 .path("PGDATA", None)
                 .filter(|_| postgres.data_directory.is_none())
-                .or_else(|| source.pick(None, None, postgres.data_directory)),
+                .or_else(|| source.pick(None, None, postgres.data_directory.map(|path| source.anchor(path)))),
             copy: source
                 .pick(None, None, postgres.copy)
                 .unwrap_or(Setting { value: lifeboat_core::backup::CopyChoice::Auto, origin: Origin::Default }),
@@ -397,7 +501,7 @@ impl Settings {
                 .path("LIFEBOAT_SCRATCH", postgres.scratch)
                 .unwrap_or(Setting { value: scratch_default, origin: Origin::Default }),
             check_pages: source.pick(None, None, postgres.check_pages).unwrap_or(Setting { value: true, origin: Origin::Default }),
-            repository: source.pick(flag, None, file.repository.into_iter().next().map(|table| table.url)),
+            repository: source.pick(flag, None, file.repository.into_iter().next().map(|table| source.anchor_url(table.url))),
             artifacts: source.path("LIFEBOAT_ARTIFACTS", artifacts.directory),
             reference_query: source.pick(None, None, artifacts.reference_query),
             recipients,
@@ -411,6 +515,19 @@ impl Settings {
             workers: source.pick(None, None, workers).unwrap_or(Setting { value: cores, origin: Origin::Default }),
             bandwidth: source.pick(None, None, limits.bandwidth.as_deref().map(parse_bytes).transpose()?),
             compression_level: source.pick(None, None, level).unwrap_or(Setting { value: 1, origin: Origin::Default }),
+            wal_mode: source.pick(None, None, wal.mode).unwrap_or(Setting { value: WalMode::Archive, origin: Origin::Default }),
+            wal_durability: source
+                .pick(None, None, wal.durability)
+                .unwrap_or(Setting { value: Durability::Spool, origin: Origin::Default }),
+            wal_on_fallout: source.pick(None, None, wal.on_fallout).unwrap_or(Setting { value: OnFallout::Block, origin: Origin::Default }),
+            wal_flush_interval: source
+                .pick(None, None, wal.flush_interval.as_deref().map(parse_span).transpose()?)
+                .unwrap_or(Setting { value: Duration::from_secs(5), origin: Origin::Default }),
+            wal_slot: source.pick(None, None, wal.slot).unwrap_or(Setting { value: "lifeboat".into(), origin: Origin::Default }),
+            wal_spool: source.path("LIFEBOAT_SPOOL", wal.spool).unwrap_or(Setting { value: spool_default, origin: Origin::Default }),
+            wal_spool_limit: or_default(source.pick(None, None, wal.spool_limit.as_deref().map(parse_bytes).transpose()?), 4 << 30),
+            wal_push_ahead: source.pick(None, None, push_ahead).unwrap_or(Setting { value: 32, origin: Origin::Default }),
+            wal_fetch_ahead: source.pick(None, None, fetch_ahead).unwrap_or(Setting { value: 16, origin: Origin::Default }),
             user_keys,
             postgres_configured,
             file: path,
@@ -466,6 +583,15 @@ impl Settings {
             of("limits.workers", &self.workers, |workers| json!(workers)),
             maybe("limits.bandwidth", self.bandwidth.as_ref(), |bytes| json!(bytes)),
             of("limits.compression_level", &self.compression_level, |level| json!(level)),
+            of("wal.mode", &self.wal_mode, |mode| json!(mode)),
+            of("wal.durability", &self.wal_durability, |durability| json!(durability)),
+            of("wal.on_fallout", &self.wal_on_fallout, |on_fallout| json!(on_fallout)),
+            of("wal.flush_interval", &self.wal_flush_interval, |span| format!("{span:?}")),
+            of("wal.slot", &self.wal_slot, String::clone),
+            of("wal.spool", &self.wal_spool, path),
+            of("wal.spool_limit", &self.wal_spool_limit, |bytes| json!(bytes)),
+            of("wal.push_ahead", &self.wal_push_ahead, |count| json!(count)),
+            of("wal.fetch_ahead", &self.wal_fetch_ahead, |count| json!(count)),
         ]
     }
 }
@@ -481,6 +607,25 @@ mod tests {
         assert!(toml::from_str::<File>("[signing]\npassword = 'hunter2'").is_err(), "a secret is a reference");
         let file: File = toml::from_str("[signing]\npassword = { file = '/x' }\n[[repository]]\nurl = 'file:///r'").unwrap();
         assert_eq!(file.signing.unwrap().password, Some(Secret::File("/x".into())));
+    }
+
+    #[test]
+    fn paths_in_a_file_are_relative_to_its_directory() {
+        let source = Source { path: Some(Path::new("/etc/lifeboat/lifeboat.toml")) };
+        assert_eq!(source.anchor("keys/x".into()), Path::new("/etc/lifeboat/keys/x"));
+        assert_eq!(source.anchor("/keys/x".into()), Path::new("/keys/x"));
+        assert_eq!(source.anchor_url("repo".into()), "/etc/lifeboat/repo");
+        assert_eq!(source.anchor_url("file:///repo".into()), "file:///repo");
+        assert_eq!(Source { path: Some(Path::new("lifeboat.toml")) }.anchor("x".into()), Path::new("x"));
+    }
+
+    #[test]
+    fn spans_are_read_as_people_write_them() {
+        assert_eq!(parse_span("500ms").unwrap(), Duration::from_millis(500));
+        assert_eq!(parse_span(" 24h").unwrap(), Duration::from_secs(86_400));
+        for bad in ["", "5", "0s", "-5s", "1 parsec"] {
+            assert!(parse_span(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

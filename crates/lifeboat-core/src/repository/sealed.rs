@@ -40,6 +40,9 @@ pub struct Header {
     /// The data key wrapped with age, base64, where no manifest carries it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wrapped: Option<String>,
+    /// Sigstore bundle over the plain bytes: of WAL, which no manifest names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<serde_json::Value>,
 }
 
 /// The bytes before the first frame.
@@ -116,7 +119,14 @@ mod tests {
 
     #[test]
     fn an_object_under_another_key_is_refused() {
-        let header = Header { object: "a/files/0".into(), id: Id([1; 16]), suite: Suite::Aes256Gcm, key: Some(Id([2; 16])), wrapped: None };
+        let header = Header {
+            object: "a/files/0".into(),
+            id: Id([1; 16]),
+            suite: Suite::Aes256Gcm,
+            key: Some(Id([2; 16])),
+            wrapped: None,
+            bundle: None,
+        };
         let bytes = encode_start(&header);
         assert_eq!(decode_start(&bytes, "a/files/0").unwrap().header, header);
         assert!(decode_start(&bytes, "b/files/0").is_err());

@@ -16,6 +16,7 @@ use lifeboat_core::repository::{
 
 use super::{ArtifactError, Finding, Problem, problem_of};
 use crate::repository::Repository;
+use crate::store::stream::StoreReader;
 use crate::store::{Store, StoreError};
 
 /// The longest head that is read: it names a run in about 300 bytes, and ten million artifacts have
@@ -28,9 +29,6 @@ const WHOLE_RUN_BYTES: u64 = 12 << 20;
 
 /// The longest line: a name of 1024 bytes, every one escaped, and the rest.
 const MAX_LINE_BYTES: u64 = 16 << 10;
-
-/// How much of a long object is read at once.
-pub(super) const RANGE_BYTES: u64 = 1 << 20;
 
 /// Compression of runs.
 const LEVEL: i32 = 3;
@@ -334,58 +332,6 @@ impl Iterator for RunLines<'_> {
         let line = self.read().transpose();
         self.ended = !matches!(line, Some(Ok(_)));
         line
-    }
-}
-
-/// An object read range by range.
-pub(super) struct StoreReader<'a> {
-    store: &'a dyn Store,
-    key: Key,
-    pub(super) length: u64,
-    at: u64,
-    buffer: Vec<u8>,
-    used: usize,
-    /// The error that a caller saw only as a failed read.
-    pub(super) failed: Option<StoreError>,
-}
-
-impl<'a> StoreReader<'a> {
-    pub(super) fn open(store: &'a dyn Store, key: &Key) -> Result<Self, StoreError> {
-        let length = store.length(key)?;
-        Ok(Self { store, key: key.clone(), length, at: 0, buffer: Vec::new(), used: 0, failed: None })
-    }
-
-    /// The next bytes, up to [`RANGE_BYTES`].
-    pub(super) fn next_range(&mut self) -> Result<Option<&[u8]>, StoreError> {
-        let end = self.length.min(self.at + RANGE_BYTES);
-        if self.at == end {
-            return Ok(None);
-        }
-        self.store.get_range(&self.key, self.at..end, &mut self.buffer)?;
-        self.at = end;
-        self.used = self.buffer.len();
-        Ok(Some(&self.buffer))
-    }
-}
-
-impl Read for StoreReader<'_> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        if self.used == self.buffer.len() {
-            match self.next_range() {
-                Ok(None) => return Ok(0),
-                Ok(Some(_)) => self.used = 0,
-                Err(error) => {
-                    let text = error.to_string();
-                    self.failed = Some(error);
-                    return Err(io::Error::other(text));
-                }
-            }
-        }
-        let part = &self.buffer[self.used..];
-        let length = part.len().min(out.len());
-        out[..length].copy_from_slice(&part[..length]);
-        self.used += length;
-        Ok(length)
     }
 }
 

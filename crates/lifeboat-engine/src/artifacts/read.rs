@@ -18,12 +18,13 @@ use lifeboat_core::repository::{
 };
 
 use super::beneath::{self, Temporary};
-use super::catalog::{ArtifactSet, StoreReader, sha256};
+use super::catalog::{ArtifactSet, sha256};
 use super::{ArtifactError, Finding, Problem, problem_of};
 use crate::keys::{Identities, KeyError};
 use crate::repository::Repository;
 use crate::seal::{DataKey, ObjectOpener, OpenError, Sealing};
 use crate::signing::{Expected, Trust, VerifyError};
+use crate::store::stream::StoreReader;
 use crate::store::{Store, StoreError};
 
 /// The longest record that is read: its bundle may have 1 MiB.

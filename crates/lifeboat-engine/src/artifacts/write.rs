@@ -32,7 +32,8 @@ use crate::keys::{self, Recipient};
 use crate::repository::Repository;
 use crate::seal::{DataKey, ObjectSealer, Sealing};
 use crate::signing::Signer;
-use crate::store::{ObjectWriter, Store, StoreError};
+use crate::store::stream::StoreWrite;
+use crate::store::{Store, StoreError};
 
 /// How often a file is read again that changed while it was read.
 const READS: u32 = 3;
@@ -518,29 +519,6 @@ fn nameless(directory: &Path) -> io::Result<File> {
     let file = File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
     std::fs::remove_file(&path)?;
     Ok(file)
-}
-
-/// An object writer as an [`io::Write`]; keeps the store's error, which [`io::Error`] would blur.
-struct StoreWrite<'s> {
-    writer: Box<dyn ObjectWriter + 's>,
-    failed: Option<StoreError>,
-}
-
-impl Write for StoreWrite<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.writer.write(bytes) {
-            Ok(()) => Ok(bytes.len()),
-            Err(error) => {
-                let text = error.to_string();
-                self.failed = Some(error);
-                Err(io::Error::other(text))
-            }
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// A sealer that failed, which is not the file's fault.

@@ -1,6 +1,6 @@
 //! Verifying bundles against the keys that the configuration trusts.
 //!
-//! [`Trust::verify`] is the only way in, and has no switches: exactly one DSSE signature, by a
+//! [`Trust::verify`] and [`Trust::claim`] are the only ways in, and have no switches: exactly one DSSE signature, by a
 //! trusted key, over an in-toto statement that says what was expected. Everything in a bundle but
 //! the signed payload is a claim of whoever wrote the file; the hint only chooses among trusted
 //! keys. We compare the subject ourselves: that a signature is good says nothing about the file at
@@ -15,7 +15,7 @@ use std::collections::HashMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use lifeboat_core::attestation::{Expected, Mismatch, PAYLOAD_TYPE, Statement};
+use lifeboat_core::attestation::{Expected, Mismatch, PAYLOAD_TYPE, Statement, Subject};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use sigstore_types::{MediaType, dsse};
@@ -89,6 +89,27 @@ impl Trust {
 
     /// What `bundle_json` proves, if it proves what is `expected`.
     pub fn verify(&self, bundle_json: &[u8], expected: &Expected<'_>) -> Result<Verified, VerifyError> {
+        let verified = self.authentic(bundle_json)?;
+        check(&verified.statement, expected)?;
+        Ok(verified)
+    }
+
+    /// What `bundle_json` says of the subject `name`, for bytes that are not at hand yet: the statement and the SHA-256 that
+    /// it names. Whoever gets the bytes compares the digest; before that nothing is proven of them.
+    pub fn claim(&self, bundle_json: &[u8], predicate_type: &str, name: &str) -> Result<(Verified, [u8; 32]), VerifyError> {
+        let verified = self.authentic(bundle_json)?;
+        let mut named = verified.statement.subject.iter().filter(|subject| subject.name == name).filter_map(Subject::sha256);
+        // Without a subject of that name any digest does, to be told what it has instead.
+        let digest = named.next().unwrap_or_default();
+        if named.any(|other| other != digest) {
+            return Err(malformed("it names two digests for one subject"));
+        }
+        check(&verified.statement, &Expected { predicate_type, subject_sha256: digest, subject_name: Some(name), version: None })?;
+        Ok((verified, digest))
+    }
+
+    /// The statement in a bundle, if a trusted key signed it.
+    fn authentic(&self, bundle_json: &[u8]) -> Result<Verified, VerifyError> {
         let envelope = Envelope::read(bundle_json)?;
         let Some(key) = self.keys.get(envelope.hint.as_ref()) else {
             return Err(VerifyError::UntrustedKey { hint: envelope.hint.into_owned() });
@@ -98,12 +119,15 @@ impl Trust {
         }
         // Only now, with the signature good, are the bytes worth parsing.
         let statement = Statement::parse(&envelope.payload).map_err(malformed)?;
-        statement.check(expected).map_err(|mismatch| match mismatch {
-            Mismatch::PredicateType { .. } => VerifyError::WrongPredicate(mismatch),
-            Mismatch::Digest { .. } | Mismatch::Name { .. } | Mismatch::Version { .. } => VerifyError::WrongSubject(mismatch),
-        })?;
         Ok(Verified { hint: key.hint().to_owned(), statement })
     }
+}
+
+fn check(statement: &Statement, expected: &Expected<'_>) -> Result<(), VerifyError> {
+    statement.check(expected).map_err(|mismatch| match mismatch {
+        Mismatch::PredicateType { .. } => VerifyError::WrongPredicate(mismatch),
+        Mismatch::Digest { .. } | Mismatch::Name { .. } | Mismatch::Version { .. } => VerifyError::WrongSubject(mismatch),
+    })
 }
 
 /// The parts of a bundle that count, unverified. Private: nobody gets a payload this way.

@@ -6,6 +6,7 @@
 
 mod local;
 mod memory;
+pub(crate) mod stream;
 
 use std::ops::Range;
 
@@ -136,6 +137,13 @@ pub trait Store: Send + Sync {
     /// All objects whose key begins with `prefix` (whole segments: empty, or ending in `/`),
     /// sorted by key.
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, StoreError>;
+
+    /// Those of [`Store::list`] whose keys are greater than `after`: the end of a long listing.
+    fn list_after(&self, prefix: &str, after: &Key) -> Result<Vec<Listed>, StoreError> {
+        let mut all = self.list(prefix)?;
+        all.retain(|listed| listed.key > *after);
+        Ok(all)
+    }
 
     /// The next segments below `prefix`: directories with a `/` at the end, and objects.
     fn list_segments(&self, prefix: &str) -> Result<Vec<String>, StoreError>;

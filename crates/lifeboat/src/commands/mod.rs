@@ -10,6 +10,7 @@ mod list;
 mod restore;
 mod show;
 mod verify;
+mod wal;
 
 use std::io::Write as _;
 
@@ -42,6 +43,7 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
         Command::Verify(verify) => verify::run(verify, &settings, out),
         Command::Restore(restore) => restore::run(restore, &settings, out),
         Command::Artifact(artifact) => artifact::run(artifact, &settings, out),
+        Command::Wal(wal) => wal::run(wal, &settings, out),
         Command::Key(key) => key::run(key, &settings, out),
         Command::Config(config) => config::run(config, &settings, out),
         Command::Completions { .. } | Command::Demo(_) => Ok(0),

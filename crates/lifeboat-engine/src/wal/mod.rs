@@ -1,0 +1,50 @@
+//! The WAL of a cluster in a repository: files in, files out, and what the listing says.
+//!
+//! `object` is the only place that reads and writes them; who pushes, fetches and receives stands on it.
+
+mod object;
+
+pub use object::{Put, WalError, WalHead, WalReader, WalWriter};
+
+use lifeboat_core::repository::layout;
+use lifeboat_core::wal::file::{WalCluster, WalFile};
+use lifeboat_core::wal::{SegmentSize, SystemId};
+
+use crate::repository::Repository;
+use crate::store::StoreError;
+
+/// Whose WAL: names and keys follow from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cluster {
+    /// The cluster.
+    pub system_id: SystemId,
+    /// Bytes in one of its segments.
+    pub segment_size: SegmentSize,
+}
+
+/// Clusters whose WAL a repository has, by their directories.
+pub fn clusters(repository: &Repository) -> Result<Vec<SystemId>, StoreError> {
+    let names = repository.store().list_segments("wal/")?;
+    Ok(names.iter().filter_map(|name| name.strip_suffix('/')?.parse().ok()).collect())
+}
+
+/// What the repository says the WAL of a cluster is of; `None`: it has none, or does not say.
+pub fn cluster(repository: &Repository, system_id: SystemId) -> Result<Option<WalCluster>, WalError> {
+    let key = layout::wal_cluster(system_id);
+    let Some(bytes) = repository.document(&key)? else { return Ok(None) };
+    let damaged = |problem: String| WalError::Damaged { key: key.to_string(), problem };
+    let cluster: WalCluster = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+    if cluster.format != 1 || cluster.system_id != system_id {
+        return Err(damaged(format!("format {} of cluster {}", cluster.format, cluster.system_id)));
+    }
+    Ok(Some(cluster))
+}
+
+/// Every WAL file of a cluster that a repository has, with its stored bytes, in the order of keys.
+pub fn list(repository: &Repository, cluster: Cluster) -> Result<Vec<(WalFile, u64)>, StoreError> {
+    let listed = repository.store().list(&layout::wal_of(cluster.system_id))?;
+    Ok(listed
+        .into_iter()
+        .filter_map(|listed| Some((WalFile::from_key(&listed.key, cluster.system_id, cluster.segment_size)?, listed.bytes)))
+        .collect())
+}

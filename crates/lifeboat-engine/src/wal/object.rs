@@ -1,0 +1,567 @@
+//! One WAL file as an object: sealed, signed, created once (format 10).
+//!
+//! Writers never overwrite: what is there already is compared by its signed digest. Readers give out bytes before the last of them is
+//! checked, because a segment may be larger than memory: callers write them under a name that nobody reads, and rename only after
+//! [`WalReader::read`] came back without an error.
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::digest;
+use lifeboat_core::attestation::{Statement, StatementError};
+use lifeboat_core::repository::layout::{self, Key};
+use lifeboat_core::repository::sealed::{self, Header};
+use lifeboat_core::repository::{FormatError, Id, Sha256, Suite};
+use lifeboat_core::wal::file::{WAL_PREDICATE_TYPE, WalCluster, WalFile, WalPredicate};
+use lifeboat_core::wal::{SegmentError, SystemId};
+
+use super::Cluster;
+use crate::backup::Protection;
+use crate::keys::{self, Identities, KeyError};
+use crate::repository::Repository;
+use crate::seal::{DataKey, ObjectOpener, ObjectSealer, OpenError, Sealing};
+use crate::signing::{SignError, Signer, Trust, VerifyError};
+use crate::store::stream::{StoreReader, StoreWrite};
+use crate::store::{Store, StoreError};
+
+/// How long one data key is used (format 4: a new one every day).
+const KEY_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What is read of an object to see its header; ours have about 3 KiB.
+const HEAD_BYTES: u64 = 8 << 10;
+
+/// Unwrapped data keys that are kept: pushes have one each.
+const MAX_KEYS: usize = 1024;
+
+/// Why a WAL file was not stored or did not come back.
+#[derive(Debug, thiserror::Error)]
+pub enum WalError {
+    /// The store failed, or does not have it ([`StoreError::NotFound`]).
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The name is taken by other bytes (c049).
+    #[error("store {file}: the repository has another file of that name: SHA-256 {theirs}, this one has {ours}")]
+    Conflict {
+        /// The file.
+        file: String,
+        /// Digest of what was to be stored.
+        ours: Sha256,
+        /// Digest of what is there.
+        theirs: Sha256,
+    },
+    /// The WAL in the repository is of another kind.
+    #[error("store WAL of cluster {system_id}: {problem}")]
+    OtherCluster {
+        /// The cluster.
+        system_id: SystemId,
+        /// How they differ.
+        problem: String,
+    },
+    /// Its signature proves nothing.
+    #[error("verify {key}")]
+    Unverified {
+        /// The object.
+        key: String,
+        /// Why.
+        #[source]
+        source: VerifyError,
+    },
+    /// It is not what was written.
+    #[error("open {key}: {problem}")]
+    Damaged {
+        /// The object.
+        key: String,
+        /// How.
+        problem: String,
+    },
+    /// No identity at hand opens it.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// It could not be signed.
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    /// The statement about it would not be readable.
+    #[error(transparent)]
+    Statement(#[from] StatementError),
+    /// It is not the segment that its name says.
+    #[error(transparent)]
+    Segment(#[from] SegmentError),
+    /// The file changed between reading it to sign it and reading it to store it.
+    #[error("store {file}: it changed while it was read")]
+    Changed {
+        /// The file.
+        file: String,
+    },
+    /// A file here could not be read or written.
+    #[error("{action} {path}")]
+    File {
+        /// What was done.
+        action: &'static str,
+        /// To what.
+        path: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl WalError {
+    /// Whether the object is simply not there.
+    pub fn is_absence(&self) -> bool {
+        matches!(self, Self::Store(StoreError::NotFound { .. }))
+    }
+
+    /// Whether trying again later may help.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_transient())
+    }
+
+    fn damaged(key: &Key, problem: impl std::fmt::Display) -> Self {
+        Self::Damaged { key: key.to_string(), problem: problem.to_string() }
+    }
+}
+
+/// What became of a file that was to be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put {
+    /// It was created, with so many bytes as an object.
+    Created(u64),
+    /// It was there, with the same bytes.
+    Same,
+}
+
+/// The key that objects are sealed with now, and how it travels.
+struct Current {
+    sealing: Sealing,
+    wrapped: Option<String>,
+    since: Instant,
+}
+
+/// Stores WAL files. Shared by threads.
+pub struct WalWriter<'a> {
+    repository: &'a Repository,
+    cluster: Cluster,
+    signer: &'a dyn Signer,
+    trust: &'a Trust,
+    protection: &'a Protection,
+    level: i32,
+    current: Mutex<Option<Current>>,
+}
+
+impl<'a> WalWriter<'a> {
+    /// A writer of one cluster's WAL. `trust` is whose files of the same name count as the same; it should know `signer`'s key.
+    /// `level` is zstd's.
+    pub fn new(
+        repository: &'a Repository,
+        cluster: Cluster,
+        signer: &'a dyn Signer,
+        trust: &'a Trust,
+        protection: &'a Protection,
+        level: i32,
+    ) -> Self {
+        Self { repository, cluster, signer, trust, protection, level, current: Mutex::default() }
+    }
+
+    /// Says in the repository what its WAL is of, or compares with what it says: another segment size or major version under the same
+    /// system identifier is refused.
+    pub fn claim_cluster(&self, page_magic: u16, now: jiff::Timestamp, program: &str) -> Result<(), WalError> {
+        let Cluster { system_id, segment_size } = self.cluster;
+        let ours = WalCluster { format: 1, system_id, segment_size, page_magic, created: now, created_by: program.to_owned() };
+        let theirs = match super::cluster(self.repository, system_id)? {
+            Some(theirs) => theirs,
+            None => {
+                let bytes = serde_json::to_vec(&ours).expect("a descriptor has text keys only");
+                match self.repository.store().create(&layout::wal_cluster(system_id), &bytes) {
+                    Ok(()) => return Ok(()),
+                    // Somebody was faster.
+                    Err(StoreError::Exists { .. }) => super::cluster(self.repository, system_id)?.unwrap_or(ours),
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        };
+        let differs = |problem| Err(WalError::OtherCluster { system_id, problem });
+        if theirs.segment_size != segment_size {
+            return differs(format!("segments have {} bytes, those of the archive {}", segment_size.bytes(), theirs.segment_size.bytes()));
+        }
+        if theirs.page_magic != page_magic {
+            return differs(format!(
+                "pages have magic {page_magic:#06X}, those of the archive {:#06X}: another major version",
+                theirs.page_magic
+            ));
+        }
+        Ok(())
+    }
+
+    fn sealing(&self) -> Result<(Sealing, Option<String>), WalError> {
+        let recipients = match self.protection {
+            Protection::Plain => return Ok((Sealing::Plain, None)),
+            Protection::Recipients { recipients, .. } => recipients,
+        };
+        let mut current = self.current.lock().expect("no panic while held");
+        if current.as_ref().is_none_or(|current| current.since.elapsed() > KEY_LIFE) {
+            let key = DataKey::generate();
+            let wrapped = keys::wrap(&key, recipients)?;
+            *current = Some(Current { sealing: Sealing::Encrypted(key), wrapped: Some(wrapped), since: Instant::now() });
+        }
+        let current = current.as_ref().expect("set above");
+        Ok((current.sealing.clone(), current.wrapped.clone()))
+    }
+
+    /// What is there under a file's name already, compared with `digest`.
+    fn compare(&self, file: WalFile, digest: Sha256) -> Result<Option<Put>, WalError> {
+        match head(self.repository.store(), self.cluster, self.trust, file) {
+            Ok(head) if head.sha256 == digest => Ok(Some(Put::Same)),
+            Ok(head) => Err(WalError::Conflict { file: file.file_name(self.cluster.segment_size), ours: digest, theirs: head.sha256 }),
+            Err(error) if error.is_absence() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Stores a file whose digest is known and whose bytes `content` gives. When it returns, the object is durable.
+    ///
+    /// # Errors
+    ///
+    /// [`WalError::Conflict`] where other bytes have the name; [`WalError::Changed`] where `content` does not have the digest: then
+    /// nothing was stored.
+    pub fn put(&self, file: WalFile, digest: Sha256, predicate: &WalPredicate, content: &mut dyn Read) -> Result<Put, WalError> {
+        // Archiver and receiver both bring every segment: ask first, a whole segment is dear.
+        if let Some(put) = self.compare(file, digest)? {
+            return Ok(put);
+        }
+        let Cluster { system_id, segment_size } = self.cluster;
+        let name = || file.file_name(segment_size);
+        let key = file.key(system_id, segment_size);
+        let predicate_value = serde_json::to_value(predicate).expect("a predicate has text keys only");
+        let statement = Statement::new(&file.subject(system_id, segment_size), digest.0, WAL_PREDICATE_TYPE, predicate_value);
+        let bundle = self.signer.sign_statement(&statement.to_bytes())?;
+        let bundle = serde_json::from_str(&bundle).map_err(|e| SignError::Signer(format!("its bundle is no JSON: {e}")))?;
+        let (sealing, wrapped) = self.sealing()?;
+
+        let mut out = StoreWrite { writer: self.repository.store().writer()?, failed: None };
+        let mut context = digest::Context::new(&digest::SHA256);
+        let mut copied = 0u64;
+        let seal = || -> io::Result<Option<u64>> {
+            let mut sealer = ObjectSealer::signed(&mut out, key.as_str(), &sealing, wrapped, Some(bundle), self.level)?;
+            let mut buffer = vec![0; sealed::CONTENT_BYTES];
+            loop {
+                let length = match content.read(&mut buffer) {
+                    Ok(0) => break,
+                    Ok(length) => length,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                    Err(error) => return Err(error),
+                };
+                copied += length as u64;
+                if copied > predicate.bytes {
+                    return Ok(None);
+                }
+                context.update(&buffer[..length]);
+                sealer.write_all(&buffer[..length])?;
+            }
+            Ok(Some(sealer.finish()?.1))
+        };
+        let sealed = seal();
+        if let Some(error) = out.failed {
+            return Err(error.into());
+        }
+        let stored = sealed.map_err(|source| WalError::File { action: "read", path: name(), source })?;
+        let Some(stored) = stored.filter(|_| copied == predicate.bytes && context.finish().as_ref() == digest.0) else {
+            return Err(WalError::Changed { file: name() });
+        };
+        match out.writer.commit(&key) {
+            Ok(()) => Ok(Put::Created(stored)),
+            Err(StoreError::Exists { .. }) => match self.compare(file, digest)? {
+                Some(put) => Ok(put),
+                None => Err(StoreError::Exists { key: key.to_string() }.into()),
+            },
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Stores a small file out of memory: history files, pieces.
+    pub fn put_bytes(&self, file: WalFile, predicate: &WalPredicate, bytes: &[u8]) -> Result<Put, WalError> {
+        self.put(file, sha256(bytes), predicate, &mut &*bytes)
+    }
+}
+
+/// SHA-256 with the fast library.
+pub(super) fn sha256(bytes: &[u8]) -> Sha256 {
+    let digest = digest::digest(&digest::SHA256, bytes);
+    Sha256(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"))
+}
+
+/// What is signed about a WAL file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WalHead {
+    /// Digest of its plain bytes.
+    pub sha256: Sha256,
+    /// The rest.
+    pub predicate: WalPredicate,
+    /// The hint of the key that signed.
+    pub signed_by: String,
+}
+
+/// Reads WAL files of one cluster. Shared by threads.
+pub struct WalReader<'a> {
+    repository: &'a Repository,
+    cluster: Cluster,
+    trust: &'a Trust,
+    identities: Identities,
+    keys: Mutex<HashMap<Id, (String, DataKey)>>,
+}
+
+impl<'a> WalReader<'a> {
+    /// A reader that believes what `trust` believes. Without identities only what was not encrypted can be opened.
+    pub fn new(repository: &'a Repository, cluster: Cluster, trust: &'a Trust, identities: Identities) -> Self {
+        Self { repository, cluster, trust, identities, keys: Mutex::default() }
+    }
+
+    /// Whose WAL it reads.
+    pub fn cluster(&self) -> Cluster {
+        self.cluster
+    }
+
+    /// Where it reads.
+    pub fn repository(&self) -> &'a Repository {
+        self.repository
+    }
+
+    /// What is signed about a file, without its bytes.
+    pub fn head(&self, file: WalFile) -> Result<WalHead, WalError> {
+        head(self.repository.store(), self.cluster, self.trust, file)
+    }
+
+    /// Gives the plain bytes of a file to `out`, in order. They are good only if this returns `Ok`: then signature, every frame, length and
+    /// digest were right.
+    pub fn read(&self, file: WalFile, out: &mut dyn Write) -> Result<WalHead, WalError> {
+        let key = file.key(self.cluster.system_id, self.cluster.segment_size);
+        let mut input = StoreReader::open(self.repository.store(), &key)?;
+        let result = self.copy(file, &key, &mut input, out);
+        // What the store said is better than what became of it on the way.
+        match input.failed {
+            Some(error) => Err(error.into()),
+            None => result,
+        }
+    }
+
+    fn copy(&self, file: WalFile, key: &Key, input: &mut StoreReader<'_>, out: &mut dyn Write) -> Result<WalHead, WalError> {
+        let mut opener = ObjectOpener::new(input, key.as_str()).map_err(|e| WalError::damaged(key, e))?;
+        let head = check_header(opener.header(), self.cluster, self.trust, file, key)?;
+        let sealing = self.sealing(opener.header(), key)?;
+        opener.unlock(&sealing).map_err(|e| WalError::damaged(key, e))?;
+        let mut context = digest::Context::new(&digest::SHA256);
+        let mut length = 0u64;
+        while let Some(part) = opener.next().map_err(|e: OpenError| WalError::damaged(key, e))? {
+            length += part.len() as u64;
+            if length > head.predicate.bytes {
+                break;
+            }
+            context.update(part);
+            out.write_all(part).map_err(|source| WalError::File {
+                action: "write",
+                path: file.file_name(self.cluster.segment_size),
+                source,
+            })?;
+        }
+        if length != head.predicate.bytes || context.finish().as_ref() != head.sha256.0 {
+            return Err(WalError::damaged(key, "what came out is not what was signed"));
+        }
+        Ok(head)
+    }
+
+    /// The bytes of a small file.
+    pub fn read_bytes(&self, file: WalFile, limit: u64) -> Result<Vec<u8>, WalError> {
+        let head = self.head(file)?;
+        if head.predicate.bytes > limit {
+            let key = file.key(self.cluster.system_id, self.cluster.segment_size);
+            return Err(WalError::damaged(&key, format!("{} bytes, more than {limit}", head.predicate.bytes)));
+        }
+        let mut bytes = Vec::new();
+        self.read(file, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn sealing(&self, header: &Header, key: &Key) -> Result<Sealing, WalError> {
+        let (id, wrapped) = match (header.suite, header.key, &header.wrapped) {
+            // Not encrypted is no danger to who reads it: its digest is signed.
+            (Suite::None, ..) => return Ok(Sealing::Plain),
+            (Suite::Aes256Gcm, Some(id), Some(wrapped)) => (id, wrapped),
+            _ => return Err(WalError::damaged(key, "its header has no wrapped key")),
+        };
+        if let Some((known, data_key)) = self.keys.lock().expect("no panic while held").get(&id)
+            && known == wrapped
+        {
+            return Ok(Sealing::Encrypted(data_key.clone()));
+        }
+        let data_key = self.identities.unwrap(id, wrapped)?;
+        let mut keys = self.keys.lock().expect("no panic while held");
+        if keys.len() >= MAX_KEYS {
+            keys.clear();
+        }
+        keys.insert(id, (wrapped.clone(), data_key.clone()));
+        Ok(Sealing::Encrypted(data_key))
+    }
+}
+
+/// Reads and verifies the header of a file.
+fn head(store: &dyn Store, cluster: Cluster, trust: &Trust, file: WalFile) -> Result<WalHead, WalError> {
+    let key = file.key(cluster.system_id, cluster.segment_size);
+    let malformed = |e: FormatError| WalError::damaged(&key, e);
+    let length = store.length(&key)?;
+    let mut bytes = Vec::new();
+    store.get_range(&key, 0..length.min(HEAD_BYTES), &mut bytes)?;
+    let start = bytes.first_chunk().ok_or_else(|| WalError::damaged(&key, format!("{length} bytes, shorter than its start")))?;
+    let needed = 12 + sealed::decode_header_length(start).map_err(malformed)? as u64;
+    if needed > HEAD_BYTES && needed <= length {
+        store.get_range(&key, 0..needed, &mut bytes)?;
+    }
+    let parts = sealed::decode_start(&bytes, key.as_str()).map_err(malformed)?;
+    check_header(&parts.header, cluster, trust, file, &key)
+}
+
+fn check_header(header: &Header, cluster: Cluster, trust: &Trust, file: WalFile, key: &Key) -> Result<WalHead, WalError> {
+    let bundle = header.bundle.as_ref().ok_or_else(|| WalError::damaged(key, "it has no signature"))?;
+    let bundle = serde_json::to_vec(bundle).expect("what was read as JSON is written as JSON");
+    let subject = file.subject(cluster.system_id, cluster.segment_size);
+    let (verified, digest) =
+        trust.claim(&bundle, WAL_PREDICATE_TYPE, &subject).map_err(|source| WalError::Unverified { key: key.to_string(), source })?;
+    let predicate: WalPredicate = serde_json::from_value(verified.statement.predicate)
+        .map_err(|e| WalError::damaged(key, format!("its statement cannot be read: {e}")))?;
+    if predicate.segment_size != cluster.segment_size {
+        return Err(WalError::damaged(key, format!("it is of segments of {} bytes", predicate.segment_size.bytes())));
+    }
+    Ok(WalHead { sha256: Sha256(digest), predicate, signed_by: verified.hint })
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+    use lifeboat_core::wal::{Segment, SegmentSize, Timeline};
+
+    use super::*;
+    use crate::signing::{KeyFileSigner, SigningKey};
+    use crate::store::MemoryStore;
+
+    struct Place {
+        repository: Repository,
+        signer: KeyFileSigner,
+        trust: Trust,
+        protection: Protection,
+        identity: String,
+    }
+
+    const CLUSTER: Cluster = Cluster { system_id: SystemId(7), segment_size: SegmentSize::DEFAULT };
+
+    impl Place {
+        fn new() -> Self {
+            let signer = KeyFileSigner::new(SigningKey::generate().unwrap());
+            let trust = Trust::new([signer.public_key().clone()]);
+            let (identity, recipient) = keys::generate_identity(Timestamp::UNIX_EPOCH);
+            let repository = Repository::init(Box::new(MemoryStore::default()), Timestamp::UNIX_EPOCH, "test").unwrap();
+            let protection = Protection::Recipients { recipients: vec![recipient], host: None };
+            Self { repository, signer, trust, protection, identity: identity.to_string() }
+        }
+
+        fn writer(&self) -> WalWriter<'_> {
+            WalWriter::new(&self.repository, CLUSTER, &self.signer, &self.trust, &self.protection, 1)
+        }
+
+        fn reader(&self) -> WalReader<'_> {
+            WalReader::new(&self.repository, CLUSTER, &self.trust, Identities::parse(&self.identity).unwrap())
+        }
+    }
+
+    fn file(number: u64) -> WalFile {
+        WalFile::Segment(Segment { timeline: Timeline(1), number })
+    }
+
+    fn predicate(bytes: u64) -> WalPredicate {
+        WalPredicate { bytes, segment_size: SegmentSize::DEFAULT, page_magic: Some(0xD110), summary: None }
+    }
+
+    #[test]
+    fn what_is_put_comes_back_with_what_was_signed() {
+        let place = Place::new();
+        let plain: Vec<u8> = (0..700_000).map(|at| (at / 3) as u8).collect();
+        assert!(matches!(place.writer().put_bytes(file(3), &predicate(700_000), &plain).unwrap(), Put::Created(_)));
+        let mut out = Vec::new();
+        let head = place.reader().read(file(3), &mut out).unwrap();
+        assert_eq!(out, plain);
+        assert_eq!(head, place.reader().head(file(3)).unwrap());
+        assert_eq!((head.sha256, head.predicate), (sha256(&plain), predicate(700_000)));
+        assert!(place.reader().head(file(4)).unwrap_err().is_absence());
+    }
+
+    #[test]
+    fn c049_the_same_bytes_are_success_and_others_never_overwrite() {
+        let place = Place::new();
+        let plain = vec![1; 1000];
+        place.writer().put_bytes(file(3), &predicate(1000), &plain).unwrap();
+        // By another run, under another data key.
+        assert_eq!(place.writer().put_bytes(file(3), &predicate(1000), &plain).unwrap(), Put::Same);
+        let other = place.writer().put_bytes(file(3), &predicate(1000), &[2; 1000]);
+        assert!(matches!(other, Err(WalError::Conflict { .. })), "{other:?}");
+        assert_eq!(place.reader().read_bytes(file(3), 1000).unwrap(), plain);
+    }
+
+    #[test]
+    fn a_file_that_changes_while_it_is_read_is_not_stored() {
+        let place = Place::new();
+        for content in [&[2u8; 1000][..], &[1; 999], &[1; 1001]] {
+            let put = place.writer().put(file(3), sha256(&[1; 1000]), &predicate(1000), &mut &*content);
+            assert!(matches!(put, Err(WalError::Changed { .. })), "{put:?}");
+            assert!(place.reader().head(file(3)).unwrap_err().is_absence());
+        }
+    }
+
+    #[test]
+    fn damage_and_other_signers_are_told_apart() {
+        let place = Place::new();
+        place.writer().put_bytes(file(3), &predicate(50), &[7; 50]).unwrap();
+        let key = file(3).key(CLUSTER.system_id, CLUSTER.segment_size);
+        let good = place.repository.store().get(&key, 1 << 20).unwrap();
+        for at in 0..good.len() {
+            let mut bytes = good.clone();
+            bytes[at] ^= 1;
+            let damaged = Place { repository: Place::new().repository, ..place_like(&place) };
+            damaged.repository.store().create(&key, &bytes).unwrap();
+            assert!(damaged.reader().read_bytes(file(3), 100).is_err(), "byte {at}");
+        }
+        for length in 0..good.len() {
+            let damaged = Place { repository: Place::new().repository, ..place_like(&place) };
+            damaged.repository.store().create(&key, &good[..length]).unwrap();
+            assert!(damaged.reader().read_bytes(file(3), 100).is_err(), "{length} bytes");
+        }
+        // The object of one name under another.
+        let swapped = Place { repository: Place::new().repository, ..place_like(&place) };
+        swapped.repository.store().create(&file(4).key(CLUSTER.system_id, CLUSTER.segment_size), &good).unwrap();
+        assert!(matches!(swapped.reader().head(file(4)), Err(WalError::Damaged { .. })));
+        let stranger = Place { repository: Place::new().repository, ..Place::new() };
+        stranger.repository.store().create(&key, &good).unwrap();
+        assert!(matches!(stranger.reader().head(file(3)), Err(WalError::Unverified { .. })));
+    }
+
+    fn place_like(place: &Place) -> Place {
+        let other = Place::new();
+        Place { trust: place.trust.clone(), identity: place.identity.clone(), ..other }
+    }
+
+    #[test]
+    fn c052_another_segment_size_or_version_under_one_system_identifier_is_refused() {
+        let place = Place::new();
+        let claim = |size, magic| {
+            let cluster = Cluster { segment_size: SegmentSize::new(size).unwrap(), ..CLUSTER };
+            WalWriter::new(&place.repository, cluster, &place.signer, &place.trust, &place.protection, 1).claim_cluster(
+                magic,
+                Timestamp::UNIX_EPOCH,
+                "test",
+            )
+        };
+        claim(16 << 20, 0xD110).unwrap();
+        claim(16 << 20, 0xD110).unwrap();
+        assert!(matches!(claim(1 << 20, 0xD110), Err(WalError::OtherCluster { .. })));
+        assert!(matches!(claim(16 << 20, 0xD113), Err(WalError::OtherCluster { .. })));
+        assert_eq!(super::super::clusters(&place.repository).unwrap(), [SystemId(7)]);
+    }
+}
