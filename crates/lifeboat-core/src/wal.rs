@@ -3,6 +3,7 @@
 //! Facts from PostgreSQL: `src/include/access/xlog_internal.h` (file names, segment numbering)
 //! and manual section 30.6 "WAL Internals".
 
+pub mod fetch;
 pub mod file;
 pub mod record;
 

@@ -2,7 +2,9 @@
 //!
 //! `object` is the only place that reads and writes them; who pushes, fetches and receives stands on it.
 
+pub mod fetch;
 mod object;
+pub mod spool;
 
 pub use object::{Put, WalError, WalHead, WalReader, WalWriter};
 
