@@ -3,6 +3,8 @@
 //! Facts from PostgreSQL: `src/include/access/xlog_internal.h` (file names, segment numbering)
 //! and manual section 30.6 "WAL Internals".
 
+pub mod record;
+
 use std::fmt;
 use std::str::FromStr;
 
