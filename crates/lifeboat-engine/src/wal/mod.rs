@@ -4,6 +4,7 @@
 
 pub mod fetch;
 mod object;
+pub mod push;
 pub mod spool;
 
 pub use object::{Put, WalError, WalHead, WalReader, WalWriter};
