@@ -3,10 +3,16 @@
 //! Facts from PostgreSQL: `src/include/access/xlog_internal.h` (file names, segment numbering)
 //! and manual section 30.6 "WAL Internals".
 
+pub mod catalog;
 pub mod fetch;
 pub mod file;
+pub mod history;
+#[cfg(test)]
+mod model;
 pub mod push;
+mod ranges;
 pub mod record;
+pub mod target;
 
 use std::fmt;
 use std::str::FromStr;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lifeboat_core::wal::SystemId;
-use lifeboat_core::wal::fetch::Promise;
+use lifeboat_core::wal::catalog::Promise;
 
 /// Disaster recovery you have already rehearsed: PostgreSQL and artifacts, signed, restored, proven
 #[derive(Debug, Parser)]
@@ -368,9 +368,9 @@ pub(crate) struct WalFetch {
     /// Bytes in one of its segments, where neither data directory nor repository says it
     #[arg(long, value_name = "SIZE")]
     pub(crate) segment_size: Option<String>,
-    /// The archive had all WAL up to here: what is missing before is trouble, not the end; again for other timelines
+    /// The archive had all WAL up to here: what is missing before, on the way to there, is trouble and not the end
     #[arg(long, value_name = "TIMELINE:LSN")]
-    pub(crate) promised: Vec<Promise>,
+    pub(crate) promised: Option<Promise>,
     /// The repository has no WAL of this cluster, and that is right
     #[arg(long)]
     pub(crate) allow_empty: bool,

@@ -1,11 +1,12 @@
 //! What a server in recovery asks of `wal fetch`, and what the listing of the archive allows to be answered.
 //!
-//! Decides only. The one answer that must never be given wrongly is "behind the end of the archive": a server that hears it ends its
-//! recovery there and takes up writing (`RestoreArchivedFile` in `src/backend/access/transam/xlogarchive.c`).
+//! Whether the archive ends before a file is the business of [`super::catalog::Archive::absence`]; here are the names that a server asks by,
+//! how an open segment is put together, and what is worth fetching ahead.
 
 use std::fmt;
 use std::str::FromStr;
 
+use super::catalog::Promise;
 use super::file::WalFile;
 use super::{Lsn, ParseError, Segment, SegmentSize, Timeline};
 use crate::repository::layout::Key;
@@ -36,16 +37,7 @@ pub fn asked(name: &str, size: SegmentSize) -> Result<Asked, ParseError> {
     }
 }
 
-/// What the archive had when a restore was planned: all WAL of a timeline, and of those that led to it, up to a position. Written
-/// `1:0/A0000F8`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Promise {
-    /// The timeline.
-    pub timeline: Timeline,
-    /// Where what was there ended.
-    pub lsn: Lsn,
-}
-
+/// `TIMELINE:LSN`, as in `1:0/A0000F8`.
 impl fmt::Display for Promise {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.timeline, self.lsn)
@@ -61,23 +53,6 @@ impl FromStr for Promise {
         let timeline = timeline.parse().ok().filter(|number| *number > 0).ok_or_else(bad)?;
         Ok(Self { timeline: Timeline(timeline), lsn: lsn.parse().map_err(|_| bad())? })
     }
-}
-
-/// The promise that a file was there, if one of them says so.
-///
-/// A timeline without a promise of its own is taken for one that led to the next higher that has one: a server asks for segments of other
-/// timelines only where they are on its way, and for one behind the switch only if the newer timeline does not have it
-/// (`XLogFileReadAnyTLI` in `src/backend/access/transam/xlogrecovery.c`), which is then a broken promise by itself.
-pub fn promised(file: WalFile, promises: &[Promise], size: SegmentSize) -> Option<Promise> {
-    let at_or_after = promises.iter().filter(|promise| promise.timeline >= file.timeline());
-    // Of several for one timeline the one that reaches furthest counts.
-    let promise = at_or_after.min_by_key(|promise| (promise.timeline, std::cmp::Reverse(promise.lsn)))?;
-    let broken = match file {
-        WalFile::Segment(segment) => segment.start(size) < promise.lsn,
-        WalFile::History(timeline) => promise.timeline == timeline,
-        WalFile::Partial(_) | WalFile::BackupHistory { .. } | WalFile::Piece { .. } => false,
-    };
-    broken.then_some(*promise)
 }
 
 /// WAL that a gap object says is lost.
@@ -121,60 +96,15 @@ pub struct OpenSegment {
     pub partial: bool,
 }
 
-/// What it means that the archive does not have a file whole.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Missing {
-    /// Nothing of its timeline is there at its place or behind it.
-    AfterEnd,
-    /// It is the last segment of its timeline, and not whole.
-    Open(OpenSegment),
-    /// There is this at its place or behind it: a hole.
-    Gap(WalFile),
-    /// What is lost is known.
-    Known(Lost),
-    /// It is there whole: the listing was made later than the question.
-    Appeared,
-}
-
-/// What it means that the archive does not have `file` whole, where `listed` is all that it has of that timeline.
-pub fn missing(file: WalFile, listed: &[WalFile], lost: &[Lost], size: SegmentSize) -> Missing {
-    if listed.contains(&file) {
-        return Missing::Appeared;
-    }
-    let timeline = file.timeline();
-    let segment = match file {
-        WalFile::Segment(segment) | WalFile::Partial(segment) | WalFile::Piece { segment, .. } => segment,
-        // It says where a backup began. No recovery needs it to go on.
-        WalFile::BackupHistory { .. } => return Missing::AfterEnd,
-        // Its timeline has WAL, so there was one.
-        WalFile::History(_) => {
-            return listed.iter().find(|other| other.timeline() == timeline).map_or(Missing::AfterEnd, |f| Missing::Gap(*f));
-        }
-    };
-    let place = |other: &WalFile| match other {
-        WalFile::BackupHistory { segment, .. } => Some(*segment),
-        other => other.segment(),
-    };
-    let same_timeline = || listed.iter().filter(|other| place(other).is_some_and(|place| place.timeline == timeline));
-    if let Some(behind) = same_timeline().find(|other| place(other).is_some_and(|place| place.number > segment.number)) {
-        return Missing::Gap(*behind);
-    }
-    if let Some(lost) = lost.iter().find(|lost| lost.timeline == timeline && lost.to > segment.start(size)) {
-        return Missing::Known(*lost);
-    }
-    let here: Vec<WalFile> = same_timeline().filter(|other| place(other) == Some(segment)).copied().collect();
-    if matches!(file, WalFile::Segment(_)) {
-        let open = join(segment, &here);
-        if open.partial || open.joined_to > 0 {
-            return Missing::Open(open);
-        }
-    }
-    here.first().map_or(Missing::AfterEnd, |something| Missing::Gap(*something))
-}
-
-fn join(segment: Segment, here: &[WalFile]) -> OpenSegment {
-    let mut ranges: Vec<(u32, u32)> =
-        here.iter().filter_map(|file| if let WalFile::Piece { from, to, .. } = file { Some((*from, *to)) } else { None }).collect();
+/// Plans how to put a segment together from what `listed` has of it.
+pub fn join(segment: Segment, listed: &[WalFile]) -> OpenSegment {
+    let mut ranges: Vec<(u32, u32)> = listed
+        .iter()
+        .filter_map(|file| match file {
+            WalFile::Piece { segment: of, from, to } if *of == segment => Some((*from, *to)),
+            _ => None,
+        })
+        .collect();
     ranges.sort_unstable();
     let (mut pieces, mut joined_to) = (Vec::new(), 0);
     // Of those that join, always the one that reaches furthest.
@@ -187,7 +117,7 @@ fn join(segment: Segment, here: &[WalFile]) -> OpenSegment {
         pieces,
         joined_to,
         left_out: ranges.iter().any(|(_, to)| *to > joined_to),
-        partial: here.contains(&WalFile::Partial(segment)),
+        partial: listed.contains(&WalFile::Partial(segment)),
     }
 }
 
@@ -197,8 +127,7 @@ impl OpenSegment {
     pub fn with_partial(&self, end: Option<Lsn>, size: SegmentSize) -> Option<u32> {
         let start = self.segment.start(size).0;
         let reach = end.map_or(0, |end| end.0.saturating_sub(start).min(size.bytes()));
-        let reach = u32::try_from(reach).unwrap_or(u32::MAX);
-        (reach > self.joined_to || self.pieces.is_empty()).then_some(reach)
+        u32::try_from(reach).ok().filter(|reach| self.partial && *reach > self.joined_to)
     }
 }
 
@@ -251,50 +180,14 @@ mod tests {
     }
 
     #[test]
-    fn c080_only_what_lies_behind_everything_is_after_the_end() {
-        let listed = [whole(1, 2), whole(1, 3), whole(1, 5), WalFile::History(Timeline(2)), whole(2, 9)];
-        assert_eq!(missing(whole(1, 6), &listed, &[], SIZE), Missing::AfterEnd);
-        assert_eq!(missing(whole(1, 4), &listed, &[], SIZE), Missing::Gap(whole(1, 5)));
-        assert_eq!(missing(whole(1, 1), &listed, &[], SIZE), Missing::Gap(whole(1, 2)));
-        assert_eq!(missing(whole(1, 5), &listed, &[], SIZE), Missing::Appeared);
-        assert_eq!(missing(whole(3, 1), &listed, &[], SIZE), Missing::AfterEnd);
-        assert_eq!(missing(whole(1, 1), &[], &[], SIZE), Missing::AfterEnd);
-        // Something of a later segment is as much proof as all of it.
-        let behind = WalFile::Partial(segment(1, 8));
-        assert_eq!(missing(whole(1, 7), &[behind], &[], SIZE), Missing::Gap(behind));
-        assert_eq!(missing(whole(1, 7), &[piece(8, 0, 10)], &[], SIZE), Missing::Gap(piece(8, 0, 10)));
-        let began = WalFile::BackupHistory { segment: segment(1, 7), offset: 0x28 };
-        assert_eq!(missing(whole(1, 7), &[began], &[], SIZE), Missing::Gap(began));
-        // What is known to be lost was there.
-        let lost = Lost { timeline: Timeline(1), from: Lsn(0x600_0000), to: Lsn(0x700_0000) };
-        assert_eq!(missing(whole(1, 6), &listed, &[lost], SIZE), Missing::Known(lost));
-        assert_eq!(missing(whole(1, 7), &listed, &[lost], SIZE), Missing::AfterEnd);
-    }
-
-    #[test]
-    fn a_history_file_is_missing_only_where_its_timeline_is() {
-        let history = |number| WalFile::History(Timeline(number));
-        assert_eq!(missing(history(2), &[whole(1, 2)], &[], SIZE), Missing::AfterEnd);
-        assert_eq!(missing(history(2), &[whole(2, 2)], &[], SIZE), Missing::Gap(whole(2, 2)));
-        assert_eq!(missing(history(2), &[history(2)], &[], SIZE), Missing::Appeared);
-    }
-
-    #[test]
     fn pieces_are_joined_as_far_as_they_go() {
-        let open = |listed: &[WalFile]| match missing(whole(1, 4), listed, &[], SIZE) {
-            Missing::Open(open) => open,
-            other => panic!("{other:?}"),
-        };
-        let listed = [piece(4, 0, 10), piece(4, 0, 30), piece(4, 20, 40), piece(4, 25, 35), piece(4, 50, 60)];
+        let open = |listed: &[WalFile]| join(segment(1, 4), listed);
+        let listed = [piece(4, 0, 10), piece(4, 0, 30), piece(3, 0, 99), piece(4, 20, 40), piece(4, 25, 35), piece(4, 50, 60)];
         let joined = open(&listed);
         assert_eq!((joined.pieces.as_slice(), joined.joined_to), (&[piece(4, 0, 30), piece(4, 20, 40)][..], 40));
         assert!(joined.left_out && !joined.partial);
         assert!(!open(&[piece(4, 0, 1 << 24)]).left_out);
-
-        // Nothing at 0 is nothing at all, but somebody had it.
-        assert_eq!(missing(whole(1, 4), &[piece(4, 50, 60)], &[], SIZE), Missing::Gap(piece(4, 50, 60)));
-        // In the middle of the archive it is a hole.
-        assert_eq!(missing(whole(1, 4), &[piece(4, 0, 10), piece(5, 0, 10)], &[], SIZE), Missing::Gap(piece(5, 0, 10)));
+        assert_eq!(open(&[piece(4, 50, 60)]).joined_to, 0);
 
         let partial = open(&[WalFile::Partial(segment(1, 4)), piece(4, 0, 10)]);
         let start = segment(1, 4).start(SIZE);
@@ -302,31 +195,13 @@ mod tests {
         assert_eq!(partial.with_partial(Some(Lsn(start.0 + 10)), SIZE), None);
         assert_eq!(partial.with_partial(None, SIZE), None);
         assert_eq!(partial.with_partial(Some(Lsn(start.0 + (1 << 25))), SIZE), Some(1 << 24));
-        assert_eq!(open(&[WalFile::Partial(segment(1, 4))]).with_partial(None, SIZE), Some(0));
     }
 
     #[test]
-    fn c080_what_was_there_when_the_restore_was_planned_is_not_after_the_end() {
-        let promise = |text: &str| text.parse::<Promise>().unwrap();
-        let path = [promise("1:0/5000100"), promise("3:0/A0000F8")];
-        assert_eq!(path[1].to_string(), "3:0/A0000F8");
-        for (file, expected) in [
-            (whole(1, 5), Some(path[0])),
-            (whole(1, 6), None),
-            // Not named: on the way to 3, as far as anybody knows.
-            (whole(2, 6), Some(path[1])),
-            (whole(3, 10), Some(path[1])),
-            (whole(3, 11), None),
-            (whole(4, 1), None),
-            (WalFile::History(Timeline(3)), Some(path[1])),
-            (WalFile::History(Timeline(4)), None),
-            (WalFile::Partial(segment(1, 5)), None),
-        ] {
-            assert_eq!(promised(file, &path, SIZE), expected, "{file:?}");
-        }
-        // An end on a boundary needs no further segment.
-        assert_eq!(promised(whole(1, 5), &[promise("1:0/5000000")], SIZE), None);
-        assert_eq!(promised(whole(1, 5), &[promise("1:0/4000000"), promise("1:0/6000000")], SIZE), Some(promise("1:0/6000000")));
+    fn promises_are_read_as_they_are_written() {
+        let promise: Promise = "3:0/A0000F8".parse().unwrap();
+        assert_eq!(promise, Promise { timeline: Timeline(3), lsn: Lsn(0xA0_000F8) });
+        assert_eq!(promise.to_string(), "3:0/A0000F8");
         for bad in ["", "1", "1:", ":0/1", "0:0/1", "-1:0/1", "1:0-1"] {
             assert!(bad.parse::<Promise>().is_err(), "{bad}");
         }

@@ -9,9 +9,11 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use lifeboat_core::repository::{Descriptor, FormatError, layout};
-use lifeboat_core::wal::fetch::{Lost, Missing, OpenSegment, Promise, missing, promised};
-use lifeboat_core::wal::file::WalFile;
-use lifeboat_core::wal::{LONG_HEADER_BYTES, Segment, SystemId, check_segment_header};
+use lifeboat_core::wal::catalog::{Absence, Archive, Promise};
+use lifeboat_core::wal::fetch::{Lost, OpenSegment, join};
+use lifeboat_core::wal::file::{GapRecord, WalFile};
+use lifeboat_core::wal::history::{History, MAX_HISTORY_BYTES};
+use lifeboat_core::wal::{LONG_HEADER_BYTES, Lsn, Segment, SystemId, check_segment_header};
 
 use super::{Cluster, WalError, WalReader};
 use crate::store::StoreError;
@@ -56,21 +58,13 @@ pub enum FetchError {
         /// Ours.
         ours: u64,
     },
-    /// It is not there, but something behind it is.
-    #[error("find {file}: it is missing in the middle of the archive, which has {behind}")]
+    /// It is not there, but the archive does not end before it.
+    #[error("find {file}: it is missing, but the archive does not end before it: {evidence}")]
     Gap {
         /// What was looked for.
         file: String,
-        /// What is there.
-        behind: String,
-    },
-    /// It was there when the restore was planned.
-    #[error("find {file}: it is gone, the archive had all up to {promise} when this restore was planned")]
-    Promised {
-        /// What was looked for.
-        file: String,
-        /// What was promised.
-        promise: Promise,
+        /// What says so.
+        evidence: String,
     },
     /// Its pieces do not hold the same bytes where they overlap.
     #[error("join the pieces of {file}: they differ where they overlap")]
@@ -110,14 +104,24 @@ pub enum Fetched {
 /// Brings files of one cluster.
 pub struct Fetcher<'a> {
     reader: &'a WalReader<'a>,
-    promises: &'a [Promise],
+    promise: Option<Promise>,
     allow_empty: bool,
 }
 
+/// What it means that the archive does not have a file whole.
+enum Missing {
+    /// It ends before it.
+    AfterEnd,
+    /// It is the last segment of its timeline, and there in parts, of which the `.partial` ends here.
+    Open(OpenSegment, Option<Lsn>),
+    /// It came while we looked.
+    Appeared,
+}
+
 impl<'a> Fetcher<'a> {
-    /// `promises`: what the archive had when the restore was planned. `allow_empty`: that it has nothing of this cluster is no surprise.
-    pub fn new(reader: &'a WalReader<'a>, promises: &'a [Promise], allow_empty: bool) -> Self {
-        Self { reader, promises, allow_empty }
+    /// `promise`: what the archive had when the restore was planned. `allow_empty`: that it has nothing of this cluster is no surprise.
+    pub fn new(reader: &'a WalReader<'a>, promise: Option<Promise>, allow_empty: bool) -> Self {
+        Self { reader, promise, allow_empty }
     }
 
     fn cluster(&self) -> Cluster {
@@ -139,18 +143,8 @@ impl<'a> Fetcher<'a> {
             }
             match self.missing(file)? {
                 Missing::Appeared => {}
-                Missing::Open(open) => return self.open(&open, target),
-                Missing::Gap(behind) => return Err(FetchError::Gap { file: self.name(file), behind: self.name(behind) }),
-                Missing::Known(lost) => {
-                    let behind = format!("a note that {} to {} of timeline {} is lost", lost.from, lost.to, lost.timeline);
-                    return Err(FetchError::Gap { file: self.name(file), behind });
-                }
-                Missing::AfterEnd => {
-                    return match promised(file, self.promises, self.cluster().segment_size) {
-                        Some(promise) => Err(FetchError::Promised { file: self.name(file), promise }),
-                        None => Ok(Fetched::AfterEnd),
-                    };
-                }
+                Missing::Open(open, partial_end) => return self.open(&open, partial_end, target),
+                Missing::AfterEnd => return Ok(Fetched::AfterEnd),
             }
         }
         let key = file.key(self.cluster().system_id, self.cluster().segment_size);
@@ -191,18 +185,57 @@ impl<'a> Fetcher<'a> {
             Err(error) if error.is_absence() => {}
             Err(error) => return Err(error.into()),
         }
-        let listed: Vec<WalFile> = listed.iter().filter_map(|listed| WalFile::from_key(&listed.key, system_id, segment_size)).collect();
-        let lost: Vec<Lost> = store.list(&layout::wal_gaps(system_id))?.iter().filter_map(|gap| Lost::from_key(&gap.key)).collect();
+        let mut archive = Archive::new(system_id, segment_size);
+        let mut files = Vec::new();
+        for listed in &listed {
+            if let Some(file) = WalFile::from_key(&listed.key, system_id, segment_size) {
+                archive.add(file, listed.bytes);
+                files.push(file);
+            }
+        }
+        for name in &store.list_segments(&layout::wal_of(system_id))? {
+            if let Ok(history @ WalFile::History(timeline)) = WalFile::from_file_name(name, segment_size) {
+                let bytes = self.reader.read_bytes(history, MAX_HISTORY_BYTES as u64)?;
+                let key = history.key(system_id, segment_size).to_string();
+                let parsed = History::parse(timeline, &bytes).map_err(|e| WalError::Damaged { key, problem: e.to_string() })?;
+                archive.add_history(parsed);
+            }
+        }
+        for gap in store.list(&layout::wal_gaps(system_id))? {
+            if Lost::from_key(&gap.key).is_some_and(|lost| lost.timeline == file.timeline()) {
+                let bytes = repository.document(&gap.key)?.unwrap_or_default();
+                let damaged = |e: serde_json::Error| WalError::Damaged { key: gap.key.to_string(), problem: e.to_string() };
+                archive.add_gap(serde_json::from_slice::<GapRecord>(&bytes).map_err(damaged)?);
+            }
+        }
+        let mut partial_end = None;
+        if let WalFile::Segment(segment) = file
+            && files.contains(&WalFile::Partial(segment))
+        {
+            partial_end = self.reader.head(WalFile::Partial(segment))?.predicate.summary.and_then(|summary| summary.end);
+            archive.set_partial_end(segment, partial_end);
+        }
         // A directory that is unmounted in the middle looks empty. Then its descriptor is not there either.
         let again = repository.document(&layout::descriptor())?.map(|bytes| Descriptor::decode(&bytes)).transpose()?;
         if again.is_none_or(|again| again.repository != repository.descriptor().repository) {
             return Err(FetchError::Vanished { file: self.name(file), url: url() });
         }
-        Ok(missing(file, &listed, &lost, segment_size))
+        if files.contains(&file) {
+            return Ok(Missing::Appeared);
+        }
+        match archive.absence(file, self.promise) {
+            Absence::AfterEnd => Ok(Missing::AfterEnd),
+            Absence::Gap { evidence, .. } => Err(FetchError::Gap { file: self.name(file), evidence }),
+            Absence::None => match file {
+                WalFile::Segment(segment) => Ok(Missing::Open(join(segment, &files), partial_end)),
+                // A `.partial` of which there are pieces; a history that came meanwhile.
+                _ => Ok(Missing::Appeared),
+            },
+        }
     }
 
     /// Puts the last segment of a timeline together from what there is of it.
-    fn open(&self, open: &OpenSegment, target: &Path) -> Result<Fetched, FetchError> {
+    fn open(&self, open: &OpenSegment, partial_end: Option<Lsn>, target: &Path) -> Result<Fetched, FetchError> {
         let Cluster { segment_size, .. } = self.cluster();
         let name = self.name(WalFile::Segment(open.segment));
         let mut landing = Landing::new(target)?;
@@ -210,9 +243,7 @@ impl<'a> Fetcher<'a> {
         io::copy(&mut io::Read::take(io::repeat(0), segment_size.bytes()), &mut landing.file).map_err(failed)?;
 
         let partial = WalFile::Partial(open.segment);
-        let head = if open.partial { Some(self.reader.head(partial)?) } else { None };
-        let end = head.and_then(|head| head.predicate.summary).and_then(|summary| summary.end);
-        let from_partial = open.partial.then(|| open.with_partial(end, segment_size)).flatten();
+        let from_partial = open.with_partial(partial_end, segment_size);
         let reach = from_partial.unwrap_or(open.joined_to);
         if let Some(reach) = from_partial {
             let mut placed = Placed { file: &landing.file, at: 0, joined: 0, end: u64::from(reach), differs: false };
@@ -231,13 +262,7 @@ impl<'a> Fetcher<'a> {
                 joined = u64::from(to);
             }
         }
-        let reached = u64::from(reach);
-        if let Some(promise) = promised(WalFile::Segment(open.segment), self.promises, segment_size)
-            && promise.lsn.0.min(open.segment.next().start(segment_size).0) > open.segment.start(segment_size).0 + reached
-        {
-            return Err(FetchError::Promised { file: name, promise });
-        }
-        if reached >= LONG_HEADER_BYTES as u64 {
+        if u64::from(reach) >= LONG_HEADER_BYTES as u64 {
             let mut header = [0; LONG_HEADER_BYTES];
             landing.file.read_exact_at(&mut header, 0).map_err(failed)?;
             check_segment_header(&header, open.segment, segment_size, self.cluster().system_id).map_err(WalError::from)?;

@@ -86,7 +86,7 @@ pub(super) fn run(fetch: &WalFetch, settings: &Settings, out: &Output) -> Result
     }
     let trust = session::trust(settings)?;
     let reader = WalReader::new(&repository, cluster, &trust, session::identities(settings, None)?);
-    match Fetcher::new(&reader, &fetch.promised, fetch.allow_empty).fetch(file, &fetch.path).map_err(|error| failure(&error))? {
+    match Fetcher::new(&reader, fetch.promised, fetch.allow_empty).fetch(file, &fetch.path).map_err(|error| failure(&error))? {
         Fetched::Whole => {
             if let (Some(spool), Some(segment)) = (&spool, segment) {
                 prefetch(spool, settings, cluster, segment);
@@ -252,7 +252,7 @@ fn failure(error: &FetchError) -> Failure {
         FetchError::UnknownCluster { .. } => {
             (EXIT_FAILED, "is it the right repository? if its WAL was never archived: lifeboat wal fetch --allow-empty")
         }
-        FetchError::Gap { .. } | FetchError::Promised { .. } | FetchError::Differs { .. } => {
+        FetchError::Gap { .. } | FetchError::Differs { .. } => {
             (EXIT_UNVERIFIED, "lifeboat wal status shows what the archive has; restore to a target before the hole")
         }
         FetchError::Target { .. } => (EXIT_FAILED, "make room in the data directory, then start the server again"),
