@@ -5,6 +5,7 @@
 
 pub mod file;
 pub mod record;
+pub mod status;
 
 use std::fmt;
 use std::str::FromStr;
