@@ -3,9 +3,13 @@
 //! Facts from PostgreSQL: `src/include/access/xlog_internal.h` (file names, segment numbering)
 //! and manual section 30.6 "WAL Internals".
 
+pub mod catalog;
 pub mod file;
+pub mod history;
+mod ranges;
 pub mod record;
 pub mod status;
+pub mod target;
 
 use std::fmt;
 use std::str::FromStr;
