@@ -2,6 +2,7 @@
 //!
 //! `object` is the only place that reads and writes them; who pushes, fetches and receives stands on it.
 
+pub mod archive;
 mod object;
 
 pub use object::{Put, WalError, WalHead, WalReader, WalWriter};
