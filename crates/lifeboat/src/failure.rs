@@ -18,6 +18,8 @@ use lifeboat_engine::restore::server::ServerError;
 use lifeboat_engine::signing;
 use lifeboat_engine::store::{OpenError, StoreError};
 use lifeboat_engine::verify::VerifyError;
+use lifeboat_engine::wal::WalError;
+use lifeboat_engine::wal::survey::SurveyError;
 
 /// It failed.
 pub(crate) const EXIT_FAILED: u8 = 1;
@@ -408,6 +410,44 @@ impl From<VerifyError> for Failure {
             VerifyError::Store(error) => error.into(),
             VerifyError::Artifacts(error) => error.into(),
             VerifyError::Read(error) => (*error).into(),
+        }
+    }
+}
+
+impl From<WalError> for Failure {
+    fn from(error: WalError) -> Self {
+        let (code, hint) = match error {
+            WalError::Store(error) => return error.into(),
+            WalError::Key(error) => return error.into(),
+            WalError::Unverified { .. } => (
+                EXIT_UNVERIFIED,
+                "trust.keys must name the public key that signed it: lifeboat config show; if it does, do not use this WAL",
+            ),
+            WalError::Damaged { .. } => (EXIT_UNVERIFIED, "lifeboat wal status tells what can be recovered without it"),
+            WalError::Conflict { .. } => (
+                EXIT_FAILED,
+                "two servers write under one system identifier (a clone, a restored copy?): give one of them a repository of its own (lifeboat init)",
+            ),
+            WalError::OtherCluster { .. } | WalError::Segment(_) => {
+                (EXIT_FAILED, "archive each server into the repository that knows it: lifeboat wal status shows what this one has")
+            }
+            WalError::Sign(_) | WalError::Statement(_) => (EXIT_KEY, "check signing.key_file and its password: lifeboat config show"),
+            WalError::History(_) | WalError::Changed { .. } => {
+                (EXIT_FAILED, "PostgreSQL calls again by itself; if it stays so, look at the file: lifeboat wal push FILE")
+            }
+            WalError::File { .. } => {
+                (EXIT_FAILED, "make it readable and writable for the user lifeboat runs as: lifeboat config show names the spool")
+            }
+        };
+        Self::of(code, &error, hint)
+    }
+}
+
+impl From<SurveyError> for Failure {
+    fn from(error: SurveyError) -> Self {
+        match error {
+            SurveyError::Repository(error) => error.into(),
+            SurveyError::Wal(error) => error.into(),
         }
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod archive;
 mod object;
+pub mod survey;
 
 pub use object::{Put, WalError, WalHead, WalReader, WalWriter};
 
