@@ -400,7 +400,7 @@ impl Reader {
         Self {
             segment,
             size,
-            start: segment.start(size).0,
+            start: first_byte(segment, size),
             at: 0,
             page_bytes: size.bytes(),
             magic: 0,
@@ -424,7 +424,7 @@ impl Reader {
 
     /// The reader of the segment after this one, in the middle of what this one ended in.
     fn go_on(self, segment: Segment) -> Self {
-        Self { segment, start: segment.start(self.size).0, at: 0, over: None, ..self }
+        Self { segment, start: first_byte(segment, self.size), at: 0, over: None, ..self }
     }
 
     fn check(&self) -> Result<(), RecordError> {
@@ -650,6 +650,11 @@ impl Reader {
             self.stop(Over::Enough);
         }
     }
+}
+
+/// As [`Segment::start`], for any number: there may be none such.
+fn first_byte(segment: Segment, size: SegmentSize) -> u64 {
+    segment.number.wrapping_mul(size.bytes())
 }
 
 /// How many of `bytes` are among the next `rest`.
