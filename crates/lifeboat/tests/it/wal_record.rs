@@ -123,7 +123,7 @@ fn expected(segment: Segment, size: SegmentSize, records: &[Record], named: &BTr
     let ended: Vec<&Record> = begun.iter().copied().filter(|record| record.end <= end).collect();
     let point = |record: &&Record| {
         let name = record.name.clone()?;
-        Some(RestorePoint { lsn: Lsn(record.end), time: named[&name].time, name })
+        Some(RestorePoint { lsn: Lsn(record.end), time: named[&name].time.expect("restore points have a time"), name })
     };
     let restore_points: Vec<RestorePoint> = ended.iter().filter_map(point).collect();
     let ends = ended.iter().filter_map(|record| record.ends);
@@ -219,7 +219,10 @@ fn is_read_as_pg_waldump_does(version: Postgres, segment_mib: u32) {
     for (name, end, before, after) in &made {
         let found = search(Wanted::RestorePoint(name.clone()), &segments, size).unwrap_or_else(|| panic!("{version}: {name} is not found"));
         assert_eq!(found.end, Lsn(*end), "{version}: {name}");
-        assert!((*before..=*after).contains(&found.time) && !found.committed, "{version}: {name} {found:?}");
+        assert!(
+            (*before..=*after).contains(&found.time.expect("restore points have a time")) && !found.committed,
+            "{version}: {name} {found:?}"
+        );
         assert!(records.iter().any(|record| record.name.as_ref() == Some(name) && record.lsn == found.lsn.0), "{version}: {name}");
         named.insert(name.clone(), found);
     }
@@ -242,7 +245,7 @@ fn is_read_as_pg_waldump_does(version: Postgres, segment_mib: u32) {
     let ends: Vec<(&Record, u32, Timestamp)> =
         records.iter().filter_map(|record| record.ends.map(|(xid, time)| (record, xid, time))).collect();
     let of = |record: &Record, time: Timestamp| {
-        Some(Found { lsn: Lsn(record.lsn), end: Lsn(record.end), time, committed: record.committed(), timeline: Timeline(1) })
+        Some(Found { lsn: Lsn(record.lsn), end: Lsn(record.end), time: Some(time), committed: record.committed(), timeline: Timeline(1) })
     };
     assert!(ends.iter().any(|(_, xid, _)| *xid == known));
     // Each search reads everything up to what it finds; those that are plain alike are sampled.
