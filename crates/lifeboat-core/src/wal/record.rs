@@ -211,6 +211,8 @@ pub struct Search {
     from: Lsn,
     /// How many of them are wanted.
     most: usize,
+    /// Records that end behind this do not count, and only the last one that does is kept.
+    last_before: Option<Lsn>,
     end: Option<Lsn>,
     found: Vec<Found>,
 }
@@ -218,7 +220,7 @@ pub struct Search {
 impl Search {
     /// Before the first segment.
     pub fn new(wanted: Wanted, size: SegmentSize) -> Self {
-        Self { wanted, size, reader: None, from: Lsn(0), most: 1, end: None, found: Vec::new() }
+        Self { wanted, size, reader: None, from: Lsn(0), most: 1, last_before: None, end: None, found: Vec::new() }
     }
 
     /// Counts only records that begin at `from` or behind.
@@ -231,6 +233,12 @@ impl Search {
     #[must_use]
     pub fn up_to(self, most: usize) -> Self {
         Self { most, ..self }
+    }
+
+    /// Looks for the last one that ends at `to` or before.
+    #[must_use]
+    pub fn last_before(self, to: Lsn) -> Self {
+        Self { last_before: Some(to), most: usize::MAX, ..self }
     }
 
     /// What was found so far, in the order of its LSNs.
@@ -249,11 +257,19 @@ impl Search {
     /// Takes the next bytes of the segment, and says what was found, once it is. Bytes after that, or before the first
     /// [`begin`](Self::begin), are not looked at.
     pub fn push(&mut self, bytes: &[u8]) -> Result<Option<&Found>, RecordError> {
-        let Self { wanted, reader, from, most, end, found, .. } = self;
+        let Self { wanted, reader, from, most, last_before, end, found, .. } = self;
         let Some(reader) = reader.as_mut().filter(|_| found.len() < *most) else { return Ok(found.first()) };
         let timeline = reader.segment.timeline;
         reader.push(bytes, &mut |ended| {
             *end = Some(ended.end);
+            if let Some(to) = *last_before {
+                if ended.end > to {
+                    return Flow::Stop;
+                }
+                if is_wanted(wanted, &ended.what).is_some() {
+                    found.clear();
+                }
+            }
             match is_wanted(wanted, &ended.what).filter(|_| ended.lsn >= *from) {
                 Some((time, committed)) => found.push(Found { lsn: ended.lsn, end: ended.end, time, committed, timeline }),
                 None => return Flow::On,

@@ -528,6 +528,15 @@ fn a_search_counts_from_a_place_on_and_up_to_a_number() {
     assert_eq!(found(again(), Lsn(lsns[1].0 + 1), 1), [lsns[2]]);
     assert_eq!(found(Wanted::Record, Lsn(lsns[3].0 + 1), 1), [commit]);
     assert_eq!(found(Wanted::Record, commit, 9), [commit]);
+    let last = |wanted: Wanted, to: Lsn| {
+        let mut search = Search::new(wanted, size()).last_before(to);
+        search.begin(segment(0));
+        wal.segment(0).chunks(7).for_each(|piece| drop(search.push(piece).unwrap()));
+        search.found().iter().map(|found| found.lsn).collect::<Vec<_>>()
+    };
+    assert_eq!(last(Wanted::Record, Lsn(u64::MAX)), [commit]);
+    assert_eq!(last(again(), Lsn(u64::MAX)), lsns[3..]);
+    assert_eq!(last(Wanted::Record, lsns[3]), lsns[2..3]);
 }
 
 #[test]
