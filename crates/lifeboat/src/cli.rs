@@ -38,6 +38,8 @@ pub(crate) enum Command {
     /// Store, fetch and check artifacts
     #[command(subcommand)]
     Artifact(Artifact),
+    /// Give this moment a name that recovery can go back to, before a deployment for example
+    RestorePoint(RestorePoint),
     /// Archive, fetch and receive WAL, and show how far back and forth recovery can go
     #[command(subcommand)]
     Wal(Wal),
@@ -364,3 +366,13 @@ pub(crate) struct WalReceive {}
 
 #[derive(Debug, Args)]
 pub(crate) struct WalStatus {}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestorePoint {
+    /// The name; best one that is never used again
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Wait so long until its WAL is in the repository, and fail if it does not get there
+    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "60s")]
+    pub(crate) wait: Option<String>,
+}

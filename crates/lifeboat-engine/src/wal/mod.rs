@@ -4,6 +4,7 @@
 
 pub mod archive;
 mod object;
+pub mod restore_point;
 pub mod survey;
 
 pub use object::{Put, WalError, WalHead, WalReader, WalWriter};
