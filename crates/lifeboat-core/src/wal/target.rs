@@ -306,13 +306,13 @@ fn route<'b>(backups: &'b [BackupPoint], archive: &Archive, request: &RecoveryRe
     }
 }
 
-fn refuse(target: &Target, reason: Reason, nearest: Vec<Reachable>, ends: Vec<Reach>) -> Unreachable {
-    Unreachable { target: target.clone(), reason, nearest, ends }
+fn refuse(target: &Target, reason: Reason, nearest: Vec<Reachable>, ends: Vec<Reach>) -> Box<Unreachable> {
+    Box::new(Unreachable { target: target.clone(), reason, nearest, ends })
 }
 
 /// Along which history, and from where on, an engine must search for the target. Targets without a record ([`Target::Latest`],
 /// [`Target::Immediate`]) have no spans.
-pub fn search(backups: &[BackupPoint], archive: &Archive, request: &RecoveryRequest) -> Result<Search, Unreachable> {
+pub fn search(backups: &[BackupPoint], archive: &Archive, request: &RecoveryRequest) -> Result<Search, Box<Unreachable>> {
     let route = route(backups, archive, request).map_err(|reason| refuse(&request.target, reason, Vec::new(), Vec::new()))?;
     let useful = |backup: &&&BackupPoint| match request.target {
         Target::Time(time) => backup.consistent_at < time,
@@ -505,7 +505,12 @@ impl<E> Reader<'_, E> {
 /// The backup, the history and the WAL that lead to the target (c078): the newest backup that is consistent strictly before recovery ends, with
 /// all WAL from its start to there. Backups without findings come before degraded ones. An older backup does where a newer one has a hole
 /// behind it.
-pub fn choose(backups: &[BackupPoint], archive: &Archive, request: &RecoveryRequest, evidence: &Evidence) -> Result<Choice, Unreachable> {
+pub fn choose(
+    backups: &[BackupPoint],
+    archive: &Archive,
+    request: &RecoveryRequest,
+    evidence: &Evidence,
+) -> Result<Choice, Box<Unreachable>> {
     let route = route(backups, archive, request).map_err(|reason| {
         let nearest = backups.iter().filter(|b| request.backup.as_ref().is_none_or(|only| *only == b.id)).map(at_once).take(1).collect();
         refuse(&request.target, reason, nearest, Vec::new())
@@ -641,7 +646,7 @@ fn at_once(backup: &BackupPoint) -> Reachable {
 }
 
 /// Why none of the backups does, in one sentence, and what can be reached.
-fn explain(route: &Route<'_>, archive: &Archive, request: &RecoveryRequest, evidence: &Evidence, reasons: Vec<Reason>) -> Unreachable {
+fn explain(route: &Route<'_>, archive: &Archive, request: &RecoveryRequest, evidence: &Evidence, reasons: Vec<Reason>) -> Box<Unreachable> {
     // "Too early" of a backup says nothing if there is an older one that fails for another reason.
     let other = reasons.iter().find(|reason| !matches!(reason, Reason::Before { .. })).cloned();
     let oldest = route.backups.iter().copied().min_by_key(|backup| backup.stop_lsn);
