@@ -6,6 +6,8 @@
 pub mod catalog;
 pub mod file;
 pub mod history;
+#[cfg(test)]
+mod model;
 mod ranges;
 pub mod record;
 pub mod status;

@@ -357,6 +357,7 @@ impl From<RestorePlanError> for Failure {
                 "lifeboat show BACKUP names the pages; lifeboat list shows healthy backups; to restore it all the same: --accept-degraded",
             ),
             RestorePlanError::Unreachable { .. } => (EXIT_UNREACHABLE, "lifeboat list shows when each backup is consistent"),
+            RestorePlanError::OtherBackup { .. } => (EXIT_FAILED, "repeat the command: what the repository has changed in between"),
             RestorePlanError::NoTablespace { .. } => (EXIT_USAGE, "lifeboat show BACKUP names its tablespaces"),
         };
         Self::of(code, &error, hint)

@@ -106,6 +106,7 @@ fn request(restore: &Restore) -> Result<RestoreRequest, Failure> {
             Archiving::Off => ArchiveMode::Off,
             Archiving::Preserve => ArchiveMode::Preserve,
         },
+        ..RestoreRequest::default()
     })
 }
 
