@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::repository::Sha256;
 use crate::repository::manifest::{CopyMethod, Manifest, State};
 use crate::wal::catalog::{Leg, Promise};
-use crate::wal::target::{Choice, Located, TimelineChoice};
+use crate::wal::target::{Choice, Located, RecoveryRequest, TimelineChoice};
 use crate::wal::{Lsn, Timeline};
 
 /// Where recovery should end.
@@ -91,6 +91,13 @@ impl Default for RestoreRequest {
             accept_degraded: false,
             archive_mode: ArchiveMode::default(),
         }
+    }
+}
+
+impl RestoreRequest {
+    /// The same as a question to the archive, from this backup or from whichever does.
+    pub fn recovery_request(&self, backup: Option<String>) -> RecoveryRequest {
+        RecoveryRequest { target: self.target.clone(), inclusive: self.inclusive, timeline: self.timeline, backup }
     }
 }
 

@@ -19,6 +19,8 @@ use lifeboat_engine::signing;
 use lifeboat_engine::store::{OpenError, StoreError};
 use lifeboat_engine::verify::VerifyError;
 use lifeboat_engine::wal::WalError;
+use lifeboat_engine::wal::locate::LocateError;
+use lifeboat_engine::wal::push::PushError;
 use lifeboat_engine::wal::survey::SurveyError;
 
 /// It failed.
@@ -393,6 +395,10 @@ impl From<RestoreError> for Failure {
                 EXIT_FAILED,
                 "the files are restored; install that version or give --bin-directory, then start it with pg_ctl, or lifeboat restore again",
             ),
+            RestoreError::Server(ServerError::RestoreCommand { .. }) => (
+                EXIT_KEY,
+                "the files are restored; the server's user must be able to run it: let that user read configuration, identity and repository, then pg_ctl start, or lifeboat restore again as that user",
+            ),
             RestoreError::Server(ServerError::Short { .. }) => (EXIT_UNREACHABLE, "do not use this server; lifeboat verify the backup"),
             RestoreError::Server(_) => (
                 EXIT_FAILED,
@@ -401,6 +407,48 @@ impl From<RestoreError> for Failure {
             _ => (EXIT_FAILED, "what was written cannot be started; lifeboat restore into the same directory begins anew"),
         };
         Self::of(code, &error, hint)
+    }
+}
+
+impl From<WalError> for Failure {
+    fn from(error: WalError) -> Self {
+        let (code, hint) = match error {
+            WalError::Store(error) => return error.into(),
+            WalError::Key(error) => return error.into(),
+            WalError::Conflict { .. } => (
+                EXIT_FAILED,
+                "two servers archive into one repository, a clone or an old primary among them: only one may; nothing was overwritten (lifeboat wal status)",
+            ),
+            WalError::OtherCluster { .. } => (
+                EXIT_FAILED,
+                "archive this server into a repository of its own: lifeboat init --repository DIR; lifeboat wal status shows what is in this one",
+            ),
+            WalError::Unverified { .. } => (
+                EXIT_UNVERIFIED,
+                "trust.keys must name the public key that signed it: lifeboat config show; lifeboat wal status shows what is in the repository",
+            ),
+            WalError::Damaged { .. } => (EXIT_UNVERIFIED, "lifeboat wal status shows what is in the repository"),
+            WalError::Sign(_) | WalError::Statement(_) => (EXIT_KEY, "check the signing key: lifeboat config show"),
+            WalError::Segment(_) | WalError::History(_) | WalError::Changed { .. } | WalError::File { .. } => {
+                (EXIT_FAILED, "look at the file; lifeboat config show prints the settings")
+            }
+        };
+        Self::of(code, &error, hint)
+    }
+}
+
+impl From<PushError> for Failure {
+    fn from(error: PushError) -> Self {
+        let hint = match error {
+            PushError::Wal(error) => return error.into(),
+            PushError::Name(_) => "archive_command = 'lifeboat wal push %p'; files with other names are none of its business",
+            PushError::UnknownCluster { .. } => "run lifeboat wal push in the data directory, as PostgreSQL does, with pg_wal/NAME",
+            PushError::ControlFile { .. } => "is this the data directory of a PostgreSQL 13 or later? lifeboat wal push runs in it",
+            PushError::Length { .. } | PushError::Segment { .. } | PushError::Text { .. } => {
+                "the file is not what PostgreSQL archives under this name, and was not stored; find out who changed it (lifeboat wal status shows what is there)"
+            }
+        };
+        Self::of(EXIT_FAILED, &error, hint)
     }
 }
 
@@ -415,40 +463,32 @@ impl From<VerifyError> for Failure {
     }
 }
 
-impl From<WalError> for Failure {
-    fn from(error: WalError) -> Self {
-        let (code, hint) = match error {
-            WalError::Store(error) => return error.into(),
-            WalError::Key(error) => return error.into(),
-            WalError::Unverified { .. } => (
-                EXIT_UNVERIFIED,
-                "trust.keys must name the public key that signed it: lifeboat config show; if it does, do not use this WAL",
-            ),
-            WalError::Damaged { .. } => (EXIT_UNVERIFIED, "lifeboat wal status tells what can be recovered without it"),
-            WalError::Conflict { .. } => (
-                EXIT_FAILED,
-                "two servers write under one system identifier (a clone, a restored copy?): give one of them a repository of its own (lifeboat init)",
-            ),
-            WalError::OtherCluster { .. } | WalError::Segment(_) => {
-                (EXIT_FAILED, "archive each server into the repository that knows it: lifeboat wal status shows what this one has")
-            }
-            WalError::Sign(_) | WalError::Statement(_) => (EXIT_KEY, "check signing.key_file and its password: lifeboat config show"),
-            WalError::History(_) | WalError::Changed { .. } => {
-                (EXIT_FAILED, "PostgreSQL calls again by itself; if it stays so, look at the file: lifeboat wal push FILE")
-            }
-            WalError::File { .. } => {
-                (EXIT_FAILED, "make it readable and writable for the user lifeboat runs as: lifeboat config show names the spool")
-            }
-        };
-        Self::of(code, &error, hint)
-    }
-}
-
 impl From<SurveyError> for Failure {
     fn from(error: SurveyError) -> Self {
         match error {
             SurveyError::Repository(error) => error.into(),
             SurveyError::Wal(error) => error.into(),
+        }
+    }
+}
+
+impl From<LocateError> for Failure {
+    fn from(error: LocateError) -> Self {
+        match error {
+            LocateError::Wal(error) => error.into(),
+            LocateError::Fetch(error) => Self::of(EXIT_UNVERIFIED, &error, "lifeboat wal status shows what the archive has"),
+            LocateError::Unreachable(refused) => {
+                let nearest: Vec<String> = refused.nearest.iter().map(|one| format!("lifeboat restore {one}")).collect();
+                let hint = match nearest.as_slice() {
+                    [] => "lifeboat wal status shows the moments that can be gone back to".to_owned(),
+                    nearest => format!("can be reached: {}; lifeboat wal status shows all", nearest.join(" or ")),
+                };
+                Self::of(EXIT_UNREACHABLE, &*refused, &hint)
+            }
+            LocateError::Record { .. } => Self::of(EXIT_UNVERIFIED, &error, "lifeboat wal status shows what the archive has"),
+            LocateError::Temporary { .. } => {
+                Self::of(EXIT_FAILED, &error, "make room there, or set TMPDIR, and run lifeboat restore again")
+            }
         }
     }
 }

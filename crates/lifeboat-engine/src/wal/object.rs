@@ -214,7 +214,7 @@ impl<'a> WalWriter<'a> {
     }
 
     /// What is there under a file's name already, compared with `digest`.
-    fn compare(&self, file: WalFile, digest: Sha256) -> Result<Option<Put>, WalError> {
+    pub(super) fn compare(&self, file: WalFile, digest: Sha256) -> Result<Option<Put>, WalError> {
         match head(self.repository.store(), self.cluster, self.trust, file) {
             Ok(head) if head.sha256 == digest => Ok(Some(Put::Same)),
             Ok(head) => Err(WalError::Conflict { file: file.file_name(self.cluster.segment_size), ours: digest, theirs: head.sha256 }),
@@ -340,6 +340,15 @@ impl<'a> WalReader<'a> {
     /// What is signed about a file, without its bytes.
     pub fn head(&self, file: WalFile) -> Result<WalHead, WalError> {
         head(self.repository.store(), self.cluster, self.trust, file)
+    }
+
+    /// Whether the identities at hand open a file: signature and key, without its bytes.
+    pub fn check_opens(&self, file: WalFile) -> Result<(), WalError> {
+        let key = file.key(self.cluster.system_id, self.cluster.segment_size);
+        let opener =
+            ObjectOpener::new(StoreReader::open(self.repository.store(), &key)?, key.as_str()).map_err(|e| WalError::damaged(&key, e))?;
+        check_header(opener.header(), self.cluster, self.trust, file, &key)?;
+        self.sealing(opener.header(), &key).map(drop)
     }
 
     /// Gives the plain bytes of a file to `out`, in order. They are good only if this returns `Ok`: then signature, every frame, length and

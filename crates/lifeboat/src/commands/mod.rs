@@ -11,7 +11,7 @@ mod restore;
 mod restore_point;
 mod show;
 mod verify;
-mod wal;
+pub(crate) mod wal;
 
 use std::io::Write as _;
 

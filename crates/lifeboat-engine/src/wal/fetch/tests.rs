@@ -1,0 +1,1 @@
+//! What `wal fetch` answers.
