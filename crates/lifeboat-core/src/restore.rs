@@ -469,11 +469,17 @@ fn target_setting(request: &RestoreRequest) -> Option<(String, String)> {
         Target::Latest => return None,
         Target::Immediate => ("recovery_target", "immediate".into()),
         Target::Lsn(lsn) => ("recovery_target_lsn", lsn.to_string()),
-        Target::Time(time) => ("recovery_target_time", whole_microseconds(*time, request.inclusive).to_string()),
+        Target::Time(time) => ("recovery_target_time", target_time(*time, request.inclusive)),
         Target::TransactionId(xid) => ("recovery_target_xid", xid.to_string()),
         Target::Name(name) => ("recovery_target_name", name.clone()),
     };
     Some((name.into(), value))
+}
+
+/// A time as the setting takes it: when PostgreSQL reads its configuration it does not know abbreviations of time zones yet, `Z` among them
+/// (seen of 15: "invalid value for parameter"); an offset it knows.
+fn target_time(time: Timestamp, inclusive: bool) -> String {
+    whole_microseconds(time, inclusive).strftime("%Y-%m-%d %H:%M:%S%.6f+00").to_string()
 }
 
 /// The time in the microseconds that PostgreSQL counts in. It would round to the nearest, and with that might take in or leave out a commit
@@ -759,7 +765,7 @@ mod tests {
             settings(&request),
             [
                 pair("restore_command", "fetch %f %p"),
-                pair("recovery_target_time", "2024-03-15T13:00:00Z"),
+                pair("recovery_target_time", "2024-03-15 13:00:00.000000+00"),
                 pair("recovery_target_inclusive", "true"),
                 pair("recovery_target_timeline", "3"),
                 pair("recovery_target_action", "promote"),

@@ -14,6 +14,7 @@ mod scripts;
 mod verify;
 mod wal_fetch;
 mod wal_record;
+mod wal_recovery;
 
 /// The fixtures do what their users rely on.
 mod fixtures {
