@@ -15,6 +15,7 @@ mod verify;
 mod wal_fetch;
 mod wal_record;
 mod wal_recovery;
+mod wal_push;
 
 /// The fixtures do what their users rely on.
 mod fixtures {
