@@ -774,7 +774,7 @@ mod tests {
         );
         let exclusive = RestoreRequest { inclusive: false, archive_mode: ArchiveMode::Preserve, ..request.clone() };
         let found = settings(&exclusive);
-        assert!(found.contains(&pair("recovery_target_time", "2024-03-15T13:00:00.000001Z")));
+        assert!(found.contains(&pair("recovery_target_time", "2024-03-15 13:00:00.000001+00")));
         assert!(found.contains(&pair("recovery_target_inclusive", "false")));
         assert!(!found.iter().any(|(key, _)| key == "archive_mode"));
         assert!(settings(&with_archive(Target::Latest, 1)).contains(&pair("recovery_target_timeline", "current")));

@@ -13,9 +13,9 @@ mod restore;
 mod scripts;
 mod verify;
 mod wal_fetch;
+mod wal_push;
 mod wal_record;
 mod wal_recovery;
-mod wal_push;
 
 /// The fixtures do what their users rely on.
 mod fixtures {

@@ -35,7 +35,7 @@ use crate::session;
 const EXIT_AFTER_END: u8 = 1;
 
 /// The server must not take this for the end of the archive. 128 and more could be mistaken for a signal by a person: 200 is none.
-const EXIT_TROUBLE: u8 = 200;
+pub(crate) const EXIT_TROUBLE: u8 = 200;
 
 /// How often a control file is read that the server is just writing.
 const CONTROL_FILE_TRIES: u32 = 20;
@@ -51,10 +51,15 @@ pub(crate) fn was_meant(arguments: impl Iterator<Item = OsString>) -> bool {
     has("fetch") || has("wal") && !["push", "receive", "status", "prefetch"].into_iter().any(has)
 }
 
-/// The exit code for a failure of whatever kind; `None`: of a command line that could not be read.
-pub(crate) fn exit_of_trouble(fetch: Option<&WalFetch>) -> u8 {
-    let lenient = fetch.is_some_and(|fetch| !fetch.strict && (fetch.lenient || Path::new("standby.signal").exists()));
-    if lenient { EXIT_AFTER_END } else { EXIT_TROUBLE }
+/// Says what went wrong, whatever it was, and gives it the exit code that keeps the server from taking it for the end of the archive.
+pub(crate) fn trouble(fetch: &WalFetch, failure: &mut Failure, out: &Output) {
+    if !fetch.strict && (fetch.lenient || Path::new("standby.signal").exists()) {
+        failure.code = EXIT_AFTER_END;
+        out.warning(failure);
+    } else {
+        failure.code = EXIT_TROUBLE;
+        out.failure(failure);
+    }
 }
 
 pub(super) fn run(fetch: &WalFetch, settings: &Settings, out: &Output) -> Result<u8, Failure> {
