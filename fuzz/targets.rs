@@ -16,6 +16,7 @@ use lifeboat_core::repository::lease::{Lease, standing};
 use lifeboat_core::repository::manifest::Manifest;
 use lifeboat_core::repository::{Descriptor, Id, Sha256, extent, file_table, pack, sealed, to_json};
 use lifeboat_core::restore::{auto_conf, tablespace_map};
+use lifeboat_core::wal::record::{Search, Summarizer, Summary, Wanted};
 use lifeboat_core::wal::{LONG_HEADER_BYTES, Lsn, Segment, SegmentSize, SystemId, Timeline, check_segment_header};
 use lifeboat_engine::keys::Identities;
 use lifeboat_engine::seal::{Decompressor, ObjectOpener, Sealing, check_object, open_frame, open_object};
@@ -25,7 +26,7 @@ use lifeboat_engine::signing::{PublicKey, SigningKey, Trust};
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub(crate) const TARGETS: [Target; 28] = [
+pub(crate) const TARGETS: [Target; 30] = [
     ("descriptor", descriptor),
     ("manifest", manifest),
     ("file_table", file_table_rows),
@@ -46,6 +47,8 @@ pub(crate) const TARGETS: [Target; 28] = [
     ("page", page_check),
     ("wal_header", wal_header),
     ("wal_name", wal_name),
+    ("wal_segment", wal_segment),
+    ("wal_records", wal_records),
     ("statement", statement),
     ("bundle", bundle),
     ("identity", identity),
@@ -263,6 +266,111 @@ fn wal_name(bytes: &[u8]) {
         let _ = Segment::ending_at(Timeline(1), lsn, SegmentSize::DEFAULT).file_name(SegmentSize::DEFAULT);
     }
     let _ = text.parse::<SystemId>();
+}
+
+/// The same summary whatever the cut, and a search that sees what the summary does.
+fn summarized(bytes: &[u8], segment: Segment, size: SegmentSize) -> Option<Summary> {
+    let mut whole = Summarizer::new(segment, size);
+    whole.push(bytes);
+    let found = whole.finish();
+    for cut in [1, 7, 8191] {
+        let mut pieces = Summarizer::new(segment, size);
+        bytes.chunks(cut).for_each(|piece| pieces.push(piece));
+        assert_eq!(pieces.finish(), found, "cut into pieces of {cut}");
+    }
+    let found = found.ok()?;
+    let json = serde_json::to_string(&found).expect("a summary is plain data");
+    assert_eq!(serde_json::from_str::<Summary>(&json).expect("read as it is written"), found);
+    for point in &found.restore_points {
+        let mut search = Search::new(Wanted::RestorePoint(point.name.clone()), size);
+        search.begin(segment);
+        // Not what was found first where names occur twice, nor anything where the name is not text.
+        let first = search.push(bytes).expect("its summary was made").map(|first| first.end);
+        assert!(first.is_some_and(|first| first <= point.lsn) || point.name.contains('\u{fffd}'));
+    }
+    Some(found)
+}
+
+/// A segment, which says by itself which one it is; a search goes on behind it.
+fn wal_segment(bytes: &[u8]) {
+    let number = |at: usize, length: usize| {
+        let field = bytes.get(at..at + length).unwrap_or_default();
+        field.iter().rev().fold(0_u64, |number, byte| number << 8 | u64::from(*byte))
+    };
+    let size = u32::try_from(number(32, 4)).ok().and_then(|bytes| SegmentSize::new(bytes).ok());
+    let size = size.unwrap_or_else(|| SegmentSize::new(1 << 20).expect("a power of two"));
+    let segment = Segment::containing(Timeline(1), Lsn(number(8, 8)), size);
+    let found = summarized(bytes, segment, size);
+    for wanted in [Wanted::TransactionId(800), Wanted::FirstCommitAfter(jiff::Timestamp::MIN)] {
+        let mut search = Search::new(wanted, size);
+        search.begin(segment);
+        assert_eq!(search.push(bytes).is_ok(), found.is_some() || bytes.len() < LONG_HEADER_BYTES);
+        // Whatever the first one ended in, the second is not what comes next.
+        search.begin(segment.next());
+        let _ = search.push(bytes).map_err(|error| error.to_string());
+    }
+}
+
+/// As [`wal_segment`] behind checks that no fuzzer gets through: the input is records, each a transaction id, `xl_info`, a resource manager,
+/// and two bytes of length before what follows a record's header. The first byte chooses the version.
+fn wal_records(bytes: &[u8]) {
+    const START: u64 = 5 << 20;
+    let Some((version, mut rest)) = bytes.split_first() else { return };
+    let magic = [0xD106_u16, 0xD10D, 0xD110, 0xD113, 0xD116, 0xD118][usize::from(*version) % 6];
+    let mut wal: Vec<u8> = Vec::new();
+    let page = |wal: &mut Vec<u8>, left: usize| {
+        let info = u16::from(left > 0) | u16::from(wal.is_empty()) << 1;
+        let address = START + wal.len() as u64;
+        let is_first = wal.is_empty();
+        for field in
+            [&magic.to_le_bytes()[..], &info.to_le_bytes(), &[1, 0, 0, 0], &address.to_le_bytes(), &(left as u32).to_le_bytes(), &[0; 4]]
+        {
+            wal.extend_from_slice(field);
+        }
+        if is_first {
+            wal.extend_from_slice(&[7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 32, 0, 0]);
+        }
+    };
+    let mut before = 0_u64;
+    let mut end = None;
+    page(&mut wal, 0);
+    while let Some((header, tail)) = rest.split_first_chunk::<8>() {
+        let (body, tail) = tail.split_at(usize::from(u16::from_le_bytes([header[6], header[7]])).min(tail.len()));
+        rest = tail;
+        if wal.len() + body.len() > 900_000 {
+            break;
+        }
+        let mut record = (24 + body.len() as u32).to_le_bytes().to_vec();
+        record.extend_from_slice(&header[..4]);
+        record.extend_from_slice(&before.to_le_bytes());
+        record.extend_from_slice(&[header[4], header[5], 0, 0]);
+        let crc = crc32c::crc32c_append(crc32c::crc32c(body), &record);
+        record.extend_from_slice(&crc.to_le_bytes());
+        record.extend_from_slice(body);
+        if wal.len().is_multiple_of(8192) {
+            page(&mut wal, 0);
+        }
+        before = START + wal.len() as u64;
+        let mut written = 0;
+        while written < record.len() {
+            if wal.len().is_multiple_of(8192) {
+                page(&mut wal, record.len() - written);
+            }
+            let room = (8192 - wal.len() % 8192).min(record.len() - written);
+            wal.extend_from_slice(&record[written..written + room]);
+            written += room;
+        }
+        wal.resize(wal.len().next_multiple_of(8), 0);
+        end = Some(Lsn(START + wal.len() as u64));
+        // A switch: nothing is read behind it.
+        if header[5] == 0 && header[4] & 0xF0 == 0x40 {
+            end = Some(Lsn(START + (1 << 20)));
+            break;
+        }
+    }
+    let segment = Segment { timeline: Timeline(1), number: 5 };
+    let found = summarized(&wal, segment, SegmentSize::new(1 << 20).expect("a power of two")).expect("it begins as it should");
+    assert_eq!((found.end, found.tail), (end, false), "every record was whole");
 }
 
 fn statement(bytes: &[u8]) {

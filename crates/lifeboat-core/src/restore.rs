@@ -5,6 +5,8 @@ use serde::Serialize;
 
 use crate::repository::Sha256;
 use crate::repository::manifest::{CopyMethod, Manifest, State};
+use crate::wal::catalog::{Leg, Promise};
+use crate::wal::target::{Choice, Located, RecoveryRequest, TimelineChoice};
 use crate::wal::{Lsn, Timeline};
 
 /// Where recovery should end.
@@ -37,8 +39,17 @@ pub enum ArchiveMode {
     Preserve,
 }
 
+/// Recovery with the WAL of an archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ArchiveRecovery {
+    /// What was chosen for the target.
+    pub choice: Choice,
+    /// `restore_command`, whole: it carries [`Choice::promised`] in the words of whoever answers it.
+    pub restore_command: String,
+}
+
 /// What somebody wants restored.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct RestoreRequest {
     /// Directory for the cluster.
     pub pgdata: Option<String>,
@@ -48,12 +59,46 @@ pub struct RestoreRequest {
     pub tablespaces: Vec<(String, String)>,
     /// Where recovery ends.
     pub target: Target,
+    /// Whether what the target names is replayed as well.
+    pub inclusive: bool,
+    /// Along which history.
+    pub timeline: TimelineChoice,
+    /// With the backup's own WAL only, whatever the archive has.
+    pub standalone: bool,
+    /// The way through the archive, if there is an archive of this cluster.
+    pub recovery: Option<ArchiveRecovery>,
     /// Start the server and wait for its first query.
     pub start: bool,
     /// A degraded backup will do.
     pub accept_degraded: bool,
     /// What the server does with its archive.
     pub archive_mode: ArchiveMode,
+}
+
+impl Default for RestoreRequest {
+    fn default() -> Self {
+        Self {
+            pgdata: None,
+            artifacts: None,
+            tablespaces: Vec::new(),
+            target: Target::default(),
+            // As PostgreSQL has it.
+            inclusive: true,
+            timeline: TimelineChoice::default(),
+            standalone: false,
+            recovery: None,
+            start: false,
+            accept_degraded: false,
+            archive_mode: ArchiveMode::default(),
+        }
+    }
+}
+
+impl RestoreRequest {
+    /// The same as a question to the archive, from this backup or from whichever does.
+    pub fn recovery_request(&self, backup: Option<String>) -> RecoveryRequest {
+        RecoveryRequest { target: self.target.clone(), inclusive: self.inclusive, timeline: self.timeline, backup }
+    }
 }
 
 /// Why a restore cannot be planned.
@@ -86,6 +131,14 @@ pub enum RestorePlanError {
         /// Why, and what can be.
         reason: String,
     },
+    /// The way through the archive was chosen for another backup, or another state of this one.
+    #[error("plan restore: recovery was planned from backup {chosen}, not from {id} as it is")]
+    OtherBackup {
+        /// The backup to restore.
+        id: String,
+        /// The backup of the choice.
+        chosen: String,
+    },
     /// A tablespace that the backup does not have.
     #[error("plan restore: backup {id} has no tablespace {tablespace}")]
     NoTablespace {
@@ -109,6 +162,31 @@ pub struct PlannedTablespace {
     pub to: String,
 }
 
+/// How recovery goes through the archive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RecoveryPlan {
+    /// Along which timeline.
+    pub timeline: Timeline,
+    /// The parts of its history that are replayed, oldest first.
+    pub legs: Vec<Leg>,
+    /// The first byte of WAL that is needed.
+    pub from: Lsn,
+    /// Behind the last.
+    pub to: Lsn,
+    /// Bytes from the one to the other.
+    pub wal_bytes: u64,
+    /// The first byte that is not replayed.
+    pub end: Lsn,
+    /// The record that ends it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub located: Option<Located>,
+    /// Whether what the target names is replayed as well.
+    pub inclusive: bool,
+    /// What must be reached before the archive may be said to end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub promised: Option<Promise>,
+}
+
 /// What happens to the database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DatabasePlan {
@@ -128,6 +206,9 @@ pub struct DatabasePlan {
     pub stop_lsn: Option<Lsn>,
     /// The timeline it begins on.
     pub timeline: Option<Timeline>,
+    /// Recovery with the WAL of an archive; without, the backup's own WAL is all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<RecoveryPlan>,
     /// Settings for `postgresql.auto.conf`.
     pub settings: Vec<(String, String)>,
     /// Start the server.
@@ -234,6 +315,7 @@ fn plan_database(manifest: &Manifest, request: &RestoreRequest, pgdata: &str, pl
         consistent_at: None,
         stop_lsn: None,
         timeline: None,
+        recovery: None,
         settings: Vec::new(),
         start: request.start,
     };
@@ -251,7 +333,18 @@ fn plan_database(manifest: &Manifest, request: &RestoreRequest, pgdata: &str, pl
         plan.database = Some(database);
         return Ok(());
     };
-    check_target(manifest, &request.target)?;
+    let recovery = request.recovery.as_ref().filter(|_| !request.standalone);
+    match recovery {
+        Some(recovery) => {
+            let chosen = &recovery.choice.backup;
+            if (&chosen.id, chosen.timeline, chosen.start_lsn, chosen.stop_lsn)
+                != (&id, physical.timeline, physical.start_lsn, physical.stop_lsn)
+            {
+                return Err(RestorePlanError::OtherBackup { id, chosen: chosen.id.clone() });
+            }
+        }
+        None => check_target(manifest, &request.target)?,
+    }
     for (tablespace, _) in &request.tablespaces {
         let mut elsewhere = physical.tablespaces.iter().filter(|t| t.location.starts_with('/'));
         let known = elsewhere.any(|t| t.oid.to_string() == *tablespace || t.name.as_deref() == Some(tablespace));
@@ -272,7 +365,11 @@ fn plan_database(manifest: &Manifest, request: &RestoreRequest, pgdata: &str, pl
     database.consistent_at = Some(physical.consistent_at);
     database.stop_lsn = Some(physical.stop_lsn);
     database.timeline = Some(physical.timeline);
-    database.settings = recovery_settings(request);
+    database.recovery = recovery.map(|recovery| recovery_plan(&recovery.choice, request));
+    database.settings = match recovery {
+        Some(recovery) => archive_settings(recovery, request, physical.timeline),
+        None => standalone_settings(request),
+    };
     plan.steps.push(format!("write {} files to {pgdata}, checking every extent; global/pg_control last", manifest.files));
     for tablespace in &database.tablespaces {
         plan.steps.push(format!(
@@ -282,6 +379,16 @@ fn plan_database(manifest: &Manifest, request: &RestoreRequest, pgdata: &str, pl
         ));
     }
     plan.steps.push("write recovery.signal and the recovery settings; keep backup_label".into());
+    if let Some(recovery) = &database.recovery {
+        plan.steps.push(replay_in_words(recovery, &request.target));
+        plan.warnings.extend(request.recovery.iter().flat_map(|recovery| recovery.choice.notes.iter().cloned()));
+        plan.warnings.extend(replay_advice(&postgres.settings));
+        // c093
+        plan.warnings.push(
+            "the restored server begins a new timeline: take a backup of it before you rely on its WAL; the WAL of the old timelines stays as it is"
+                .into(),
+        );
+    }
     if request.archive_mode == ArchiveMode::Off {
         plan.warnings.push(
             "the restored server will not archive: archive_mode = off is set, so that a copy cannot write into the archive of the original"
@@ -333,24 +440,148 @@ fn check_target(manifest: &Manifest, target: &Target) -> Result<(), RestorePlanE
 /// there", which for WAL beyond the backup's own is the truth: recovery ends where the backup's WAL
 /// ends and starts a new timeline, so that the restored server never writes under names that the
 /// original uses.
-fn recovery_settings(request: &RestoreRequest) -> Vec<(String, String)> {
+fn standalone_settings(request: &RestoreRequest) -> Vec<(String, String)> {
     let mut settings = vec![("restore_command".to_owned(), "false # standalone backup: all WAL it needs is in pg_wal".to_owned())];
     // c076, c077: the branch that the backup is on, whatever else may be found.
     settings.push(("recovery_target_timeline".into(), "current".into()));
-    match &request.target {
-        Target::Latest => {}
-        Target::Immediate => settings.push(("recovery_target".into(), "immediate".into())),
-        Target::Lsn(lsn) => settings.push(("recovery_target_lsn".into(), lsn.to_string())),
-        Target::Time(time) => settings.push(("recovery_target_time".into(), time.to_string())),
-        Target::TransactionId(xid) => settings.push(("recovery_target_xid".into(), xid.to_string())),
-        Target::Name(name) => settings.push(("recovery_target_name".into(), name.clone())),
+    settings.extend(target_setting(request));
+    settings.extend(closing_settings(request));
+    settings
+}
+
+/// Settings for recovery with the WAL of an archive. `recovery_prefetch` stays as it is: PostgreSQL's `try` reads ahead what replay
+/// is about to need, which on local disks costs nothing that would not be read anyway.
+fn archive_settings(recovery: &ArchiveRecovery, request: &RestoreRequest, own: Timeline) -> Vec<(String, String)> {
+    let mut settings = vec![("restore_command".to_owned(), recovery.restore_command.clone())];
+    settings.extend(target_setting(request));
+    if matches!(request.target, Target::Time(_) | Target::Lsn(_) | Target::TransactionId(_)) {
+        settings.push(("recovery_target_inclusive".into(), request.inclusive.to_string()));
     }
+    // c076: the number that was planned with, not whatever is the latest by then.
+    let timeline = recovery.choice.timeline;
+    settings.push(("recovery_target_timeline".into(), if timeline == own { "current".into() } else { timeline.to_string() }));
+    settings.extend(closing_settings(request));
+    settings
+}
+
+fn target_setting(request: &RestoreRequest) -> Option<(String, String)> {
+    let (name, value) = match &request.target {
+        Target::Latest => return None,
+        Target::Immediate => ("recovery_target", "immediate".into()),
+        Target::Lsn(lsn) => ("recovery_target_lsn", lsn.to_string()),
+        Target::Time(time) => ("recovery_target_time", target_time(*time, request.inclusive)),
+        Target::TransactionId(xid) => ("recovery_target_xid", xid.to_string()),
+        Target::Name(name) => ("recovery_target_name", name.clone()),
+    };
+    Some((name.into(), value))
+}
+
+/// A time as the setting takes it: when PostgreSQL reads its configuration it does not know abbreviations of time zones yet, `Z` among them
+/// (seen of 15: "invalid value for parameter"); an offset it knows.
+fn target_time(time: Timestamp, inclusive: bool) -> String {
+    whole_microseconds(time, inclusive).strftime("%Y-%m-%d %H:%M:%S%.6f+00").to_string()
+}
+
+/// The time in the microseconds that PostgreSQL counts in. It would round to the nearest, and with that might take in or leave out a commit
+/// that the time does not; down, or up where the time itself is excluded, says the same of every commit.
+fn whole_microseconds(time: Timestamp, inclusive: bool) -> Timestamp {
+    let nanoseconds = time.as_nanosecond();
+    let down = nanoseconds.div_euclid(1000);
+    let microseconds = if inclusive || nanoseconds.rem_euclid(1000) == 0 { down } else { down + 1 };
+    Timestamp::from_nanosecond(microseconds * 1000).unwrap_or(time)
+}
+
+fn closing_settings(request: &RestoreRequest) -> Vec<(String, String)> {
     // c075: the default would pause, and without hot standby shut down.
-    settings.push(("recovery_target_action".into(), "promote".into()));
+    let mut settings = vec![("recovery_target_action".to_owned(), "promote".to_owned())];
     if request.archive_mode == ArchiveMode::Off {
         settings.push(("archive_mode".into(), "off".into()));
     }
     settings
+}
+
+fn recovery_plan(choice: &Choice, request: &RestoreRequest) -> RecoveryPlan {
+    RecoveryPlan {
+        timeline: choice.timeline,
+        legs: choice.legs.clone(),
+        from: choice.from,
+        to: choice.to,
+        wal_bytes: choice.to.0.saturating_sub(choice.from.0),
+        end: choice.end,
+        located: choice.located.clone(),
+        inclusive: request.inclusive,
+        promised: choice.promised,
+    }
+}
+
+fn replay_in_words(recovery: &RecoveryPlan, target: &Target) -> String {
+    let leg = |leg: &Leg| match leg.to {
+        Some(to) => format!("timeline {} from {} to {to}", leg.timeline, leg.from),
+        None => format!("timeline {} from {}", leg.timeline, leg.from),
+    };
+    let legs = recovery.legs.iter().map(leg).collect::<Vec<_>>().join(", then ");
+    let mut text = format!("replay WAL out of the archive, {legs}");
+    let stop = match (target, recovery.inclusive) {
+        (Target::Latest, _) => return format!("{text}: everything that is there now, and what follows it by then"),
+        (Target::Immediate | Target::Name(_), _) => "stop at",
+        (Target::Lsn(_) | Target::TransactionId(_), true) => "stop behind",
+        (Target::Lsn(_) | Target::TransactionId(_), false) => "stop before",
+        (Target::Time(_), true) => "stop before the first transaction that ended later than",
+        (Target::Time(_), false) => "stop before the first transaction that ended not earlier than",
+    };
+    text.push_str(&format!("; {stop} {}, which is at LSN {}", describe(target), recovery.end));
+    text
+}
+
+/// Settings of the original that come back and make replay slow, each with its reason. Times and sizes as `SHOW` or `pg_settings` print
+/// them; what cannot be read is left alone.
+fn replay_advice(settings: &std::collections::BTreeMap<String, String>) -> Vec<String> {
+    let get = |name: &str| settings.get(name).map(|value| value.trim());
+    let mut advice = Vec::new();
+    // `pg_settings` counts in blocks of 8 kB.
+    if let Some(text) = get("shared_buffers")
+        && let Some(kilobytes) = kilobytes(text, 8)
+        && kilobytes < 128 << 10
+    {
+        advice.push(format!(
+            "shared_buffers is {} kB: replay writes out pages that it needs again soon; give it 128 MB or more until recovery is done",
+            kilobytes
+        ));
+    }
+    if let Some(text) = get("recovery_prefetch").filter(|text| matches!(text.to_ascii_lowercase().as_str(), "off" | "no" | "false" | "0")) {
+        advice.push(format!("recovery_prefetch is {text}: replay waits for every page that it reads; try is PostgreSQL's default"));
+    }
+    if get("maintenance_io_concurrency").and_then(|text| text.parse::<u32>().ok()) == Some(0) {
+        advice.push("maintenance_io_concurrency is 0: replay reads nothing ahead, whatever recovery_prefetch says".into());
+    }
+    if let Some(text) = get("max_wal_size")
+        && let Some(kilobytes) = kilobytes(text, 1 << 10)
+        && kilobytes < 1 << 20
+    {
+        advice.push(format!("max_wal_size is {} MB: replay stops for a restartpoint each time it has read that much", kilobytes >> 10));
+    }
+    let positive = |text: &&str| text.trim_start_matches(['0', '.']).starts_with(|c: char| c.is_ascii_digit());
+    if let Some(text) = get("recovery_min_apply_delay").filter(positive) {
+        advice.push(format!("recovery_min_apply_delay is {text}: replay waits until every commit is that old"));
+    }
+    advice
+}
+
+/// A size with PostgreSQL's unit behind it; without one, in `unit` kilobytes.
+fn kilobytes(text: &str, unit: u64) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, suffix) = text.split_at(digits);
+    let number: u64 = number.parse().ok()?;
+    let unit = match suffix.trim() {
+        "" => unit,
+        "B" => return Some(number >> 10),
+        "kB" => 1,
+        "MB" => 1 << 10,
+        "GB" => 1 << 20,
+        "TB" => 1 << 30,
+        _ => return None,
+    };
+    number.checked_mul(unit)
 }
 
 /// `postgresql.auto.conf` with these settings at its end. Recovery targets and commands of an
@@ -501,6 +732,107 @@ mod tests {
         let preserve = RestoreRequest { archive_mode: ArchiveMode::Preserve, ..request() };
         let settings = planned(&manifest(), &preserve).unwrap().database.unwrap().settings;
         assert!(!settings.iter().any(|(key, _)| key == "archive_mode"));
+    }
+
+    fn with_archive(target: Target, timeline: u32) -> RestoreRequest {
+        let backup = crate::wal::catalog::BackupPoint::of(&manifest(), crate::wal::SystemId(7)).unwrap();
+        let leg = |timeline, from, to| Leg { timeline: Timeline(timeline), from: Lsn(from), to: Some(Lsn(to)) };
+        let choice = Choice {
+            backup,
+            timeline: Timeline(timeline),
+            legs: vec![leg(1, 0x200_0028, 0x300_0000), leg(timeline, 0x300_0000, 0x500_0060)],
+            from: Lsn(0x200_0028),
+            to: Lsn(0x500_0060),
+            promised: Some(Promise { timeline: Timeline(timeline), lsn: Lsn(0x500_0060) }),
+            end: Lsn(0x500_0028),
+            located: None,
+            notes: vec!["a note".into()],
+        };
+        let restore_command = "fetch %f %p".to_owned();
+        RestoreRequest { target, recovery: Some(ArchiveRecovery { choice, restore_command }), ..request() }
+    }
+
+    fn settings(request: &RestoreRequest) -> Vec<(String, String)> {
+        planned(&manifest(), request).unwrap().database.unwrap().settings
+    }
+
+    #[test]
+    fn c076_recovery_from_the_archive_follows_the_planned_timeline_by_number() {
+        let time: Timestamp = "2024-03-15T13:00:00.0000005Z".parse().unwrap();
+        let request = with_archive(Target::Time(time), 3);
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        assert_eq!(
+            settings(&request),
+            [
+                pair("restore_command", "fetch %f %p"),
+                pair("recovery_target_time", "2024-03-15 13:00:00.000000+00"),
+                pair("recovery_target_inclusive", "true"),
+                pair("recovery_target_timeline", "3"),
+                pair("recovery_target_action", "promote"),
+                pair("archive_mode", "off"),
+            ]
+        );
+        let exclusive = RestoreRequest { inclusive: false, archive_mode: ArchiveMode::Preserve, ..request.clone() };
+        let found = settings(&exclusive);
+        assert!(found.contains(&pair("recovery_target_time", "2024-03-15 13:00:00.000001+00")));
+        assert!(found.contains(&pair("recovery_target_inclusive", "false")));
+        assert!(!found.iter().any(|(key, _)| key == "archive_mode"));
+        assert!(settings(&with_archive(Target::Latest, 1)).contains(&pair("recovery_target_timeline", "current")));
+        assert!(!settings(&with_archive(Target::Latest, 1)).iter().any(|(key, _)| key.starts_with("recovery_target_inc")));
+        let plan = planned(&manifest(), &request).unwrap();
+        let step = "replay WAL out of the archive, timeline 1 from 0/2000028 to 0/3000000, then timeline 3 from 0/3000000 to 0/5000060; stop before the first transaction that ended later than time 2024-03-15T13:00:00.0000005Z, which is at LSN 0/5000028";
+        assert!(plan.steps.iter().any(|found| found == step), "{:?}", plan.steps);
+        assert!(plan.warnings.contains(&"a note".to_owned()));
+        assert_ne!(plan.digest(), planned(&manifest(), &exclusive).unwrap().digest());
+        assert_eq!(plan.database.unwrap().recovery.unwrap().wal_bytes, 0x500_0060 - 0x200_0028);
+    }
+
+    #[test]
+    fn c093_a_new_timeline_wants_a_new_backup() {
+        let plan = planned(&manifest(), &with_archive(Target::Latest, 1)).unwrap();
+        assert!(plan.warnings.iter().any(|warning| warning.contains("take a backup")));
+    }
+
+    #[test]
+    fn the_way_through_the_archive_is_for_this_backup_and_no_other() {
+        let mut other = with_archive(Target::Latest, 1);
+        other.recovery.as_mut().unwrap().choice.backup.stop_lsn = Lsn(5);
+        assert!(matches!(planned(&manifest(), &other), Err(RestorePlanError::OtherBackup { .. })));
+        // Alone, the backup is what it was.
+        let alone = RestoreRequest { standalone: true, ..other };
+        assert_eq!(planned(&manifest(), &alone), planned(&manifest(), &request()));
+    }
+
+    #[test]
+    fn c089_settings_that_slow_replay_down_are_told() {
+        let mut slow = manifest();
+        let set = |settings: &[(&str, &str)]| settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        slow.postgres.as_mut().unwrap().settings = set(&[
+            ("shared_buffers", "1024"),
+            ("recovery_prefetch", "off"),
+            ("maintenance_io_concurrency", "0"),
+            ("max_wal_size", "256MB"),
+            ("recovery_min_apply_delay", "1h"),
+        ]);
+        let told = |manifest: &Manifest, request: &RestoreRequest| planned(manifest, request).unwrap().warnings;
+        let warnings = told(&slow, &with_archive(Target::Latest, 1));
+        for part in [
+            "shared_buffers is 8192 kB",
+            "recovery_prefetch is off",
+            "maintenance_io_concurrency is 0",
+            "max_wal_size is 256 MB",
+            "recovery_min_apply_delay is 1h",
+        ] {
+            assert!(warnings.iter().any(|warning| warning.contains(part)), "{part}: {warnings:?}");
+        }
+        slow.postgres.as_mut().unwrap().settings = set(&[
+            ("shared_buffers", "128MB"),
+            ("recovery_prefetch", "try"),
+            ("maintenance_io_concurrency", "10"),
+            ("max_wal_size", "1024"),
+            ("recovery_min_apply_delay", "0ms"),
+        ]);
+        assert_eq!(told(&slow, &with_archive(Target::Latest, 1)), told(&manifest(), &with_archive(Target::Latest, 1)));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod model;
 pub mod push;
 mod ranges;
 pub mod record;
+pub mod status;
 pub mod target;
 
 use std::fmt;

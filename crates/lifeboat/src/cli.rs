@@ -40,6 +40,8 @@ pub(crate) enum Command {
     /// Store, fetch and check artifacts
     #[command(subcommand)]
     Artifact(Artifact),
+    /// Give this moment a name that recovery can go back to, before a deployment for example
+    RestorePoint(RestorePoint),
     /// Archive, fetch and receive WAL, and show how far back and forth recovery can go
     #[command(subcommand)]
     Wal(Wal),
@@ -196,6 +198,15 @@ pub(crate) struct Restore {
     /// Recover only until the copy is consistent
     #[arg(long, group = "target")]
     pub(crate) target_immediate: bool,
+    /// Stop before what the target names, not behind it
+    #[arg(long, requires = "target", conflicts_with_all = ["target_immediate", "target_name"])]
+    pub(crate) exclusive: bool,
+    /// Along which timeline: latest, current (the backup's own) or a number
+    #[arg(long, value_name = "TIMELINE", default_value = "latest")]
+    pub(crate) target_timeline: String,
+    /// Use the WAL in the backup only, whatever the archive has
+    #[arg(long)]
+    pub(crate) standalone: bool,
     /// Start the server and wait for its first query
     #[arg(long)]
     pub(crate) start: bool,
@@ -368,6 +379,9 @@ pub(crate) struct WalFetch {
     /// Bytes in one of its segments, where neither data directory nor repository says it
     #[arg(long, value_name = "SIZE")]
     pub(crate) segment_size: Option<String>,
+    /// Restore identity
+    #[arg(long, value_name = "FILE", env = "LIFEBOAT_IDENTITY_FILE")]
+    pub(crate) identity: Option<PathBuf>,
     /// The archive had all WAL up to here: what is missing before, on the way to there, is trouble and not the end
     #[arg(long, value_name = "TIMELINE:LSN")]
     pub(crate) promised: Option<Promise>,
@@ -384,6 +398,9 @@ pub(crate) struct WalFetch {
 
 #[derive(Debug, Args)]
 pub(crate) struct WalPrefetch {
+    /// Restore identity
+    #[arg(long, value_name = "FILE", env = "LIFEBOAT_IDENTITY_FILE")]
+    pub(crate) identity: Option<PathBuf>,
     /// The segment that was asked for last
     pub(crate) file: String,
     /// The cluster
@@ -399,3 +416,13 @@ pub(crate) struct WalReceive {}
 
 #[derive(Debug, Args)]
 pub(crate) struct WalStatus {}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestorePoint {
+    /// The name; best one that is never used again
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Wait so long until its WAL is in the repository, and fail if it does not get there
+    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "60s")]
+    pub(crate) wait: Option<String>,
+}

@@ -24,6 +24,13 @@ pub(crate) struct File {
     pub(crate) trust: Option<Trust>,
     pub(crate) limits: Option<Limits>,
     pub(crate) wal: Option<Wal>,
+    pub(crate) objectives: Option<Objectives>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Objectives {
+    pub(crate) rpo: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -229,6 +236,7 @@ pub(crate) struct Settings {
     pub(crate) workers: Setting<usize>,
     pub(crate) bandwidth: Option<Setting<u64>>,
     pub(crate) compression_level: Setting<i32>,
+    pub(crate) rpo: Setting<Duration>,
     pub(crate) wal_mode: Setting<WalMode>,
     pub(crate) wal_durability: Setting<Durability>,
     pub(crate) wal_on_fallout: Setting<OnFallout>,
@@ -515,6 +523,9 @@ impl Settings {
             workers: source.pick(None, None, workers).unwrap_or(Setting { value: cores, origin: Origin::Default }),
             bandwidth: source.pick(None, None, limits.bandwidth.as_deref().map(parse_bytes).transpose()?),
             compression_level: source.pick(None, None, level).unwrap_or(Setting { value: 1, origin: Origin::Default }),
+            rpo: source
+                .pick(None, None, file.objectives.unwrap_or_default().rpo.as_deref().map(parse_span).transpose()?)
+                .unwrap_or(Setting { value: Duration::from_secs(24 * 60 * 60), origin: Origin::Default }),
             wal_mode: source.pick(None, None, wal.mode).unwrap_or(Setting { value: WalMode::Archive, origin: Origin::Default }),
             wal_durability: source
                 .pick(None, None, wal.durability)
@@ -583,6 +594,7 @@ impl Settings {
             of("limits.workers", &self.workers, |workers| json!(workers)),
             maybe("limits.bandwidth", self.bandwidth.as_ref(), |bytes| json!(bytes)),
             of("limits.compression_level", &self.compression_level, |level| json!(level)),
+            of("objectives.rpo", &self.rpo, |span| format!("{span:?}")),
             of("wal.mode", &self.wal_mode, |mode| json!(mode)),
             of("wal.durability", &self.wal_durability, |durability| json!(durability)),
             of("wal.on_fallout", &self.wal_on_fallout, |on_fallout| json!(on_fallout)),

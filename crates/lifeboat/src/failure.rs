@@ -19,7 +19,9 @@ use lifeboat_engine::signing;
 use lifeboat_engine::store::{OpenError, StoreError};
 use lifeboat_engine::verify::VerifyError;
 use lifeboat_engine::wal::WalError;
+use lifeboat_engine::wal::locate::LocateError;
 use lifeboat_engine::wal::push::PushError;
+use lifeboat_engine::wal::survey::SurveyError;
 
 /// It failed.
 pub(crate) const EXIT_FAILED: u8 = 1;
@@ -357,6 +359,7 @@ impl From<RestorePlanError> for Failure {
                 "lifeboat show BACKUP names the pages; lifeboat list shows healthy backups; to restore it all the same: --accept-degraded",
             ),
             RestorePlanError::Unreachable { .. } => (EXIT_UNREACHABLE, "lifeboat list shows when each backup is consistent"),
+            RestorePlanError::OtherBackup { .. } => (EXIT_FAILED, "repeat the command: what the repository has changed in between"),
             RestorePlanError::NoTablespace { .. } => (EXIT_USAGE, "lifeboat show BACKUP names its tablespaces"),
         };
         Self::of(code, &error, hint)
@@ -392,6 +395,10 @@ impl From<RestoreError> for Failure {
                 EXIT_FAILED,
                 "the files are restored; install that version or give --bin-directory, then start it with pg_ctl, or lifeboat restore again",
             ),
+            RestoreError::Server(ServerError::RestoreCommand { .. }) => (
+                EXIT_KEY,
+                "the files are restored; the server's user must be able to run it: let that user read configuration, identity and repository, then pg_ctl start, or lifeboat restore again as that user",
+            ),
             RestoreError::Server(ServerError::Short { .. }) => (EXIT_UNREACHABLE, "do not use this server; lifeboat verify the backup"),
             RestoreError::Server(_) => (
                 EXIT_FAILED,
@@ -422,7 +429,7 @@ impl From<WalError> for Failure {
             ),
             WalError::Damaged { .. } => (EXIT_UNVERIFIED, "lifeboat wal status shows what is in the repository"),
             WalError::Sign(_) | WalError::Statement(_) => (EXIT_KEY, "check the signing key: lifeboat config show"),
-            WalError::Segment(_) | WalError::Changed { .. } | WalError::File { .. } => {
+            WalError::Segment(_) | WalError::History(_) | WalError::Changed { .. } | WalError::File { .. } => {
                 (EXIT_FAILED, "look at the file; lifeboat config show prints the settings")
             }
         };
@@ -452,6 +459,36 @@ impl From<VerifyError> for Failure {
             VerifyError::Store(error) => error.into(),
             VerifyError::Artifacts(error) => error.into(),
             VerifyError::Read(error) => (*error).into(),
+        }
+    }
+}
+
+impl From<SurveyError> for Failure {
+    fn from(error: SurveyError) -> Self {
+        match error {
+            SurveyError::Repository(error) => error.into(),
+            SurveyError::Wal(error) => error.into(),
+        }
+    }
+}
+
+impl From<LocateError> for Failure {
+    fn from(error: LocateError) -> Self {
+        match error {
+            LocateError::Wal(error) => error.into(),
+            LocateError::Fetch(error) => Self::of(EXIT_UNVERIFIED, &error, "lifeboat wal status shows what the archive has"),
+            LocateError::Unreachable(refused) => {
+                let nearest: Vec<String> = refused.nearest.iter().map(|one| format!("lifeboat restore {one}")).collect();
+                let hint = match nearest.as_slice() {
+                    [] => "lifeboat wal status shows the moments that can be gone back to".to_owned(),
+                    nearest => format!("can be reached: {}; lifeboat wal status shows all", nearest.join(" or ")),
+                };
+                Self::of(EXIT_UNREACHABLE, &*refused, &hint)
+            }
+            LocateError::Record { .. } => Self::of(EXIT_UNVERIFIED, &error, "lifeboat wal status shows what the archive has"),
+            LocateError::Temporary { .. } => {
+                Self::of(EXIT_FAILED, &error, "make room there, or set TMPDIR, and run lifeboat restore again")
+            }
         }
     }
 }

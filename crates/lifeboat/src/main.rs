@@ -26,7 +26,7 @@ fn main() -> std::process::ExitCode {
             let code = if !error.use_stderr() {
                 0
             } else if meant {
-                fetch::exit_of_trouble(None)
+                fetch::EXIT_TROUBLE
             } else {
                 EXIT_USAGE
             };
@@ -53,10 +53,10 @@ fn main() -> std::process::ExitCode {
     match result {
         Ok(code) => code.into(),
         Err(mut failure) => {
-            if fetch.is_some() {
-                failure.code = fetch::exit_of_trouble(fetch);
+            match fetch {
+                Some(fetch) => fetch::trouble(fetch, &mut failure, &out),
+                None => out.failure(&failure),
             }
-            out.failure(&failure);
             failure.code.into()
         }
     }

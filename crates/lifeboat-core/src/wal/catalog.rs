@@ -610,6 +610,8 @@ impl Archive {
     }
 
     fn gap_at(&self, timeline: Timeline, from: Lsn, to: Option<Lsn>) -> Gap {
+        // Pieces that go on where a `.partial` ends are no more use than if there were a hole between them.
+        let to = to.filter(|to| *to > from);
         let mut gap = Gap { timeline, from, to, recorded: Vec::new() };
         if let Some(held) = self.timelines.get(&timeline) {
             let until = to.map_or(u64::MAX, |to| to.0);
@@ -707,7 +709,7 @@ impl Archive {
         for leg in self.offered(path, at) {
             match self.held(Segment { timeline: leg.timeline, number }) {
                 Held::Nothing => {}
-                Held::Broken => return Some(self.gap_at(leg.timeline, at, self.next_there(leg.timeline, at).filter(|to| *to > at))),
+                Held::Broken => return Some(self.gap_at(leg.timeline, at, self.next_there(leg.timeline, at))),
                 Held::Whole | Held::Open(_) => break,
             }
         }
@@ -1053,6 +1055,14 @@ mod tests {
         archive.add(WalFile::Segment(segment(1, 1)), 1);
         assert_eq!(archive.gaps(Timeline(1)), []);
         assert_eq!(archive.reach(&archive.path(Timeline(1)).unwrap(), lsn(0)).to, lsn(12));
+    }
+
+    #[test]
+    fn pieces_behind_a_partial_do_not_continue_it() {
+        let files = vec![(1, 0, model::Kind::Partial(1)), (1, 0, model::Kind::Piece(1, 3))];
+        let archive = World { branches: vec![], files, lost: vec![] }.archive();
+        let reach = archive.reach(&archive.path(Timeline(1)).unwrap(), lsn(0));
+        assert_eq!((reach.to, reach.stopped_by.unwrap().to), (lsn(1), None));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::history::{Entry, History, HistoryError};
 use super::record::Summary;
 use super::{Lsn, ParseError, Segment, SegmentSize, SystemId, Timeline};
 use crate::repository::layout::{self, Key};
@@ -134,6 +135,38 @@ pub struct WalPredicate {
     /// What recovery targets are in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub summary: Option<Summary>,
+    /// Of a history file: the timelines that it names, so that who cannot decrypt knows where they branched off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branches: Option<Vec<Branch>>,
+}
+
+/// A timeline that was left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Branch {
+    /// The timeline.
+    pub timeline: Timeline,
+    /// Where the next one begins.
+    pub switch: Lsn,
+}
+
+impl WalPredicate {
+    /// Of a file of `bytes` bytes, with nothing more known of it.
+    pub fn new(bytes: u64, segment_size: SegmentSize) -> Self {
+        Self { bytes, segment_size, page_magic: None, summary: None, branches: None }
+    }
+
+    /// Of a timeline history file.
+    pub fn of_history(timeline: Timeline, content: &[u8], segment_size: SegmentSize) -> Result<Self, HistoryError> {
+        let history = History::parse(timeline, content)?;
+        let branches = history.entries.iter().map(|entry| Branch { timeline: entry.timeline, switch: entry.switch }).collect();
+        Ok(Self { branches: Some(branches), ..Self::new(content.len() as u64, segment_size) })
+    }
+
+    /// The history that it tells of, without the reasons.
+    pub fn history(&self, timeline: Timeline) -> Option<History> {
+        let entry = |branch: &Branch| Entry { timeline: branch.timeline, switch: branch.switch, reason: String::new() };
+        self.branches.as_ref().map(|branches| History { timeline, entries: branches.iter().map(entry).collect() })
+    }
 }
 
 /// `wal/<system-id>/cluster.json`: what the WAL there is of.

@@ -179,6 +179,8 @@ pub enum Wanted {
     /// The first transaction that ended after this time: where recovery with `recovery_target_time` stops, before it. As there, an abort
     /// counts as a commit does, and a restore point does not.
     FirstCommitAfter(Timestamp),
+    /// Any record: the first one that counts (`recovery_target_lsn`).
+    Record,
 }
 
 /// The record that was searched for.
@@ -188,8 +190,8 @@ pub struct Found {
     pub lsn: Lsn,
     /// End of the record, with its padding: where the next one begins, or the page does that the next one is on.
     pub end: Lsn,
-    /// The time in it.
-    pub time: Timestamp,
+    /// The time in it, if it is a record with one.
+    pub time: Option<Timestamp>,
     /// It is a commit: not an abort, not a restore point.
     pub committed: bool,
     /// The timeline of the segment that it ends in.
@@ -205,14 +207,43 @@ pub struct Search {
     wanted: Wanted,
     size: SegmentSize,
     reader: Option<Reader>,
+    /// Records that begin before this do not count.
+    from: Lsn,
+    /// How many of them are wanted.
+    most: usize,
+    /// Records that end behind this do not count, and only the last one that does is kept.
+    last_before: Option<Lsn>,
     end: Option<Lsn>,
-    found: Option<Found>,
+    found: Vec<Found>,
 }
 
 impl Search {
     /// Before the first segment.
     pub fn new(wanted: Wanted, size: SegmentSize) -> Self {
-        Self { wanted, size, reader: None, end: None, found: None }
+        Self { wanted, size, reader: None, from: Lsn(0), most: 1, last_before: None, end: None, found: Vec::new() }
+    }
+
+    /// Counts only records that begin at `from` or behind.
+    #[must_use]
+    pub fn from(self, from: Lsn) -> Self {
+        Self { from, ..self }
+    }
+
+    /// Goes on after the first one that is found, until there are `most`.
+    #[must_use]
+    pub fn up_to(self, most: usize) -> Self {
+        Self { most, ..self }
+    }
+
+    /// Looks for the last one that ends at `to` or before.
+    #[must_use]
+    pub fn last_before(self, to: Lsn) -> Self {
+        Self { last_before: Some(to), most: usize::MAX, ..self }
+    }
+
+    /// What was found so far, in the order of its LSNs.
+    pub fn found(&self) -> &[Found] {
+        &self.found
     }
 
     /// Says that the bytes of `segment` come next, from its start.
@@ -226,18 +257,26 @@ impl Search {
     /// Takes the next bytes of the segment, and says what was found, once it is. Bytes after that, or before the first
     /// [`begin`](Self::begin), are not looked at.
     pub fn push(&mut self, bytes: &[u8]) -> Result<Option<&Found>, RecordError> {
-        let Some(reader) = self.reader.as_mut().filter(|_| self.found.is_none()) else { return Ok(self.found.as_ref()) };
+        let Self { wanted, reader, from, most, last_before, end, found, .. } = self;
+        let Some(reader) = reader.as_mut().filter(|_| found.len() < *most) else { return Ok(found.first()) };
         let timeline = reader.segment.timeline;
-        let (wanted, end, found) = (&self.wanted, &mut self.end, &mut self.found);
         reader.push(bytes, &mut |ended| {
             *end = Some(ended.end);
-            if let Some((time, committed)) = is_wanted(wanted, &ended.what) {
-                *found = Some(Found { lsn: ended.lsn, end: ended.end, time, committed, timeline });
-                return Flow::Stop;
+            if let Some(to) = *last_before {
+                if ended.end > to {
+                    return Flow::Stop;
+                }
+                if is_wanted(wanted, &ended.what).is_some() {
+                    found.clear();
+                }
             }
-            Flow::On
+            match is_wanted(wanted, &ended.what).filter(|_| ended.lsn >= *from) {
+                Some((time, committed)) => found.push(Found { lsn: ended.lsn, end: ended.end, time, committed, timeline }),
+                None => return Flow::On,
+            }
+            if found.len() < *most { Flow::On } else { Flow::Stop }
         });
-        reader.error.map_or(Ok(self.found.as_ref()), Err)
+        reader.error.map_or(Ok(found.first()), Err)
     }
 
     /// End of the last whole record read so far, in whatever segment: how far the search has looked.
@@ -252,11 +291,15 @@ impl Search {
     }
 }
 
-fn is_wanted(wanted: &Wanted, what: &What) -> Option<(Timestamp, bool)> {
+/// Time, and whether it is a commit, of what is wanted.
+fn is_wanted(wanted: &Wanted, what: &What) -> Option<(Option<Timestamp>, bool)> {
     match (wanted, what) {
-        (Wanted::TransactionId(wanted), What::Transaction { time, xid, committed }) => (wanted == xid).then_some((*time, *committed)),
-        (Wanted::FirstCommitAfter(after), What::Transaction { time, committed, .. }) => (time > after).then_some((*time, *committed)),
-        (Wanted::RestorePoint(wanted), What::RestorePoint { time, name }) => (wanted.as_bytes() == name).then_some((*time, false)),
+        (Wanted::TransactionId(wanted), What::Transaction { time, xid, committed }) => (wanted == xid).then_some((Some(*time), *committed)),
+        (Wanted::FirstCommitAfter(after), What::Transaction { time, committed, .. }) => (time > after).then_some((Some(*time), *committed)),
+        (Wanted::RestorePoint(wanted), What::RestorePoint { time, name }) => (wanted.as_bytes() == name).then_some((Some(*time), false)),
+        (Wanted::Record, What::Transaction { time, committed, .. }) => Some((Some(*time), *committed)),
+        (Wanted::Record, What::RestorePoint { time, .. }) => Some((Some(*time), false)),
+        (Wanted::Record, What::Other | What::Switch) => Some((None, false)),
         _ => None,
     }
 }
@@ -400,7 +443,7 @@ impl Reader {
         Self {
             segment,
             size,
-            start: segment.start(size).0,
+            start: first_byte(segment, size),
             at: 0,
             page_bytes: size.bytes(),
             magic: 0,
@@ -424,7 +467,7 @@ impl Reader {
 
     /// The reader of the segment after this one, in the middle of what this one ended in.
     fn go_on(self, segment: Segment) -> Self {
-        Self { segment, start: segment.start(self.size).0, at: 0, over: None, ..self }
+        Self { segment, start: first_byte(segment, self.size), at: 0, over: None, ..self }
     }
 
     fn check(&self) -> Result<(), RecordError> {
@@ -650,6 +693,11 @@ impl Reader {
             self.stop(Over::Enough);
         }
     }
+}
+
+/// As [`Segment::start`], for any number: there may be none such.
+fn first_byte(segment: Segment, size: SegmentSize) -> u64 {
+    segment.number.wrapping_mul(size.bytes())
 }
 
 /// How many of `bytes` are among the next `rest`.

@@ -235,17 +235,22 @@ fn places_of(all: &[Located]) -> String {
 }
 
 /// A target that cannot be reached.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
 #[error("reach {}: {reason}", crate::restore::describe(.target))]
 pub struct Unreachable {
     /// The target.
     pub target: Target,
-    /// Why.
+    /// Why; in JSON as a sentence.
+    #[serde(serialize_with = "in_words")]
     pub reason: Reason,
     /// What can be reached instead.
     pub nearest: Vec<Reachable>,
     /// Where replay ends. With an [`Edge`] of each, `nearest` says more.
     pub ends: Vec<Reach>,
+}
+
+fn in_words<S: serde::Serializer>(reason: &Reason, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(reason)
 }
 
 /// Backups and the history that leads to the target, as far as that is settled without reading WAL.
@@ -306,13 +311,13 @@ fn route<'b>(backups: &'b [BackupPoint], archive: &Archive, request: &RecoveryRe
     }
 }
 
-fn refuse(target: &Target, reason: Reason, nearest: Vec<Reachable>, ends: Vec<Reach>) -> Unreachable {
-    Unreachable { target: target.clone(), reason, nearest, ends }
+fn refuse(target: &Target, reason: Reason, nearest: Vec<Reachable>, ends: Vec<Reach>) -> Box<Unreachable> {
+    Box::new(Unreachable { target: target.clone(), reason, nearest, ends })
 }
 
 /// Along which history, and from where on, an engine must search for the target. Targets without a record ([`Target::Latest`],
 /// [`Target::Immediate`]) have no spans.
-pub fn search(backups: &[BackupPoint], archive: &Archive, request: &RecoveryRequest) -> Result<Search, Unreachable> {
+pub fn search(backups: &[BackupPoint], archive: &Archive, request: &RecoveryRequest) -> Result<Search, Box<Unreachable>> {
     let route = route(backups, archive, request).map_err(|reason| refuse(&request.target, reason, Vec::new(), Vec::new()))?;
     let useful = |backup: &&&BackupPoint| match request.target {
         Target::Time(time) => backup.consistent_at < time,
@@ -411,7 +416,7 @@ impl<E> Reader<'_, E> {
             // Servers change, and clocks with them, where legs do.
             let leg = self.path.leg_at(Lsn((begin + 1).saturating_mul(self.size()) - 1));
             let end = leg.to.map_or(last, |to| (to.0.saturating_sub(1) / self.size()).clamp(begin, last));
-            let (read_from, hit) = self.first_later_within(&later, time, begin, end)?;
+            let (read_from, hit) = self.first_later_within(&later, time, begin, end, end < last)?;
             let end_of = |number: u64, size: u64| Lsn((number + 1).saturating_mul(size)).min(to);
             if let Some(number) = read_from {
                 let until = end_of(hit.unwrap_or(end + 1), self.size());
@@ -434,6 +439,7 @@ impl<E> Reader<'_, E> {
         time: Timestamp,
         begin: u64,
         end: u64,
+        goes_on: bool,
     ) -> Result<(Option<u64>, Option<u64>), E> {
         // Halve: what is before `low` was not later, what is at `high` or behind it was, or has no time.
         let (mut low, mut high, mut hit) = (begin, end + 1, None);
@@ -451,26 +457,25 @@ impl<E> Reader<'_, E> {
                 None => high = middle,
             }
         }
-        // Look back from there until it is certain that nothing before it is later. `next` is the first segment to read so far.
+        // Look back from there until it is certain that nothing before it is later.
         let (mut first, mut number) = (hit, hit.unwrap_or(end + 1));
         while number > begin {
             number -= 1;
-            let next = first.unwrap_or(end + 1);
             let Some(summary) = self.summary(number)? else {
                 // Of what nothing is known, anything may be true.
                 first = Some(number);
                 continue;
             };
-            let latest = summary.last_time;
-            if latest.is_some_and(later) {
-                (first, hit) = (Some(number), Some(number));
-            } else if summary.tail && number + 1 == next {
-                // The record that goes over into the next segment is in neither's summary.
-                first = Some(number);
+            match summary.last_time {
+                Some(latest) if later(latest) => (first, hit) = (Some(number), Some(number)),
+                Some(latest) if time.duration_since(latest) > COMMIT_TIME_DISORDER => break,
+                _ => {}
             }
-            if latest.is_some_and(|latest| !later(latest) && time.duration_since(latest) > COMMIT_TIME_DISORDER) {
-                break;
-            }
+        }
+        // A record that goes over from one segment into the next is in neither's summary.
+        let before = first.unwrap_or(end + 1);
+        if (first.is_some() || goes_on) && before > begin && self.summary(before - 1)?.is_some_and(|summary| summary.tail) {
+            first = Some(before - 1);
         }
         Ok((first, hit))
     }
@@ -505,9 +510,20 @@ impl<E> Reader<'_, E> {
 /// The backup, the history and the WAL that lead to the target (c078): the newest backup that is consistent strictly before recovery ends, with
 /// all WAL from its start to there. Backups without findings come before degraded ones. An older backup does where a newer one has a hole
 /// behind it.
-pub fn choose(backups: &[BackupPoint], archive: &Archive, request: &RecoveryRequest, evidence: &Evidence) -> Result<Choice, Unreachable> {
+pub fn choose(
+    backups: &[BackupPoint],
+    archive: &Archive,
+    request: &RecoveryRequest,
+    evidence: &Evidence,
+) -> Result<Choice, Box<Unreachable>> {
     let route = route(backups, archive, request).map_err(|reason| {
-        let nearest = backups.iter().filter(|b| request.backup.as_ref().is_none_or(|only| *only == b.id)).map(at_once).take(1).collect();
+        let mut nearest = Vec::new();
+        let newest = backups.iter().filter(|b| request.backup.as_ref().is_none_or(|only| *only == b.id)).max_by_key(|b| b.stop_lsn);
+        if let Some(newest) = newest.filter(|_| !matches!(reason, Reason::NoBackup)) {
+            let own = Reachable { flags: format!("--target-timeline {}", newest.timeline), ..at_once(newest) };
+            nearest.extend((request.timeline == TimelineChoice::Latest).then_some(own));
+            nearest.push(at_once(newest));
+        }
         refuse(&request.target, reason, nearest, Vec::new())
     })?;
     let (healthy, degraded): (Vec<_>, Vec<_>) = route.backups.iter().copied().partition(|backup| !backup.degraded);
@@ -641,7 +657,7 @@ fn at_once(backup: &BackupPoint) -> Reachable {
 }
 
 /// Why none of the backups does, in one sentence, and what can be reached.
-fn explain(route: &Route<'_>, archive: &Archive, request: &RecoveryRequest, evidence: &Evidence, reasons: Vec<Reason>) -> Unreachable {
+fn explain(route: &Route<'_>, archive: &Archive, request: &RecoveryRequest, evidence: &Evidence, reasons: Vec<Reason>) -> Box<Unreachable> {
     // "Too early" of a backup says nothing if there is an older one that fails for another reason.
     let other = reasons.iter().find(|reason| !matches!(reason, Reason::Before { .. })).cloned();
     let oldest = route.backups.iter().copied().min_by_key(|backup| backup.stop_lsn);
@@ -694,4 +710,376 @@ fn last_reachable(backup: &BackupPoint, reach: &Reach, evidence: &Evidence) -> V
         found.push(Reachable { backup: None, flags: format!("--target-time {time}"), lsn: lsn.unwrap_or(reach.to), time: Some(time) });
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::{self, Kind, SEGMENTS, UNITS, World, backup, lsn, time, world};
+    use super::super::record::RestorePoint;
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The record that fills a unit.
+    fn record(timeline: u32, unit: u64) -> Located {
+        Located { timeline: Timeline(timeline), lsn: lsn(unit), end: lsn(unit + 1), time: Some(time(unit)) }
+    }
+
+    fn evidence(located: Vec<Located>) -> Evidence {
+        Evidence { located, edges: Vec::new() }
+    }
+
+    fn to(target: Target) -> RecoveryRequest {
+        RecoveryRequest::new(target)
+    }
+
+    /// Timeline 1 with all its segments.
+    fn plain() -> World {
+        World { branches: vec![], files: (0..SEGMENTS).map(|number| (1, number, Kind::Whole)).collect(), lost: vec![] }
+    }
+
+    /// Timeline 1 with segments 0 to 5; 2 left it in the middle of segment 2 and has 2 to 4; 3 left 1 later.
+    fn branched() -> World {
+        let one = (0..6).map(|number| (1, number, Kind::Whole));
+        let two = (2..5).map(|number| (2, number, Kind::Whole));
+        let three = (5..7).map(|number| (3, number, Kind::Whole));
+        World { branches: vec![(1, 10), (1, 20)], files: one.chain(two).chain(three).collect(), lost: vec![] }
+    }
+
+    type Taken = (u32, u64, u64);
+
+    fn points(taken: &[Taken]) -> Vec<BackupPoint> {
+        taken.iter().enumerate().map(|(at, (on, start, stop))| backup(&format!("b{at}"), *on, *start, *stop)).collect()
+    }
+
+    fn backups() -> impl Strategy<Value = Vec<Taken>> {
+        let one = (1u32..5, 0..SEGMENTS * UNITS - 4, 1..4u64).prop_map(|(on, start, length)| (on, start, start + length));
+        proptest::collection::vec(one, 0..4)
+    }
+
+    /// Whether recovery from a backup along some part of a timeline's history gets behind a unit.
+    fn gets_there(world: &World, timeline: u32, taken: &Taken, end: u64) -> bool {
+        let (on, start, stop) = *taken;
+        let mine = (start..stop).all(|unit| world.owner(timeline, unit) == on);
+        let mut tips: Vec<u32> = world.ancestors(timeline).into_iter().map(|(of, _)| of).collect();
+        tips.push(timeline);
+        mine && tips
+            .into_iter()
+            .filter(|tip| (0..end).all(|unit| world.owner(*tip, unit) == world.owner(timeline, unit)))
+            .any(|tip| world.replay(tip, start).0 >= end)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1500))]
+
+        #[test]
+        fn c078_the_newest_backup_that_reaches_the_target_is_chosen_and_no_other(
+            world in world(), taken in backups(), timeline in 1u32..5, unit in 0..SEGMENTS * UNITS, inclusive: bool, by_time: bool
+        ) {
+            let timeline = timeline % world.timelines() + 1;
+            let archive = world.archive();
+            let points = points(&taken);
+            let target = if by_time { Target::Time(time(unit)) } else { Target::Lsn(lsn(unit)) };
+            let request = RecoveryRequest { inclusive, timeline: TimelineChoice::Number(Timeline(timeline)), ..to(target) };
+            // The first record later than a time is the next one, unless the time itself is excluded.
+            let hit = if by_time && inclusive { unit + 1 } else { unit };
+            let found = evidence(vec![record(world.owner(timeline, hit), hit)]);
+            let stops = if by_time || !inclusive { hit } else { hit + 1 };
+            let fits = |taken: &&Taken| {
+                taken.2 < stops && (!by_time || time(taken.2) < time(unit)) && gets_there(&world, timeline, taken, hit + 1)
+            };
+            match choose(&points, &archive, &request, &found) {
+                Ok(choice) => {
+                    let best = taken.iter().filter(fits).map(|taken| taken.2).max();
+                    prop_assert_eq!(Some(choice.backup.stop_lsn), best.map(lsn));
+                    prop_assert_eq!(choice.end, lsn(stops));
+                    prop_assert_eq!(choice.to, lsn(hit + 1));
+                    prop_assert_eq!(choice.promised, Some(Promise { timeline: choice.timeline, lsn: choice.to }));
+                    let (reached, _) = world.replay(choice.timeline.0, choice.from.0 / model::UNIT);
+                    prop_assert!(reached > hit);
+                    prop_assert!((choice.from.0 / model::UNIT..=hit).all(|unit| world.owner(choice.timeline.0, unit) == world.owner(timeline, unit)));
+                    // The legs are the whole way, and nothing else.
+                    prop_assert_eq!(choice.legs.first().map(|leg| leg.from), Some(choice.from));
+                    prop_assert_eq!(choice.legs.last().and_then(|leg| leg.to), Some(choice.to));
+                    prop_assert!(choice.legs.windows(2).all(|pair| pair[0].to == Some(pair[1].from)));
+                    // No file on the way passes for the end.
+                    for unit in choice.from.0 / model::UNIT..=hit {
+                        let path = archive.path(choice.timeline).unwrap();
+                        prop_assert!(archive.source(&path, lsn(unit)).is_some());
+                    }
+                }
+                Err(unreachable) => {
+                    prop_assert_eq!(taken.iter().find(fits), None, "{}", unreachable);
+                    for nearest in unreachable.nearest {
+                        prop_assert!(nearest.backup.is_some() || nearest.flags.is_empty());
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn c060_the_latest_is_refused_only_where_something_is_missing(world in world(), taken in backups(), timeline in 1u32..5) {
+            let timeline = timeline % world.timelines() + 1;
+            let (archive, points) = (world.archive(), points(&taken));
+            let request = RecoveryRequest { timeline: TimelineChoice::Number(Timeline(timeline)), ..to(Target::Latest) };
+            let whole = |taken: &&Taken| {
+                let (end, error) = world.replay(timeline, taken.1);
+                let mine = (taken.1..taken.2).all(|unit| world.owner(timeline, unit) == taken.0);
+                mine && !error && !world.goes_on(timeline, end) && end >= taken.2
+            };
+            match choose(&points, &archive, &request, &Evidence::default()) {
+                Ok(choice) => {
+                    prop_assert_eq!(Some(choice.backup.stop_lsn), taken.iter().filter(whole).map(|taken| lsn(taken.2)).max());
+                    prop_assert_eq!(choice.to, lsn(world.replay(timeline, choice.from.0 / model::UNIT).0));
+                }
+                Err(unreachable) => prop_assert_eq!(taken.iter().find(whole), None, "{}", unreachable),
+            }
+        }
+
+        #[test]
+        fn places_for_a_time_hold_the_first_later_commit_whatever_the_order(
+            commits in proptest::collection::vec((0..SEGMENTS * UNITS, -40i64..40), 0..40), asked in 0..SEGMENTS * UNITS, inclusive: bool, silent in 0..SEGMENTS
+        ) {
+            // Commits at units, their times out of order by up to 40 units either way, of 0.7 s each: within what is allowed for.
+            let (world, archive) = (plain(), plain().archive());
+            let at = |unit: u64, disorder: i64| time(0) + SignedDuration::from_millis((unit as i64 * 30_000) + disorder * 700);
+            let commits: std::collections::BTreeMap<u64, Timestamp> =
+                commits.into_iter().filter(|(unit, _)| unit / UNITS != silent).map(|(unit, disorder)| (unit, at(unit, disorder))).collect();
+            let asked = at(asked, 3);
+            let request = RecoveryRequest { inclusive, ..to(Target::Time(asked)) };
+            let search = Search { path: archive.path(Timeline(1)).unwrap(), spans: vec![(lsn(2), lsn(SEGMENTS * UNITS))] };
+            let mut summary = |segment: Segment| -> Result<_, ()> {
+                let times = commits.range(segment.number * UNITS..(segment.number + 1) * UNITS).map(|(_, time)| *time);
+                Ok(Some(Summary { first_time: times.clone().min(), last_time: times.max(), ..Summary::default() }))
+            };
+            let places = places(&archive, &search, &request, &mut summary).unwrap();
+            let later = |time: &Timestamp| if inclusive { *time > asked } else { *time >= asked };
+            let within = |place: &Place| commits.iter().find(|(unit, time)| lsn(**unit) >= place.from && lsn(**unit) < place.to && later(time)).map(|(unit, _)| *unit);
+            // As an engine reads them.
+            let sure = places.iter().filter(|place| !place.doubtful).filter_map(within).min();
+            let found = sure.or_else(|| places.iter().filter(|place| place.doubtful).find_map(within));
+            prop_assert_eq!(found, commits.iter().find(|(unit, time)| **unit >= 2 && later(time)).map(|(unit, _)| *unit), "{:?} in {:?}", places, world);
+        }
+    }
+
+    #[test]
+    fn a_time_among_many_segments_takes_few_headers() {
+        let mut archive = Archive::new(super::super::SystemId(7), super::super::SegmentSize::DEFAULT);
+        for number in 0..100_000 {
+            archive.add(super::super::file::WalFile::Segment(Segment { timeline: Timeline(1), number }), 1);
+        }
+        let at = |number: u64| time(0) + SignedDuration::from_secs(number as i64 * 10);
+        let path = archive.path(Timeline(1)).unwrap();
+        let search = Search { path, spans: vec![(Lsn(40), Lsn(50_000 << 24)), (Lsn(1 << 30), Lsn(100_000 << 24))] };
+        let mut asked = 0;
+        let mut summary = |segment: Segment| -> Result<_, ()> {
+            asked += 1;
+            Ok(Some(Summary {
+                first_time: Some(at(segment.number)),
+                last_time: Some(at(segment.number + 1)),
+                tail: true,
+                ..Summary::default()
+            }))
+        };
+        let request = to(Target::Time(at(65_432) + SignedDuration::from_secs(3)));
+        let places = places(&archive, &search, &request, &mut summary).unwrap();
+        let sure: Vec<_> = places.iter().filter(|place| !place.doubtful).collect();
+        // The record that goes over into it may be the one.
+        assert!(sure.contains(&&Place { from: Lsn(65_431 << 24), to: Lsn(65_433 << 24), doubtful: false }), "{places:?}");
+        assert!(asked < 80, "{asked}");
+    }
+
+    #[test]
+    fn transactions_are_looked_for_where_their_number_is_across_the_wrap() {
+        let archive = plain().archive();
+        let search = Search { path: archive.path(Timeline(1)).unwrap(), spans: vec![(lsn(0), lsn(SEGMENTS * UNITS))] };
+        let summary = |segment: Segment| match segment.number {
+            1 => Summary { xids: Some((u32::MAX - 5, 10)), tail: true, ..Summary::default() },
+            2 => Summary { xids: Some((5, 20)), ..Summary::default() },
+            3 => Summary { xids: Some((300, 400)), tail: true, ..Summary::default() },
+            _ => Summary::default(),
+        };
+        let find = |xid: u64| {
+            let request = to(Target::TransactionId(xid));
+            let places = places(&archive, &search, &request, &mut |segment| Ok::<_, ()>(Some(summary(segment)))).unwrap();
+            places.into_iter().map(|place| (place.from.0 / model::UNIT, place.to.0 / model::UNIT, place.doubtful)).collect::<Vec<_>>()
+        };
+        assert_eq!(find(7), [(4, 12, false), (8, 12, false), (12, 20, true)]);
+        assert_eq!(find(u64::from(u32::MAX)), [(4, 12, false), (12, 20, true)]);
+        assert_eq!(find((1 << 32) + 15), [(8, 12, false), (4, 12, true), (12, 20, true)]);
+        assert_eq!(find(350), [(12, 20, false), (4, 12, true)]);
+    }
+
+    #[test]
+    fn names_are_looked_for_where_they_may_be() {
+        let mut world = plain();
+        world.files.pop();
+        world.files.push((1, SEGMENTS - 1, Kind::Piece(0, 2)));
+        let archive = world.archive();
+        let request = to(Target::Name("x".into()));
+        let search = search(&points(&[(1, 0, 1), (1, 5, 6)]), &archive, &request).unwrap();
+        let point = |name: &str| RestorePoint { name: name.into(), lsn: lsn(1), time: time(1) };
+        let mut asked = Vec::new();
+        let mut summary = |segment: Segment| {
+            asked.push(segment.number);
+            Ok::<_, ()>(Some(match segment.number {
+                2 => Summary { restore_points: vec![point("y"), point("x")], ..Summary::default() },
+                3 => Summary { restore_points: vec![point("y")], ..Summary::default() },
+                4 => Summary { more_restore_points: true, ..Summary::default() },
+                _ => Summary::default(),
+            }))
+        };
+        let places = places(&archive, &search, &request, &mut summary).unwrap();
+        let sure: Vec<_> = places.iter().filter(|place| !place.doubtful).map(|place| place.from).collect();
+        assert_eq!(sure, [lsn(8), lsn(16)]);
+        // The open segment has no summary.
+        assert_eq!(
+            places.iter().filter(|place| place.doubtful).map(|place| (place.from, place.to)).collect::<Vec<_>>(),
+            [(lsn(28), lsn(30))]
+        );
+        assert_eq!(asked, (0..SEGMENTS - 1).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn c076_latest_is_the_newest_timeline_that_descends_from_a_backup() {
+        let archive = branched().archive();
+        // Timeline 3 left 1 at 20: a backup from before is on all three; one of timeline 2 is on 2 alone.
+        let choice = choose(&points(&[(1, 1, 3)]), &archive, &to(Target::Latest), &Evidence::default()).unwrap();
+        assert_eq!((choice.timeline, choice.end), (Timeline(3), lsn(28)));
+        let choice = choose(&points(&[(2, 11, 12)]), &archive, &to(Target::Latest), &Evidence::default()).unwrap();
+        assert_eq!((choice.timeline, choice.end), (Timeline(2), lsn(20)));
+        let request = RecoveryRequest { backup: Some("b1".into()), ..to(Target::Latest) };
+        let choice = choose(&points(&[(1, 1, 3), (2, 11, 12)]), &archive, &request, &Evidence::default()).unwrap();
+        assert_eq!(choice.timeline, Timeline(2));
+        let request = RecoveryRequest { timeline: TimelineChoice::Number(Timeline(2)), ..to(Target::Latest) };
+        let choice = choose(&points(&[(1, 1, 3)]), &archive, &request, &Evidence::default()).unwrap();
+        assert_eq!(choice.legs.iter().map(|leg| leg.timeline.0).collect::<Vec<_>>(), [1, 2]);
+        assert!(choice.notes.iter().any(|note| note.contains("--target-timeline 1")), "{:?}", choice.notes);
+        let request = RecoveryRequest { timeline: TimelineChoice::Number(Timeline(3)), ..to(Target::Latest) };
+        let refused = choose(&points(&[(2, 11, 12)]), &archive, &request, &Evidence::default()).unwrap_err();
+        assert_eq!(refused.reason, Reason::NotOnTimeline(Timeline(3)));
+    }
+
+    #[test]
+    fn c076_a_newer_timeline_of_unknown_origin_is_named_before_anything_is_written() {
+        let mut archive = branched().archive();
+        archive.add(super::super::file::WalFile::Segment(Segment { timeline: Timeline(9), number: 7 }), 1);
+        let refused = choose(&points(&[(1, 1, 3)]), &archive, &to(Target::Latest), &Evidence::default()).unwrap_err();
+        assert!(refused.to_string().contains("00000009.history"), "{refused}");
+        let json = serde_json::to_value(&refused).unwrap();
+        assert_eq!(json["nearest"][0]["flags"], "--target-timeline 1");
+        assert!(json["reason"].as_str().unwrap().contains("00000009.history"));
+        let request = RecoveryRequest { timeline: TimelineChoice::Current, ..to(Target::Latest) };
+        let choice = choose(&points(&[(1, 1, 3)]), &archive, &request, &Evidence::default()).unwrap();
+        assert_eq!(choice.timeline, Timeline(1));
+    }
+
+    #[test]
+    fn c077_immediate_stays_on_the_backups_timeline() {
+        let archive = branched().archive();
+        let choice = choose(&points(&[(1, 1, 3)]), &archive, &to(Target::Immediate), &Evidence::default()).unwrap();
+        assert_eq!((choice.timeline, choice.end, choice.to), (Timeline(1), lsn(3), lsn(3)));
+        // Also where nobody knows where that timeline came from.
+        let choice = choose(
+            &points(&[(7, 1, 3)]),
+            &Archive::new(super::super::SystemId(7), model::size()),
+            &to(Target::Immediate),
+            &Evidence::default(),
+        );
+        assert!(matches!(choice.unwrap_err().reason, Reason::Behind(_)));
+        let mut own = points(&[(7, 1, 3)]);
+        own[0].wal_included = true;
+        let choice =
+            choose(&own, &Archive::new(super::super::SystemId(7), model::size()), &to(Target::Immediate), &Evidence::default()).unwrap();
+        assert_eq!((choice.timeline, choice.promised), (Timeline(7), None));
+    }
+
+    #[test]
+    fn c078_a_target_before_the_end_of_a_backup_takes_an_older_one() {
+        let (archive, points) = (plain().archive(), points(&[(1, 1, 3), (1, 8, 12)]));
+        let chosen = |target, hit| choose(&points, &archive, &to(target), &evidence(vec![record(1, hit)])).map(|choice| choice.backup.id);
+        assert_eq!(chosen(Target::Lsn(lsn(11)), 11).unwrap(), "b0");
+        assert_eq!(chosen(Target::Lsn(lsn(12)), 12).unwrap(), "b1");
+        // Consistent at the very time is not strictly before it.
+        assert_eq!(chosen(Target::Time(time(12)), 13).unwrap(), "b0");
+        assert_eq!(chosen(Target::Time(time(13)), 14).unwrap(), "b1");
+        assert_eq!(chosen(Target::TransactionId(5), 10).unwrap(), "b0");
+        let refused = chosen(Target::Lsn(lsn(2)), 2).unwrap_err();
+        assert!(matches!(refused.reason, Reason::Before { .. }));
+        assert_eq!(
+            refused.nearest.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["b0 --target-immediate (LSN 0/C0000 of 2023-11-14T22:13:23Z)"]
+        );
+        let only = RecoveryRequest { backup: Some("b1".into()), ..to(Target::Lsn(lsn(11))) };
+        let refused = choose(&points, &archive, &only, &evidence(vec![record(1, 11)])).unwrap_err();
+        assert!(refused.to_string().contains("backup b1 is consistent only from LSN 0/300000"), "{refused}");
+    }
+
+    #[test]
+    fn c063_a_hole_behind_the_newer_backup_takes_the_older_one_or_is_told() {
+        let mut world = plain();
+        world.files.remove(3);
+        let archive = world.archive();
+        let points = points(&[(1, 1, 3), (1, 17, 19)]);
+        let at = |unit| choose(&points, &archive, &to(Target::Lsn(lsn(unit))), &evidence(vec![record(1, unit)]));
+        assert_eq!(at(11).unwrap().backup.id, "b0");
+        assert_eq!(at(25).unwrap().backup.id, "b1");
+        let refused = at(13).unwrap_err();
+        assert!(matches!(&refused.reason, Reason::Gap(gap) if gap.from == lsn(12) && gap.to == Some(lsn(16))), "{refused}");
+        assert!(refused.nearest.iter().any(|nearest| nearest.backup.as_deref() == Some("b1")));
+        assert!(refused.ends.iter().any(|reach| reach.to == lsn(12)));
+        // Recorded as lost behind the end: the latest there is is not the latest there was.
+        let lost = World { lost: vec![(1, 40, 41)], ..plain() };
+        let refused = choose(&points, &lost.archive(), &to(Target::Latest), &Evidence::default()).unwrap_err();
+        assert!(refused.to_string().contains("lost"), "{refused}");
+    }
+
+    #[test]
+    fn c079_what_is_behind_the_end_is_refused_with_what_postgresql_would_reach() {
+        let archive = plain().archive();
+        let points = points(&[(1, 1, 3)]);
+        let end = lsn(SEGMENTS * UNITS);
+        let edge = Edge { to: end, last_record: Some(lsn(30)), last_commit: Some(time(29)) };
+        for target in [Target::Time(time(29)), Target::Lsn(lsn(31)), Target::Lsn(lsn(99))] {
+            let refused = choose(&points, &archive, &to(target), &Evidence { located: vec![], edges: vec![edge.clone()] }).unwrap_err();
+            assert_eq!(refused.reason, Reason::Behind(end));
+            let words: Vec<_> = refused.nearest.iter().map(ToString::to_string).collect();
+            assert_eq!(words[0], "latest --target-lsn 0/780000 (LSN 0/780000 of 2023-11-14T22:13:49Z)");
+            assert!(words[1].starts_with("latest --target-time 2023-11-14T22:13:48.999999Z"), "{words:?}");
+            assert_eq!(words[2], "b0 --target-immediate (LSN 0/C0000 of 2023-11-14T22:13:23Z)");
+            assert_eq!(words[3], "latest (LSN 0/800000)");
+        }
+    }
+
+    #[test]
+    fn c078_a_name_that_occurs_twice_is_ambiguous_unless_a_backup_tells_them_apart() {
+        let archive = plain().archive();
+        let request = to(Target::Name("x".into()));
+        let twice = evidence(vec![record(1, 6), record(1, 20), record(1, 20)]);
+        let refused = choose(&points(&[(1, 1, 3)]), &archive, &request, &twice).unwrap_err();
+        assert!(refused.to_string().contains("there are 2 restore points of that name"), "{refused}");
+        assert_eq!(
+            refused.nearest.iter().map(|nearest| nearest.flags.as_str()).collect::<Vec<_>>(),
+            ["--target-lsn 0/180000", "--target-lsn 0/500000"]
+        );
+        let choice = choose(&points(&[(1, 1, 3), (1, 8, 12)]), &archive, &request, &twice).unwrap();
+        assert_eq!((choice.backup.id.as_str(), choice.end), ("b1", lsn(21)));
+        assert!(choice.notes.iter().any(|note| note.contains("this is the one at LSN 0/500000")), "{:?}", choice.notes);
+        // PostgreSQL stops at the first after the start, also before the backup is consistent.
+        let refused = choose(&points(&[(1, 5, 8)]), &archive, &request, &twice).unwrap_err();
+        assert!(matches!(refused.reason, Reason::Before { .. }));
+        assert!(choose(&points(&[(1, 1, 3)]), &archive, &request, &evidence(vec![])).unwrap_err().to_string().contains("not in the WAL"));
+    }
+
+    #[test]
+    fn c020_a_degraded_backup_is_chosen_last() {
+        let archive = plain().archive();
+        let mut points = points(&[(1, 1, 3), (1, 8, 12)]);
+        points[1].degraded = true;
+        let choice = choose(&points, &archive, &to(Target::Latest), &Evidence::default()).unwrap();
+        assert_eq!(choice.backup.id, "b0");
+        points[0].degraded = true;
+        let choice = choose(&points, &archive, &to(Target::Latest), &Evidence::default()).unwrap();
+        assert_eq!(choice.backup.id, "b1");
+        assert!(choice.notes[0].contains("degraded"));
+    }
 }

@@ -277,7 +277,7 @@ impl ClusterFacts {
 }
 
 /// Rows of what may be forbidden or broken on this server (a locale that the system no longer has); `None` then.
-fn optional(connection: &Connection, sql: &str) -> Result<Option<Rows>, PgError> {
+pub(super) fn optional(connection: &Connection, sql: &str) -> Result<Option<Rows>, PgError> {
     match connection.query(sql, &[]) {
         Ok(rows) => Ok(Some(rows)),
         Err(PgError::Sql { .. }) => Ok(None),

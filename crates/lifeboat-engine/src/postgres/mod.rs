@@ -14,6 +14,7 @@ mod dsn;
 mod facts;
 mod libpq;
 mod tar_stream;
+pub mod wal_facts;
 
 pub use backup_session::{BackupSession, SessionOptions, StartedBackup, StoppedBackup, WalHold};
 pub use base_backup::{Archive, BaseBackup, BaseBackupOptions, FinishedBaseBackup, Item, StreamTablespace};

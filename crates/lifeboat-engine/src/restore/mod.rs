@@ -19,7 +19,7 @@ use lifeboat_core::postgres::control_file::{ControlFile, ControlFileError, inval
 use lifeboat_core::repository::extent::extent_bytes;
 use lifeboat_core::repository::file_table::{Kind, Meta, Row};
 use lifeboat_core::repository::manifest::KeyPurpose;
-use lifeboat_core::restore::{DatabasePlan, RestorePlan, auto_conf, tablespace_map};
+use lifeboat_core::restore::{DatabasePlan, RestorePlan, Target, auto_conf, tablespace_map};
 use lifeboat_core::verify::{Finding, FindingKind};
 use lifeboat_core::wal::Lsn;
 
@@ -125,6 +125,10 @@ pub struct RestoreSettings {
     pub bin_directory: Option<PathBuf>,
     /// How long a start may take, recovery included.
     pub start_timeout: Duration,
+    /// A WAL file that the archive has: the restore command is tried with it.
+    pub probe: Option<String>,
+    /// Where the restore command puts WAL down; made for the server's user.
+    pub spool: Option<PathBuf>,
     /// A directory for a socket, which has to have a short path and be within reach of the server's owner.
     pub temporary: PathBuf,
 }
@@ -138,6 +142,8 @@ pub struct RestoredDatabase {
     pub first_query: Option<Duration>,
     /// Where recovery ended.
     pub reached: Option<Lsn>,
+    /// Time of the last commit that was replayed.
+    pub last_commit: Option<jiff::Timestamp>,
     /// How to connect to the started server.
     pub dsn: Option<String>,
     /// What an operator should know.
@@ -196,21 +202,52 @@ pub fn run(
     let begun = Instant::now();
     let mut restored = restore_files(repository, backup, database, settings, progress)?;
     restored.files = begun.elapsed();
+    if let Some(spool) = &settings.spool {
+        make_spool(spool, Path::new(&database.pgdata))?;
+    }
+    let probed = settings.probe.as_ref().map_or(Ok(()), |probe| server::check_restore_command(database, probe));
     if database.start {
+        probed?;
         progress.phase("start");
         let started = server::start(database, settings)?;
         restored.first_query = Some(begun.elapsed());
         restored.reached = Some(started.reached);
+        restored.last_commit = started.last_commit;
         restored.dsn = Some(started.dsn);
         restored.warnings.extend(started.warnings);
-        if let Some(stop) = database.stop_lsn
-            && started.reached < stop
-        {
-            // PostgreSQL before 13 would promote short of the end in silence (c079).
-            return Err(server::ServerError::Short { reached: started.reached, promised: stop }.into());
+        // Nothing is fetched any more.
+        if let Some(spool) = &settings.spool {
+            let _ = fs::remove_dir_all(spool);
         }
+        check_reached(database, started.reached)?;
+    } else if let Err(error) = probed {
+        restored.warnings.push(format!("{error}: the server would not start"));
     }
     Ok(Some(restored))
+}
+
+/// Recovery has to go as far as was promised: PostgreSQL takes the first file that it does not get for the end, and before 13 it did so even
+/// short of a target (c079, c080).
+fn check_reached(database: &DatabasePlan, reached: Lsn) -> Result<(), RestoreError> {
+    let stop = database.stop_lsn.unwrap_or_default();
+    let promised = match &database.recovery {
+        // With a target PostgreSQL itself insists on it.
+        Some(recovery) if database.target == Target::Latest => recovery.end.max(stop),
+        _ => stop,
+    };
+    if reached < promised { Err(server::ServerError::Short { reached, promised }.into()) } else { Ok(()) }
+}
+
+/// A directory of the server's user beside the data directory: where the restore command puts WAL down that comes early.
+fn make_spool(spool: &Path, data: &Path) -> Result<(), RestoreError> {
+    use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+    match fs::DirBuilder::new().mode(0o700).create(spool) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+        Err(error) => return Err(write_error(spool)(error)),
+    }
+    let owner = fs::metadata(data).map_err(write_error(data))?;
+    std::os::unix::fs::chown(spool, Some(owner.uid()), Some(owner.gid())).map_err(write_error(spool))
 }
 
 /// Where the rows of a backup go.

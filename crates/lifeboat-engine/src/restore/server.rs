@@ -8,7 +8,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lifeboat_core::restore::DatabasePlan;
-use lifeboat_core::wal::Lsn;
+use lifeboat_core::wal::history::History;
+use lifeboat_core::wal::{Lsn, Timeline};
 
 use super::RestoreSettings;
 use crate::backup::OUTSIDE;
@@ -52,13 +53,19 @@ pub enum ServerError {
         /// What it said last.
         last: String,
     },
-    /// Recovery ended before the backup's end.
-    #[error("check recovery: it ended at {reached}, the backup promised {promised}")]
+    /// Recovery ended before what backup and archive hold.
+    #[error("check recovery: it ended at {reached}, WAL up to {promised} was promised")]
     Short {
         /// Where it ended.
         reached: Lsn,
-        /// Where the backup is consistent.
+        /// Where it had to end, at least.
         promised: Lsn,
+    },
+    /// The server's user cannot run what fetches WAL.
+    #[error("run restore_command as the server's user: {problem}")]
+    RestoreCommand {
+        /// What it said.
+        problem: String,
     },
     /// It answered, with an error.
     #[error(transparent)]
@@ -70,8 +77,10 @@ pub enum ServerError {
 pub struct Started {
     /// How to connect.
     pub dsn: String,
-    /// Where recovery ended.
+    /// Where recovery ended: the first byte that was not replayed.
     pub reached: Lsn,
+    /// Time of the last commit that was replayed, if any was.
+    pub last_commit: Option<jiff::Timestamp>,
     /// What an operator should know of it.
     pub warnings: Vec<String>,
 }
@@ -117,6 +126,23 @@ pub(super) fn as_owner(program: &Path, directory: &Path) -> Command {
     // Where we stand may be closed to the owner.
     command.current_dir(directory).stdin(Stdio::null());
     command
+}
+
+/// Runs the restore command as the server will, for a file that is there: what its user may not read is better known now.
+pub(super) fn check_restore_command(plan: &DatabasePlan, probe: &str) -> Result<(), ServerError> {
+    let Some((_, command)) = plan.settings.iter().find(|(name, _)| name == "restore_command") else { return Ok(()) };
+    let directory = Path::new(&plan.pgdata);
+    let target = "lifeboat-probe";
+    let command = command.replace("%f", probe).replace("%p", target).replace("%%", "%");
+    let mut shell = as_owner(Path::new("/bin/sh"), directory);
+    let output = shell.args(["-c", &command]).output().map_err(|source| ServerError::Spawn { program: "/bin/sh".into(), source })?;
+    let came = fs::remove_file(directory.join(target)).is_ok();
+    if output.status.success() && came {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    let line = text.lines().find(|line| line.starts_with("error: ")).or(text.lines().last()).unwrap_or("no message");
+    Err(ServerError::RestoreCommand { problem: format!("{} ({})", line.trim_start_matches("error: "), output.status) })
 }
 
 /// Starts the server in a restored directory and waits until it has recovered and answers.
@@ -265,16 +291,25 @@ fn ask_first(directory: &Path) -> Result<Option<Started>, PgError> {
     }
     let connection = tried?;
     let row = connection.query(
-        "SELECT pg_is_in_recovery() AS recovering, CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_lsn()::text END AS reached",
+        "SELECT pg_is_in_recovery() AS recovering, CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_lsn()::text END AS reached, \
+         CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_walfile_name(pg_current_wal_lsn()) END AS file, \
+         to_char(pg_last_xact_replay_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') AS last_commit",
         &[],
     )?;
     let row = row.one()?;
     if row.bool("recovering")? {
         return Ok(None);
     }
+    // The server has written since: where the new timeline began is where recovery ended.
+    let timeline = row.get("file")?.get(..8).unwrap_or_default().to_owned();
+    let began = fs::read(directory.join("pg_wal").join(format!("{timeline}.history"))).ok().and_then(|history| {
+        let timeline = Timeline(u32::from_str_radix(&timeline, 16).ok()?);
+        History::parse(timeline, &history).ok()?.parent().map(|parent| parent.switch)
+    });
     let endpoint = connection.endpoint();
     let dsn = format!("host={} port={} user={} dbname={}", endpoint.host, endpoint.port, endpoint.user, endpoint.database);
-    Ok(Some(Started { dsn, reached: row.parse("reached")?, warnings: collation_warnings(&connection) }))
+    let reached = began.map_or_else(|| row.parse("reached"), Ok)?;
+    Ok(Some(Started { dsn, reached, last_commit: row.parse_opt("last_commit")?, warnings: collation_warnings(&connection) }))
 }
 
 /// Databases whose collation has another version here than when their indexes were built: those

@@ -2,10 +2,14 @@
 //!
 //! `object` is the only place that reads and writes them; who pushes, fetches and receives stands on it.
 
+pub mod archive;
 pub mod fetch;
+pub mod locate;
 mod object;
 pub mod push;
+pub mod restore_point;
 pub mod spool;
+pub mod survey;
 
 pub use object::{Put, WalError, WalHead, WalReader, WalWriter};
 

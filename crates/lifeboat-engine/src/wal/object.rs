@@ -15,7 +15,8 @@ use lifeboat_core::repository::layout::{self, Key};
 use lifeboat_core::repository::sealed::{self, Header};
 use lifeboat_core::repository::{FormatError, Id, Sha256, Suite};
 use lifeboat_core::wal::file::{WAL_PREDICATE_TYPE, WalCluster, WalFile, WalPredicate};
-use lifeboat_core::wal::{SegmentError, SystemId};
+use lifeboat_core::wal::history::HistoryError;
+use lifeboat_core::wal::{SegmentError, SystemId, Timeline};
 
 use super::Cluster;
 use crate::backup::Protection;
@@ -88,6 +89,9 @@ pub enum WalError {
     /// It is not the segment that its name says.
     #[error(transparent)]
     Segment(#[from] SegmentError),
+    /// It is not the history file that its name says.
+    #[error(transparent)]
+    History(#[from] HistoryError),
     /// The file changed between reading it to sign it and reading it to store it.
     #[error("store {file}: it changed while it was read")]
     Changed {
@@ -279,7 +283,13 @@ impl<'a> WalWriter<'a> {
         }
     }
 
-    /// Stores a small file out of memory: history files, pieces.
+    /// Stores a timeline history file.
+    pub fn put_history(&self, timeline: Timeline, bytes: &[u8]) -> Result<Put, WalError> {
+        let predicate = WalPredicate::of_history(timeline, bytes, self.cluster.segment_size)?;
+        self.put_bytes(WalFile::History(timeline), &predicate, bytes)
+    }
+
+    /// Stores a small file out of memory: pieces, backup history files.
     pub fn put_bytes(&self, file: WalFile, predicate: &WalPredicate, bytes: &[u8]) -> Result<Put, WalError> {
         self.put(file, sha256(bytes), predicate, &mut &*bytes)
     }
@@ -330,6 +340,15 @@ impl<'a> WalReader<'a> {
     /// What is signed about a file, without its bytes.
     pub fn head(&self, file: WalFile) -> Result<WalHead, WalError> {
         head(self.repository.store(), self.cluster, self.trust, file)
+    }
+
+    /// Whether the identities at hand open a file: signature and key, without its bytes.
+    pub fn check_opens(&self, file: WalFile) -> Result<(), WalError> {
+        let key = file.key(self.cluster.system_id, self.cluster.segment_size);
+        let opener =
+            ObjectOpener::new(StoreReader::open(self.repository.store(), &key)?, key.as_str()).map_err(|e| WalError::damaged(&key, e))?;
+        check_header(opener.header(), self.cluster, self.trust, file, &key)?;
+        self.sealing(opener.header(), &key).map(drop)
     }
 
     /// Gives the plain bytes of a file to `out`, in order. They are good only if this returns `Ok`: then signature, every frame, length and
@@ -437,7 +456,7 @@ fn check_header(header: &Header, cluster: Cluster, trust: &Trust, file: WalFile,
 #[cfg(test)]
 mod tests {
     use jiff::Timestamp;
-    use lifeboat_core::wal::{Segment, SegmentSize, Timeline};
+    use lifeboat_core::wal::{Segment, SegmentSize};
 
     use super::*;
     use crate::signing::{KeyFileSigner, SigningKey};
@@ -477,7 +496,7 @@ mod tests {
     }
 
     fn predicate(bytes: u64) -> WalPredicate {
-        WalPredicate { bytes, segment_size: SegmentSize::DEFAULT, page_magic: Some(0xD110), summary: None }
+        WalPredicate { page_magic: Some(0xD110), ..WalPredicate::new(bytes, SegmentSize::DEFAULT) }
     }
 
     #[test]

@@ -516,7 +516,10 @@ impl Push<'_> {
             }
             rules::check_text(file, &bytes).map_err(|problem| PushError::Text { file: name.to_owned(), problem })?;
             let digest = super::object::sha256(&bytes);
-            let predicate = WalPredicate { bytes: bytes.len() as u64, segment_size, page_magic: None, summary: None };
+            let predicate = match file {
+                WalFile::History(timeline) => WalPredicate::of_history(timeline, &bytes, segment_size).map_err(WalError::from)?,
+                _ => WalPredicate::new(bytes.len() as u64, segment_size),
+            };
             let mark = identity.map(|identity| Mark { sha256: digest, identity });
             return Ok(Examined { digest, predicate, mark, warning: None });
         };
@@ -548,7 +551,7 @@ impl Push<'_> {
         }
         let (summary, warning) = summarise(file, name, segment_size, summarizer.finish());
         let digest = Sha256(context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes"));
-        let predicate = WalPredicate { bytes: at, segment_size, page_magic, summary };
+        let predicate = WalPredicate { page_magic, summary, ..WalPredicate::new(at, segment_size) };
         let mark = identity.map(|identity| Mark { sha256: digest, identity });
         Ok(Examined { digest, predicate, mark, warning })
     }
@@ -739,4 +742,75 @@ impl Read for GivenUp<'_> {
 
 fn given_up(error: &PushError) -> bool {
     matches!(error, PushError::Wal(WalError::File { source, .. }) if source.kind() == io::ErrorKind::TimedOut)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn c049_nobody_passes_a_file_that_failed() {
+        let turns = Turns::new(4);
+        let (first, mut second, third) = (turns.next().unwrap(), turns.next().unwrap(), turns.next().unwrap());
+        second.passed();
+        thread::scope(|scope| {
+            let (two, three) = (scope.spawn(|| turns.wait_for_earlier(1)), scope.spawn(|| turns.wait_for_earlier(2)));
+            drop(first);
+            assert!(!two.join().unwrap() && !three.join().unwrap());
+        });
+        assert!(turns.next().is_none(), "nothing is begun behind a file that failed");
+        drop(third);
+        assert!(turns.wait_for_earlier(0), "the asked file waits for nobody");
+    }
+
+    #[test]
+    fn files_go_on_when_all_before_them_were_compared() {
+        let turns = Turns::new(3);
+        let mut open: Vec<Turn<'_>> = std::iter::from_fn(|| turns.next()).collect();
+        assert_eq!(open.len(), 3);
+        thread::scope(|scope| {
+            let last = scope.spawn(|| turns.wait_for_earlier(2));
+            open[1].passed();
+            open[0].passed();
+            assert!(last.join().unwrap());
+        });
+        // That a store failed later does not undo what was compared, but ends what is behind it.
+        open[1].failed();
+        drop(open);
+        assert!(!turns.wait_for_earlier(2) && turns.wait_for_earlier(1));
+    }
+
+    #[test]
+    fn others_are_not_begun_for_ever() {
+        let turns = Turns::new(9);
+        turns.next().unwrap().passed();
+        assert!(!turns.is_over());
+        turns.asked_ended(true);
+        assert!(turns.next().is_some_and(|mut turn| {
+            turn.passed();
+            turn.index == 1
+        }));
+        let Some(long_ago) = Instant::now().checked_sub(BEGIN_FOR) else { return };
+        turns.lock().asked_ended = Some((long_ago, true));
+        assert!(turns.next().is_none() && !turns.is_over());
+        let Some(longer_ago) = long_ago.checked_sub(END_WITHIN + Duration::from_secs(1)) else { return };
+        turns.lock().asked_ended = Some((longer_ago, true));
+        assert!(turns.is_over());
+        let mut content: &[u8] = b"x";
+        let error = GivenUp { turns: Some(&turns), content: &mut content }.read(&mut [0]).unwrap_err();
+        assert!(given_up(&file_error("read", Path::new("x"), error)));
+        let mut content: &[u8] = b"x";
+        assert_eq!(GivenUp { turns: None, content: &mut content }.read(&mut [0]).unwrap(), 1);
+        let turns = Turns::new(2);
+        turns.asked_ended(false);
+        assert!(turns.next().is_none() && turns.is_over());
+    }
+
+    #[test]
+    fn the_data_directory_is_found_by_name() {
+        for (directory, expected) in [("pg_wal", "."), ("/d/pg_wal", "/d"), ("d/pg_wal", "d"), (".", "./.."), ("..", "../.."), ("/", "/..")]
+        {
+            assert_eq!(above(Path::new(directory)), Path::new(expected), "{directory}");
+        }
+    }
 }

@@ -8,6 +8,7 @@ mod init;
 mod key;
 mod list;
 mod restore;
+mod restore_point;
 mod show;
 mod verify;
 pub(crate) mod wal;
@@ -43,6 +44,7 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
         Command::Verify(verify) => verify::run(verify, &settings, out),
         Command::Restore(restore) => restore::run(restore, &settings, out),
         Command::Artifact(artifact) => artifact::run(artifact, &settings, out),
+        Command::RestorePoint(point) => restore_point::run(point, &settings, out),
         Command::Wal(wal) => wal::run(wal, &settings, out),
         Command::Key(key) => key::run(key, &settings, out),
         Command::Config(config) => config::run(config, &settings, out),

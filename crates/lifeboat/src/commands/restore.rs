@@ -3,20 +3,27 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use lifeboat_core::repository::backup_id::BackupId;
 use lifeboat_core::repository::manifest::{CopyMethod, KeyPurpose};
-use lifeboat_core::restore::{self as planning, ArchiveMode, RestorePlan, RestoreRequest, Target};
+use lifeboat_core::restore::{self as planning, ArchiveMode, ArchiveRecovery, RestorePlan, RestoreRequest, Target};
 use lifeboat_core::verify::{Finding, FindingKind, verdict};
+use lifeboat_core::wal::catalog::{Archive, BackupPoint, Held};
+use lifeboat_core::wal::file::WalFile;
+use lifeboat_core::wal::target::{Choice, TimelineChoice};
+use lifeboat_core::wal::{Segment, Timeline, segments_between};
 use lifeboat_engine::artifacts::{ArtifactSet, Reader, restore_set};
 use lifeboat_engine::opened_backup::{self, VerifiedBackup};
 use lifeboat_engine::postgres::Dsn;
 use lifeboat_engine::progress::Progress as _;
 use lifeboat_engine::repository::Repository;
 use lifeboat_engine::restore::{self, RestoreSettings};
+use lifeboat_engine::signing::Trust;
 use lifeboat_engine::verify::artifact_finding;
+use lifeboat_engine::wal::{self, Cluster, WalReader, locate, survey};
 use serde::Serialize;
 
 use crate::cli::{Archiving, Restore};
-use crate::config::Settings;
+use crate::config::{Origin, Settings};
 use crate::failure::Failure;
 use crate::output::{self, Output};
 use crate::progress::Shown;
@@ -37,31 +44,150 @@ struct Measured {
     recovery_point: Option<jiff::Timestamp>,
     dsn: Option<String>,
     artifacts: u64,
+    /// What the archive promised: the end of the last record that recovery had to replay.
+    promised_lsn: Option<String>,
 }
 
 pub(super) fn run(restore: &Restore, settings: &Settings, out: &Output) -> Result<u8, Failure> {
-    let request = request(restore)?;
+    let mut request = request(restore)?;
     let repository = session::open_repository(settings)?;
     let wanted = |manifest: &lifeboat_core::repository::manifest::Manifest| {
         let database = manifest.postgres.as_ref().is_some_and(|postgres| postgres.copy != CopyMethod::Recorded);
         (restore.pgdata.is_none() || database) && (restore.artifacts.is_none() || manifest.artifacts.is_some())
     };
-    let id = session::find_backup(&repository, settings, &restore.backup, wanted)?;
+    let mut id = session::find_backup(&repository, settings, &restore.backup, wanted)?;
     if restore.dry_run && settings.trust_keys.value.is_empty() {
         // A plan needs no secret; public keys are none, but there may be none here.
-        output::warn("the signature was not checked: no trusted key is configured (trust.keys)");
+        output::warn("signatures were not checked, and the WAL archive was not looked at: no trusted key is configured (trust.keys)");
         let manifest = opened_backup::peek(&repository, &id)?;
         let bytes = lifeboat_core::repository::to_json(&manifest);
         let plan = planning::plan(&manifest, lifeboat_core::repository::Sha256::of(&bytes), &request)?;
         return print_plan(&plan, out);
     }
-    let backup = opened_backup::open(&repository, &id, &session::trust(settings)?)?;
+    let trust = session::trust(settings)?;
+    let mut backup = opened_backup::open(&repository, &id, &trust)?;
+    let way = way(restore, settings, &repository, &trust, &backup, &request)?;
+    let mut probe = None;
+    if let Some(way) = way {
+        id = way.recovery.choice.backup.id.parse().map_err(|error| Failure::usage(format!("{error}")).hint("lifeboat list"))?;
+        if id != backup.id {
+            backup = opened_backup::open(&repository, &id, &trust)?;
+        }
+        request.recovery = Some(way.recovery);
+        probe = Some(way.probe);
+    }
     let plan = planning::plan(&backup.manifest, backup.digest, &request)?;
     restore::check_targets(&plan)?;
     if restore.dry_run {
         return print_plan(&plan, out);
     }
-    execute(restore, settings, &repository, &backup, &plan, out)
+    execute(restore, settings, &repository, &backup, &plan, probe, out)
+}
+
+/// Recovery through the archive, and a file of it to try the restore command with.
+struct Way {
+    recovery: ArchiveRecovery,
+    probe: String,
+}
+
+/// The way through the WAL archive to what was asked for; `None`: the archive has nothing of this cluster, or is not wanted.
+fn way(
+    restore: &Restore,
+    settings: &Settings,
+    repository: &Repository,
+    trust: &Trust,
+    newest: &VerifiedBackup,
+    request: &RestoreRequest,
+) -> Result<Option<Way>, Failure> {
+    let postgres = newest.manifest.postgres.as_ref().filter(|postgres| postgres.physical.is_some());
+    let Some(system_id) = postgres.and_then(|postgres| postgres.system_id).filter(|_| request.pgdata.is_some() && !request.standalone)
+    else {
+        return Ok(None);
+    };
+    let Some(archive) = wal::archive::load(repository, system_id, trust)? else { return Ok(None) };
+    let (backups, not_counted) = survey::backups(repository, system_id, trust)?;
+    let explicit = restore.backup != "latest";
+    for problem in not_counted.iter().filter(|_| !explicit) {
+        output::warn(problem);
+    }
+    let same_name = |id: &str| id.parse::<BackupId>().is_ok_and(|id| id.name() == newest.id.name());
+    let backups: Vec<BackupPoint> = backups.into_iter().filter(|point| same_name(&point.id)).collect();
+    let wanted = request.recovery_request(explicit.then(|| newest.id.to_string()));
+    let cluster = Cluster { system_id, segment_size: archive.segment_size() };
+    let reader = WalReader::new(repository, cluster, trust, session::identities(settings, restore.identity.as_ref())?);
+    let choice = locate::choose(&reader, &archive, &backups, &wanted, &std::env::temp_dir())?;
+    let Some(probe) = probe(&archive, &choice) else {
+        // Its own WAL is all there is.
+        return Ok(None);
+    };
+    if !restore.dry_run {
+        // A wrong identity fails before anything is written, not in the middle of recovery.
+        reader.check_opens(WalFile::Segment(probe))?;
+    }
+    let restore_command = restore_command(restore, settings, cluster, &choice)?;
+    Ok(Some(Way { recovery: ArchiveRecovery { choice, restore_command }, probe: probe.file_name(archive.segment_size()) }))
+}
+
+/// A whole segment on the way.
+fn probe(archive: &Archive, choice: &Choice) -> Option<Segment> {
+    let path = archive.path(choice.timeline).ok()?;
+    let size = archive.segment_size();
+    segments_between(choice.timeline, choice.from, choice.to, size)
+        .filter_map(|segment| archive.source(&path, segment.start(size).max(choice.from)))
+        .find(|segment| archive.held(*segment) == Held::Whole)
+}
+
+/// What the restored server runs to get WAL: this program, with everything that it was told here.
+fn restore_command(restore: &Restore, settings: &Settings, cluster: Cluster, choice: &Choice) -> Result<String, Failure> {
+    let program = std::env::current_exe().map_err(|error| {
+        Failure::new(crate::failure::EXIT_FAILED, format!("find this program: {error}"))
+            .hint("lifeboat restore --standalone needs none later")
+    })?;
+    let mut words = Vec::new();
+    if settings.file.is_none() {
+        // The user's own keys, wherever the server's user would look.
+        if let Some(directory) = settings.user_keys.directory.parent() {
+            words.push(format!("XDG_CONFIG_HOME={}", shell(&absolute(directory))));
+        }
+    }
+    if let Some(spool) = spool(restore, settings) {
+        words.push(format!("LIFEBOAT_SPOOL={}", shell(&spool.display().to_string())));
+    }
+    words.push(shell(&absolute(&program)));
+    if let Some(file) = &settings.file {
+        words.push(format!("--config {}", shell(&absolute(file))));
+    }
+    let url = session::repository_url(settings)?;
+    let url = if url.contains("://") { url.to_owned() } else { absolute(Path::new(url)) };
+    words.push(format!("--repository {} wal fetch", shell(&url)));
+    let identity = restore.identity.as_ref().or(settings.identity_file.as_ref().map(|setting| &setting.value));
+    if let Some(identity) = identity {
+        words.push(format!("--identity {}", shell(&absolute(identity))));
+    }
+    words.push(format!("--system-id {} --segment-size {}", cluster.system_id, cluster.segment_size.bytes()));
+    if let Some(promised) = &choice.promised {
+        words.push(format!("--promised {}:{}", promised.timeline, promised.lsn));
+    }
+    words.push("%f %p".to_owned());
+    Ok(words.join(" "))
+}
+
+/// A word for a shell, in a setting in which `%` begins a placeholder.
+fn shell(word: &str) -> String {
+    let word = word.replace('%', "%%");
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | ':' | '%' | '+' | ',' | '@');
+    if !word.is_empty() && word.chars().all(plain) { word } else { format!("'{}'", word.replace('\'', "'\\''")) }
+}
+
+/// Where the restored server's user puts WAL down that comes early, unless the configuration says: beside the data directory.
+fn spool(restore: &Restore, settings: &Settings) -> Option<PathBuf> {
+    if settings.wal_spool.origin != Origin::Default {
+        return None;
+    }
+    let data = PathBuf::from(absolute(restore.pgdata.as_deref()?));
+    let mut name = data.file_name()?.to_owned();
+    name.push(".lifeboat-spool");
+    Some(data.with_file_name(name))
 }
 
 fn absolute(path: &Path) -> String {
@@ -95,7 +221,19 @@ fn request(restore: &Restore) -> Result<RestoreRequest, Failure> {
         };
         tablespaces.push((name.to_owned(), absolute(Path::new(directory))));
     }
+    let timeline = match restore.target_timeline.as_str() {
+        "latest" => TimelineChoice::Latest,
+        "current" => TimelineChoice::Current,
+        number => TimelineChoice::Number(Timeline(number.parse().ok().filter(|number| *number > 0).ok_or_else(|| {
+            Failure::usage(format!("parse timeline {number:?}: write latest, current or a number"))
+                .hint("lifeboat wal status shows the timelines")
+        })?)),
+    };
     Ok(RestoreRequest {
+        inclusive: !restore.exclusive,
+        timeline,
+        standalone: restore.standalone,
+        recovery: None,
         pgdata: restore.pgdata.as_deref().map(absolute),
         artifacts: restore.artifacts.as_deref().map(absolute),
         tablespaces,
@@ -106,6 +244,7 @@ fn request(restore: &Restore) -> Result<RestoreRequest, Failure> {
             Archiving::Off => ArchiveMode::Off,
             Archiving::Preserve => ArchiveMode::Preserve,
         },
+        ..RestoreRequest::default()
     })
 }
 
@@ -133,6 +272,7 @@ fn execute(
     repository: &Repository,
     backup: &VerifiedBackup,
     plan: &RestorePlan,
+    probe: Option<String>,
     out: &Output,
 ) -> Result<u8, Failure> {
     let identities = session::identities(settings, restore.identity.as_ref())?;
@@ -148,6 +288,8 @@ fn execute(
         workers: settings.workers.value,
         bin_directory,
         start_timeout: Duration::from_secs(restore.start_timeout),
+        spool: probe.is_some().then(|| spool(restore, settings)).flatten(),
+        probe,
         temporary: std::env::temp_dir(),
     };
     let progress = Shown::new();
@@ -162,6 +304,8 @@ fn execute(
         measured.files_seconds = Some(database.files.as_secs_f64());
         measured.first_query_seconds = database.first_query.map(|took| took.as_secs_f64());
         measured.reached_lsn = database.reached.map(|lsn| lsn.to_string());
+        measured.promised_lsn =
+            plan.database.as_ref().and_then(|database| database.recovery.as_ref()).map(|recovery| recovery.end.to_string());
         measured.dsn.clone_from(&database.dsn);
         measured.recovery_point = backup
             .manifest
@@ -169,7 +313,8 @@ fn execute(
             .as_ref()
             .and_then(|postgres| postgres.physical.as_ref())
             .map(|physical| physical.consistent_at)
-            .or(Some(backup.manifest.started));
+            .or(Some(backup.manifest.started))
+            .max(database.last_commit);
         for warning in &database.warnings {
             progress.warn(warning);
         }

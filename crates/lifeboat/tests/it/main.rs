@@ -12,6 +12,10 @@ mod rescue;
 mod restore;
 mod scripts;
 mod verify;
+mod wal_fetch;
+mod wal_push;
+mod wal_record;
+mod wal_recovery;
 
 /// The fixtures do what their users rely on.
 mod fixtures {

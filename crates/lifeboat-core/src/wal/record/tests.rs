@@ -231,7 +231,7 @@ fn records_go_over_pages() {
         let summary = wal.summary(0);
         assert_eq!((summary.end, summary.last_time, summary.tail), (Some(end), Some(time(5)), false), "{left} bytes");
         let found = search(&wal, Wanted::TransactionId(77)).unwrap();
-        assert_eq!(found, Found { lsn, end, time: time(5), committed: true, timeline: Timeline(1) });
+        assert_eq!(found, Found { lsn, end, time: Some(time(5)), committed: true, timeline: Timeline(1) });
     }
     let mut wal = Wal::new(MAGIC_16);
     wal.heap(3, 10 * PAGE);
@@ -261,7 +261,7 @@ fn records_go_over_segments() {
             assert_eq!(wal.summary(1).last_time, Some(time(6)));
         }
         let found = search(&wal, Wanted::TransactionId(1077)).unwrap();
-        assert_eq!(found, Found { lsn, end, time: time(5), committed: true, timeline: Timeline(1) }, "{left} bytes");
+        assert_eq!(found, Found { lsn, end, time: Some(time(5)), committed: true, timeline: Timeline(1) }, "{left} bytes");
     }
 }
 
@@ -453,7 +453,7 @@ fn the_end_of_a_prepared_transaction_names_it() {
                 let found = search(&wal, Wanted::TransactionId(800));
                 assert_eq!(
                     found,
-                    Some(Found { lsn, end, time: time(3), committed, timeline: Timeline(1) }),
+                    Some(Found { lsn, end, time: Some(time(3)), committed, timeline: Timeline(1) }),
                     "{magic:X} {committed} {entries}"
                 );
                 assert_eq!(wal.summary(0).xids, Some((800, 800)));
@@ -503,11 +503,40 @@ fn restore_points_are_found_by_all_of_their_name() {
     let (lsn, end) = wal.restore_point(b"nightly", 4);
     wal.restore_point(b"nightly", 5);
     let found = search(&wal, Wanted::RestorePoint("nightly".into())).unwrap();
-    assert_eq!(found, Found { lsn, end, time: time(4), committed: false, timeline: Timeline(1) });
+    assert_eq!(found, Found { lsn, end, time: Some(time(4)), committed: false, timeline: Timeline(1) });
     assert_eq!(search(&wal, Wanted::RestorePoint("night".into())), None);
-    assert_eq!(search(&wal, Wanted::RestorePoint("x".repeat(64))).map(|found| found.time), Some(time(2)));
+    assert_eq!(search(&wal, Wanted::RestorePoint("x".repeat(64))).and_then(|found| found.time), Some(time(2)));
     assert_eq!(search(&wal, Wanted::RestorePoint("caf\u{fffd}".into())), None);
     assert_eq!(wal.summary(0).restore_points[2].name, "caf\u{fffd}");
+}
+
+#[test]
+fn a_search_counts_from_a_place_on_and_up_to_a_number() {
+    let mut wal = Wal::new(MAGIC_16);
+    let lsns: Vec<Lsn> = (1..=4).map(|at| wal.restore_point(b"again", at).0).collect();
+    let (commit, _) = wal.commit(10, 5);
+    let found = |wanted: Wanted, from: Lsn, most| {
+        let mut search = Search::new(wanted, size()).from(from).up_to(most);
+        search.begin(segment(0));
+        wal.segment(0).chunks(7).for_each(|piece| drop(search.push(piece).unwrap()));
+        search.found().iter().map(|found| found.lsn).collect::<Vec<_>>()
+    };
+    let again = || Wanted::RestorePoint("again".into());
+    assert_eq!(found(again(), Lsn(0), 9), lsns);
+    assert_eq!(found(again(), Lsn(0), 2), lsns[..2]);
+    assert_eq!(found(again(), lsns[1], 9), lsns[1..]);
+    assert_eq!(found(again(), Lsn(lsns[1].0 + 1), 1), [lsns[2]]);
+    assert_eq!(found(Wanted::Record, Lsn(lsns[3].0 + 1), 1), [commit]);
+    assert_eq!(found(Wanted::Record, commit, 9), [commit]);
+    let last = |wanted: Wanted, to: Lsn| {
+        let mut search = Search::new(wanted, size()).last_before(to);
+        search.begin(segment(0));
+        wal.segment(0).chunks(7).for_each(|piece| drop(search.push(piece).unwrap()));
+        search.found().iter().map(|found| found.lsn).collect::<Vec<_>>()
+    };
+    assert_eq!(last(Wanted::Record, Lsn(u64::MAX)), [commit]);
+    assert_eq!(last(again(), Lsn(u64::MAX)), lsns[3..]);
+    assert_eq!(last(Wanted::Record, lsns[3]), lsns[2..3]);
 }
 
 #[test]
@@ -519,13 +548,13 @@ fn recovery_to_a_time_stops_at_the_first_later_end() {
     wal.restore_point(b"p", 50);
     wal.record(12, RM_XACT_ID, 0x20, &main_data(&pg_time(9).to_le_bytes()));
     wal.commit(13, 8);
-    let first_after = |at| search(&wal, Wanted::FirstCommitAfter(time(at))).map(|found| (found.time, found.committed));
+    let first_after = |at| search(&wal, Wanted::FirstCommitAfter(time(at))).map(|found| (found.time.unwrap(), found.committed));
     assert_eq!(first_after(2), Some((time(5), true)));
     assert_eq!(first_after(4), Some((time(5), true)));
     assert_eq!(first_after(5), Some((time(9), false)), "an abort stops it too");
     assert_eq!(first_after(9), None);
     let finer = Wanted::FirstCommitAfter(time(5) + jiff::SignedDuration::from_nanos(1));
-    assert_eq!(search(&wal, finer).map(|found| found.time), Some(time(9)));
+    assert_eq!(search(&wal, finer).and_then(|found| found.time), Some(time(9)));
 }
 
 #[test]
@@ -547,7 +576,7 @@ fn a_search_begins_anew_after_a_gap() {
     search.begin(segment(2));
     assert_eq!(search.end(), Some(end));
     let found = search.push(wal.segment(2)).unwrap().cloned().unwrap();
-    assert_eq!(found.time, time(1));
+    assert_eq!(found.time, Some(time(1)));
     assert_eq!(search.push(b"whatever comes"), Ok(Some(&found)));
     search.begin(segment(9));
     assert_eq!(search.push(b"whatever comes"), Ok(Some(&found)));

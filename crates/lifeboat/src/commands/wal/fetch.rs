@@ -35,7 +35,7 @@ use crate::session;
 const EXIT_AFTER_END: u8 = 1;
 
 /// The server must not take this for the end of the archive. 128 and more could be mistaken for a signal by a person: 200 is none.
-const EXIT_TROUBLE: u8 = 200;
+pub(crate) const EXIT_TROUBLE: u8 = 200;
 
 /// How often a control file is read that the server is just writing.
 const CONTROL_FILE_TRIES: u32 = 20;
@@ -51,10 +51,15 @@ pub(crate) fn was_meant(arguments: impl Iterator<Item = OsString>) -> bool {
     has("fetch") || has("wal") && !["push", "receive", "status", "prefetch"].into_iter().any(has)
 }
 
-/// The exit code for a failure of whatever kind; `None`: of a command line that could not be read.
-pub(crate) fn exit_of_trouble(fetch: Option<&WalFetch>) -> u8 {
-    let lenient = fetch.is_some_and(|fetch| !fetch.strict && (fetch.lenient || Path::new("standby.signal").exists()));
-    if lenient { EXIT_AFTER_END } else { EXIT_TROUBLE }
+/// Says what went wrong, whatever it was, and gives it the exit code that keeps the server from taking it for the end of the archive.
+pub(crate) fn trouble(fetch: &WalFetch, failure: &mut Failure, out: &Output) {
+    if !fetch.strict && (fetch.lenient || Path::new("standby.signal").exists()) {
+        failure.code = EXIT_AFTER_END;
+        out.warning(failure);
+    } else {
+        failure.code = EXIT_TROUBLE;
+        out.failure(failure);
+    }
 }
 
 pub(super) fn run(fetch: &WalFetch, settings: &Settings, out: &Output) -> Result<u8, Failure> {
@@ -76,7 +81,7 @@ pub(super) fn run(fetch: &WalFetch, settings: &Settings, out: &Output) -> Result
     if let (Some(spool), Some(segment)) = (&spool, segment) {
         match spool.take(segment, &fetch.path) {
             Ok(true) => {
-                prefetch(spool, settings, cluster, segment);
+                prefetch(spool, settings, fetch.identity.as_deref(), cluster, segment);
                 return Ok(present(fetch, out, "spool"));
             }
             Ok(false) => {}
@@ -85,11 +90,11 @@ pub(super) fn run(fetch: &WalFetch, settings: &Settings, out: &Output) -> Result
         }
     }
     let trust = session::trust(settings)?;
-    let reader = WalReader::new(&repository, cluster, &trust, session::identities(settings, None)?);
+    let reader = WalReader::new(&repository, cluster, &trust, session::identities(settings, fetch.identity.as_ref())?);
     match Fetcher::new(&reader, fetch.promised, fetch.allow_empty).fetch(file, &fetch.path).map_err(|error| failure(&error))? {
         Fetched::Whole => {
             if let (Some(spool), Some(segment)) = (&spool, segment) {
-                prefetch(spool, settings, cluster, segment);
+                prefetch(spool, settings, fetch.identity.as_deref(), cluster, segment);
             }
             Ok(present(fetch, out, "repository"))
         }
@@ -183,7 +188,7 @@ fn open_spool(settings: &Settings, repository: &Repository, cluster: Cluster) ->
 }
 
 /// Leaves a process behind that fetches what the server will ask for next, if too little of it lies ready.
-fn prefetch(spool: &Spool, settings: &Settings, cluster: Cluster, segment: Segment) {
+fn prefetch(spool: &Spool, settings: &Settings, identity: Option<&Path>, cluster: Cluster, segment: Segment) {
     if !spool.wants_more(segment).unwrap_or(false) {
         return;
     }
@@ -192,6 +197,9 @@ fn prefetch(spool: &Spool, settings: &Settings, cluster: Cluster, segment: Segme
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["wal", "prefetch", &segment.file_name(cluster.segment_size)]);
         command.args(["--system-id", &cluster.system_id.to_string(), "--segment-size", &cluster.segment_size.bytes().to_string()]);
+        if let Some(identity) = identity {
+            command.arg("--identity").arg(identity);
+        }
         if let Some(file) = &settings.file {
             command.arg("--config").arg(file);
         }
@@ -221,7 +229,7 @@ pub(super) fn run_ahead(prefetch: &WalPrefetch, settings: &Settings) -> Result<u
     let cluster = Cluster { system_id: prefetch.system_id, segment_size };
     let repository = session::open_repository(settings)?;
     let trust = session::trust(settings)?;
-    let reader = WalReader::new(&repository, cluster, &trust, session::identities(settings, None)?);
+    let reader = WalReader::new(&repository, cluster, &trust, session::identities(settings, prefetch.identity.as_ref())?);
     let Some(spool) = open_spool(settings, &repository, cluster) else { return Ok(EXIT_FAILED) };
     match spool.fill(&reader, segment, settings.workers.value).map_err(|error| spool_failure(&error))? {
         Filled::Busy => output::say("fetch ahead: another process does it"),

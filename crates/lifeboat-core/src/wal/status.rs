@@ -1,0 +1,511 @@
+//! What is right and wrong with a cluster's WAL on its way into the repository: facts in, findings out.
+//!
+//! The findings are what somebody should be told; how serious each is, and what to do, is decided here and nowhere else.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{Lsn, SystemId, Timeline};
+
+/// What a server says of its WAL.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ServerWal {
+    /// The cluster.
+    pub system_id: SystemId,
+    /// The timeline that it writes, or replays.
+    pub timeline: Timeline,
+    /// It is a standby, or recovers.
+    pub in_recovery: bool,
+    /// How far its WAL is written and synced (`pg_current_wal_flush_lsn`); on a standby, how far it has been received or replayed.
+    pub position: Lsn,
+    /// Its clock.
+    pub now: Timestamp,
+    /// `wal_level`.
+    pub wal_level: String,
+    /// `archive_mode`.
+    pub archive_mode: String,
+    /// `archive_command` or `archive_library` is set. `None`: the role may not see it.
+    pub archiver_set: Option<bool>,
+    /// `archive_timeout`, seconds; 0 is off (c065).
+    pub archive_timeout_seconds: u32,
+    /// `pg_stat_archiver`, once it has done anything.
+    pub archiver: Option<Archiver>,
+    /// Files that wait for the archiver: `.ready` in `pg_wal/archive_status`. `None`: the role may not look.
+    pub ready: Option<u64>,
+    /// Replication slots that hold WAL.
+    pub slots: Vec<Slot>,
+    /// `max_slot_wal_keep_size` in bytes; `None`: no limit (or PostgreSQL says -1).
+    pub max_slot_wal_keep_bytes: Option<u64>,
+    /// `synchronous_standby_names`.
+    pub synchronous_standby_names: String,
+    /// Names of the synchronous standbys that are connected and in step (`pg_stat_replication`).
+    pub synchronous_now: Vec<String>,
+    /// Bytes in `pg_wal`. `None`: the role may not look.
+    pub pg_wal_bytes: Option<u64>,
+}
+
+/// `pg_stat_archiver` (manual section 27.2.10).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Archiver {
+    /// The last file that was archived.
+    pub last_archived: Option<String>,
+    /// When.
+    pub last_archived_time: Option<Timestamp>,
+    /// The last file that could not be.
+    pub last_failed: Option<String>,
+    /// When.
+    pub last_failed_time: Option<Timestamp>,
+    /// How often.
+    pub failed_count: u64,
+}
+
+/// A row of `pg_replication_slots` (manual section 54.20).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Slot {
+    /// Its name.
+    pub name: String,
+    /// Physical, so WAL as it is.
+    pub physical: bool,
+    /// Somebody is connected.
+    pub active: bool,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    /// WAL from here on is kept for it.
+    pub restart_lsn: Option<Lsn>,
+    /// Bytes that may be written before it loses WAL. `None`: no limit, or lost already.
+    pub safe_wal_bytes: Option<u64>,
+}
+
+/// What is known of the way from the server to the repository.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WalFacts<'a> {
+    /// The server, if it answered.
+    pub server: Option<&'a ServerWal>,
+    /// Why it did not answer.
+    pub server_trouble: Option<String>,
+    /// Where the archive of the server's timeline ends; `None`: it has nothing of it.
+    pub archive_end: Option<Lsn>,
+    /// Latest time of a commit that the archive has.
+    pub last_commit: Option<Timestamp>,
+    /// Gaps behind the oldest backup, in words.
+    pub gaps: Vec<String>,
+    /// The receiver runs in this mode, by the configuration: `stream` or `sync`.
+    pub receives: bool,
+    /// The receiver is configured to be synchronous.
+    pub synchronous: bool,
+    /// Its slot.
+    pub slot: &'a str,
+    /// What the receiver last said of itself, and how long ago.
+    pub receiver: Option<ReceiverSeen>,
+    /// The objective.
+    pub rpo: Duration,
+    /// This moment here.
+    pub now: Timestamp,
+}
+
+/// The receiver's own word.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ReceiverSeen {
+    /// How old its status is.
+    pub age_seconds: u64,
+    /// It gave up being synchronous.
+    pub degraded: bool,
+    /// It is connected to a server.
+    pub connected: bool,
+}
+
+/// How serious a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Worth knowing.
+    Warning,
+    /// A promise is broken, or about to be.
+    Critical,
+}
+
+/// Something to be told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WalFinding {
+    /// A word for programs: does not change.
+    pub code: &'static str,
+    /// How serious.
+    pub severity: Severity,
+    /// What it is.
+    pub message: String,
+    /// What to do about it.
+    pub hint: String,
+}
+
+/// Files waiting for the archiver that are no backlog yet.
+const READY_WARNING: u64 = 16;
+
+/// Bytes of WAL behind which the archive may be without a word in mode `archive`: two default segments.
+const LAG_WARNING_BYTES: u64 = 32 << 20;
+
+/// A receiver that said nothing for so long is gone: it speaks every second.
+const RECEIVER_SILENT_SECONDS: u64 = 30;
+
+/// How far clocks may differ.
+const SKEW: Duration = Duration::from_secs(60);
+
+/// What is wrong.
+pub fn assess(facts: &WalFacts<'_>) -> Vec<WalFinding> {
+    let mut findings = Vec::new();
+    let mut say =
+        |code, severity, message: String, hint: &str| findings.push(WalFinding { code, severity, message, hint: hint.to_owned() });
+    use Severity::{Critical, Warning};
+    for gap in &facts.gaps {
+        say("gap", Critical, gap.clone(), "take a new backup: lifeboat backup; recovery across the gap is not possible");
+    }
+    let receiver_up = facts.receiver.as_ref().is_some_and(|seen| seen.connected && seen.age_seconds <= RECEIVER_SILENT_SECONDS);
+    if facts.receives && !receiver_up {
+        let how = match &facts.receiver {
+            None => "it has never run here".to_owned(),
+            Some(seen) if seen.age_seconds > RECEIVER_SILENT_SECONDS => format!("it said nothing for {} s", seen.age_seconds),
+            Some(_) => "it is not connected to a server".to_owned(),
+        };
+        say("receiver-down", Critical, format!("the WAL receiver does not receive: {how}"), "start it: lifeboat wal receive");
+    }
+    if facts.receiver.as_ref().is_some_and(|seen| seen.degraded) {
+        let message = "the receiver took itself out of synchronous_standby_names: commits are no longer durable elsewhere".to_owned();
+        say("degraded", Critical, message, "see why in its log; it comes back by itself when it has caught up: lifeboat wal status");
+    }
+    let Some(server) = facts.server else {
+        if let Some(trouble) = &facts.server_trouble {
+            say(
+                "server-unreachable",
+                Critical,
+                format!("the server was not asked: {trouble}"),
+                "see that it runs; lifeboat config show prints postgres.dsn",
+            );
+        }
+        return findings;
+    };
+    let skew = server.now.duration_since(facts.now).unsigned_abs();
+    if skew > SKEW {
+        let message = format!("the server's clock differs from this one by {} s", skew.as_secs());
+        say("clock-skew", Warning, message, "set both clocks by NTP: recovery to a time goes by the server's clock");
+    }
+    if server.wal_level == "minimal" {
+        say(
+            "wal-level",
+            Critical,
+            "wal_level = minimal writes too little to recover from".into(),
+            "set wal_level = replica and restart the server",
+        );
+    }
+    let archives = server.archive_mode != "off" && server.archiver_set != Some(false);
+    if !facts.receives {
+        if server.archive_mode == "off" {
+            say(
+                "archive-off",
+                Critical,
+                "archive_mode is off, and no receiver is configured: no WAL reaches the repository".into(),
+                "set archive_mode = on and archive_command = 'lifeboat wal push %p', and restart the server",
+            );
+        } else if server.archiver_set == Some(false) {
+            say(
+                "archive-command",
+                Critical,
+                "archive_mode is on, but neither archive_command nor archive_library is set".into(),
+                "set archive_command = 'lifeboat wal push %p' and reload the server",
+            );
+        } else if server.archive_timeout_seconds == 0 {
+            // c065: an idle server keeps its last segment open for ever.
+            say(
+                "archive-timeout",
+                Warning,
+                "archive_timeout is off: a quiet server may keep hours of commits in an open segment".into(),
+                "set archive_timeout = 60s, or receive: lifeboat wal receive",
+            );
+        }
+    }
+    if let Some(archiver) = server.archiver.as_ref().filter(|_| archives) {
+        let failing = match (archiver.last_failed_time, archiver.last_archived_time) {
+            (Some(failed), Some(archived)) => failed > archived,
+            (failed, _) => failed.is_some(),
+        };
+        if failing {
+            let file = archiver.last_failed.as_deref().unwrap_or("a file");
+            say(
+                "archive-failing",
+                Critical,
+                format!("archive_command fails: {file}, {} times so far", archiver.failed_count),
+                "read the server's log: what lifeboat wal push says stands there",
+            );
+        }
+    }
+    if let Some(ready) = server.ready.filter(|ready| archives && *ready > READY_WARNING) {
+        // c055: a full pg_wal stops the server.
+        let message = format!("{ready} WAL files wait for the archiver");
+        say("archive-backlog", Warning, message, "raise wal.push_ahead or limits.workers, and see that pg_wal has room: df");
+    }
+    match facts.archive_end {
+        None => say(
+            "archive-empty",
+            Critical,
+            format!("the repository has no WAL of timeline {}", server.timeline),
+            "set archive_command = 'lifeboat wal push %p', or receive: lifeboat wal receive",
+        ),
+        Some(end) if end > server.position && !server.in_recovery => {
+            // The end of a whole segment, as a rule; another server's WAL, if it is far.
+            if end.0 - server.position.0 > 1 << 30 {
+                say(
+                    "archive-ahead",
+                    Critical,
+                    format!(
+                        "the archive of timeline {} reaches {end}, the server only {}: another server writes there",
+                        server.timeline, server.position
+                    ),
+                    "find the other server before one overwrites what the other means: lifeboat wal status --json",
+                );
+            }
+        }
+        Some(end) => {
+            let bytes = server.position.0.saturating_sub(end.0);
+            let behind = facts.last_commit.map(|time| server.now.duration_since(time).unsigned_abs());
+            if bytes > 0 && behind.is_some_and(|behind| behind > facts.rpo) {
+                let seconds = behind.unwrap_or_default().as_secs();
+                say(
+                    "rpo",
+                    Critical,
+                    format!(
+                        "the last commit in the repository is {seconds} s old and {bytes} bytes of WAL are missing: the RPO of {} s is missed",
+                        facts.rpo.as_secs()
+                    ),
+                    "see why WAL does not arrive: the server's log, lifeboat wal status",
+                );
+            } else if bytes > LAG_WARNING_BYTES {
+                say(
+                    "lag",
+                    Warning,
+                    format!("the repository is {bytes} bytes of WAL behind the server"),
+                    "see why WAL arrives late: the server's log",
+                );
+            }
+        }
+    }
+    slots(server, facts, &mut say);
+    if facts.synchronous && facts.receives {
+        if server.synchronous_standby_names.trim().is_empty() {
+            say(
+                "not-synchronous",
+                Critical,
+                "wal.mode is sync, but synchronous_standby_names is empty: commits wait for nobody".into(),
+                "set synchronous_standby_names to the receiver's application_name and reload the server",
+            );
+        } else if server.synchronous_now.is_empty() {
+            say(
+                "no-synchronous-standby",
+                Critical,
+                "no synchronous receiver is connected: commits wait".into(),
+                "start it: lifeboat wal receive",
+            );
+        }
+    }
+    findings
+}
+
+fn slots(server: &ServerWal, facts: &WalFacts<'_>, say: &mut dyn FnMut(&'static str, Severity, String, &str)) {
+    use Severity::{Critical, Warning};
+    for slot in server.slots.iter().filter(|slot| slot.physical) {
+        let ours = slot.name == facts.slot;
+        match slot.wal_status.as_deref() {
+            Some("lost") if ours => say(
+                "slot-lost",
+                Critical,
+                format!("slot {} has lost WAL that it needed", slot.name),
+                "take a new backup: lifeboat backup; then drop the slot and receive anew: lifeboat wal receive --drop-slot",
+            ),
+            Some("unreserved") if ours => say(
+                "slot-at-risk",
+                Critical,
+                format!("slot {} loses WAL with the next checkpoint", slot.name),
+                "let the receiver catch up: lifeboat wal receive; raise max_slot_wal_keep_size",
+            ),
+            _ => {}
+        }
+        let held = slot.restart_lsn.map_or(0, |lsn| server.position.0.saturating_sub(lsn.0));
+        if slot.safe_wal_bytes.is_some_and(|safe| ours && safe < held / 4 && slot.wal_status.as_deref() == Some("extended")) {
+            say(
+                "slot-at-risk",
+                Warning,
+                format!("slot {} holds {held} bytes of WAL, near max_slot_wal_keep_size", slot.name),
+                "let the receiver catch up: lifeboat wal receive; raise max_slot_wal_keep_size",
+            );
+        }
+        if !slot.active && held > 1 << 30 && server.max_slot_wal_keep_bytes.is_none() {
+            // c055
+            say(
+                "slot-unbounded",
+                Warning,
+                format!("slot {} is not in use and holds {held} bytes of WAL, without a limit", slot.name),
+                "start its receiver or drop it; max_slot_wal_keep_size limits what a slot may hold",
+            );
+        }
+    }
+    let there = server.slots.iter().any(|slot| slot.physical && slot.name == facts.slot);
+    if facts.receives && !there && !server.in_recovery {
+        // c056, c057
+        say(
+            "slot-missing",
+            Critical,
+            format!("the server has no physical slot {}", facts.slot),
+            "lifeboat wal receive makes it when it starts",
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server() -> ServerWal {
+        ServerWal {
+            system_id: SystemId(7),
+            timeline: Timeline(1),
+            in_recovery: false,
+            position: Lsn(0x300_0000),
+            now: "2024-03-15T12:00:00Z".parse().unwrap(),
+            wal_level: "replica".into(),
+            archive_mode: "on".into(),
+            archiver_set: Some(true),
+            archive_timeout_seconds: 60,
+            archiver: None,
+            ready: Some(0),
+            slots: Vec::new(),
+            max_slot_wal_keep_bytes: None,
+            synchronous_standby_names: String::new(),
+            synchronous_now: Vec::new(),
+            pg_wal_bytes: None,
+        }
+    }
+
+    fn facts(server: &ServerWal) -> WalFacts<'_> {
+        WalFacts {
+            server: Some(server),
+            server_trouble: None,
+            archive_end: Some(Lsn(0x300_0000)),
+            last_commit: Some("2024-03-15T11:59:00Z".parse().unwrap()),
+            gaps: Vec::new(),
+            receives: false,
+            synchronous: false,
+            slot: "lifeboat",
+            receiver: None,
+            rpo: Duration::from_secs(3600),
+            now: "2024-03-15T12:00:01Z".parse().unwrap(),
+        }
+    }
+
+    fn codes(facts: &WalFacts<'_>) -> Vec<&'static str> {
+        assess(facts).iter().map(|finding| finding.code).collect()
+    }
+
+    #[test]
+    fn nothing_is_said_when_all_is_well() {
+        assert_eq!(assess(&facts(&server())), []);
+    }
+
+    #[test]
+    fn c055_wal_that_piles_up_is_told_before_it_fills_the_disk() {
+        let slot = Slot {
+            name: "forgotten".into(),
+            physical: true,
+            active: false,
+            wal_status: Some("extended".into()),
+            restart_lsn: Some(Lsn(0)),
+            safe_wal_bytes: None,
+        };
+        let server = ServerWal { ready: Some(17), position: Lsn(2 << 30), slots: vec![slot], ..server() };
+        assert_eq!(codes(&WalFacts { archive_end: Some(Lsn(2 << 30)), ..facts(&server) }), ["archive-backlog", "slot-unbounded"]);
+    }
+
+    #[test]
+    fn c056_a_slot_that_lost_or_will_lose_wal_is_told() {
+        for (status, code) in [("lost", "slot-lost"), ("unreserved", "slot-at-risk")] {
+            let slot = Slot {
+                name: "lifeboat".into(),
+                physical: true,
+                active: true,
+                wal_status: Some(status.into()),
+                restart_lsn: None,
+                safe_wal_bytes: None,
+            };
+            let server = ServerWal { slots: vec![slot], ..server() };
+            let up = Some(ReceiverSeen { age_seconds: 1, degraded: false, connected: true });
+            assert_eq!(codes(&WalFacts { receives: true, receiver: up, ..facts(&server) }), [code]);
+        }
+        let up = Some(ReceiverSeen { age_seconds: 1, degraded: false, connected: true });
+        assert_eq!(codes(&WalFacts { receives: true, receiver: up, ..facts(&server()) }), ["slot-missing"]);
+    }
+
+    #[test]
+    fn c065_an_idle_server_without_archive_timeout_is_told() {
+        let quiet = ServerWal { archive_timeout_seconds: 0, ..server() };
+        assert_eq!(codes(&facts(&quiet)), ["archive-timeout"]);
+        let off = ServerWal { archive_mode: "off".into(), ..server() };
+        assert_eq!(codes(&facts(&off)), ["archive-off"]);
+    }
+
+    #[test]
+    fn an_archiver_that_fails_is_told_and_one_that_recovered_is_not() {
+        let mut archiver = Archiver {
+            last_archived: None,
+            last_archived_time: Some("2024-03-15T11:00:00Z".parse().unwrap()),
+            last_failed: Some("000000010000000000000003".into()),
+            last_failed_time: Some("2024-03-15T11:30:00Z".parse().unwrap()),
+            failed_count: 3,
+        };
+        let failing = ServerWal { archiver: Some(archiver.clone()), ..server() };
+        assert_eq!(codes(&facts(&failing)), ["archive-failing"]);
+        archiver.last_archived_time = Some("2024-03-15T11:31:00Z".parse().unwrap());
+        let recovered = ServerWal { archiver: Some(archiver), ..server() };
+        assert_eq!(codes(&facts(&recovered)), [""; 0]);
+    }
+
+    #[test]
+    fn lag_is_judged_by_bytes_and_by_the_objective() {
+        let server = server();
+        let behind =
+            |end, last: &str| codes(&WalFacts { archive_end: Some(Lsn(end)), last_commit: Some(last.parse().unwrap()), ..facts(&server) });
+        assert_eq!(behind(0x2FF_FF00, "2024-03-15T10:00:00Z"), ["rpo"]);
+        // Old, but nothing is missing: a quiet server.
+        assert_eq!(behind(0x300_0000, "2024-03-15T10:00:00Z"), [""; 0]);
+        assert_eq!(behind(0x2FF_FF00, "2024-03-15T11:59:00Z"), [""; 0]);
+        assert_eq!(behind(0, "2024-03-15T11:59:00Z"), ["lag"]);
+        assert_eq!(codes(&WalFacts { archive_end: None, ..facts(&server) }), ["archive-empty"]);
+    }
+
+    #[test]
+    fn c059_a_synchronous_promise_that_nobody_keeps_is_told() {
+        let slot = Slot {
+            name: "lifeboat".into(),
+            physical: true,
+            active: true,
+            wal_status: Some("reserved".into()),
+            restart_lsn: None,
+            safe_wal_bytes: None,
+        };
+        let server = ServerWal { slots: vec![slot], ..server() };
+        let seen = |connected, degraded, age_seconds| Some(ReceiverSeen { age_seconds, degraded, connected });
+        let sync = WalFacts { receives: true, synchronous: true, receiver: seen(true, false, 0), ..facts(&server) };
+        assert_eq!(codes(&sync), ["not-synchronous"]);
+        let waiting = ServerWal { synchronous_standby_names: "lifeboat".into(), ..server.clone() };
+        assert_eq!(codes(&WalFacts { server: Some(&waiting), ..sync.clone() }), ["no-synchronous-standby"]);
+        let in_step = ServerWal { synchronous_now: vec!["lifeboat".into()], ..waiting };
+        assert_eq!(codes(&WalFacts { server: Some(&in_step), ..sync.clone() }), [""; 0]);
+        assert_eq!(codes(&WalFacts { server: Some(&in_step), receiver: seen(true, true, 0), ..sync.clone() }), ["degraded"]);
+        assert_eq!(codes(&WalFacts { server: Some(&in_step), receiver: seen(true, false, 31), ..sync.clone() }), ["receiver-down"]);
+        assert_eq!(codes(&WalFacts { server: Some(&in_step), receiver: None, ..sync }), ["receiver-down"]);
+    }
+
+    #[test]
+    fn a_server_that_does_not_answer_is_a_finding() {
+        let server = server();
+        let silent = WalFacts { server: None, server_trouble: Some("connection refused".into()), ..facts(&server) };
+        assert_eq!(codes(&silent), ["server-unreachable"]);
+    }
+}

@@ -1,0 +1,86 @@
+//! The archive of a cluster as a value: the listing, the branches that history files tell of, and the gaps that were recorded.
+//!
+//! Nothing is decrypted for it, so a host that can only write can know how far recovery could go.
+
+use lifeboat_core::repository::layout;
+use lifeboat_core::wal::catalog::Archive;
+use lifeboat_core::wal::file::{GapRecord, WalFile};
+use lifeboat_core::wal::history::History;
+use lifeboat_core::wal::{SystemId, Timeline};
+
+use super::object::{WalError, WalReader};
+use super::{Cluster, cluster, list};
+use crate::keys::Identities;
+use crate::repository::Repository;
+use crate::signing::Trust;
+use crate::store::StoreError;
+
+/// The longest gap object that is read.
+const MAX_GAP_BYTES: u64 = 64 << 10;
+
+/// What a repository has of a cluster's WAL. `None`: nothing.
+///
+/// # Errors
+///
+/// A history file whose signature does not verify is an error: it says which WAL belongs together.
+pub fn load(repository: &Repository, system_id: SystemId, trust: &Trust) -> Result<Option<Archive>, WalError> {
+    let Some(described) = cluster(repository, system_id)? else { return without_description(repository, system_id, trust) };
+    let cluster = Cluster { system_id, segment_size: described.segment_size };
+    of_cluster(repository, cluster, trust).map(Some)
+}
+
+/// Whoever lost `cluster.json` has the same in every file; the first one that verifies says it.
+fn without_description(repository: &Repository, system_id: SystemId, trust: &Trust) -> Result<Option<Archive>, WalError> {
+    for shift in 20..=30 {
+        let Ok(segment_size) = lifeboat_core::wal::SegmentSize::new(1 << shift) else { continue };
+        let cluster = Cluster { system_id, segment_size };
+        let files = list(repository, cluster)?;
+        let Some((file, _)) = files.iter().find(|(file, _)| file.segment().is_some()) else { continue };
+        if WalReader::new(repository, cluster, trust, Identities::default()).head(*file).is_ok() {
+            return of_cluster(repository, cluster, trust).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+fn of_cluster(repository: &Repository, cluster: Cluster, trust: &Trust) -> Result<Archive, WalError> {
+    let reader = WalReader::new(repository, cluster, trust, Identities::default());
+    let mut archive = Archive::new(cluster.system_id, cluster.segment_size);
+    for (file, stored_bytes) in list(repository, cluster)? {
+        archive.add(file, stored_bytes);
+        match file {
+            WalFile::History(timeline) => archive.add_history(history(&reader, timeline)?),
+            WalFile::Partial(segment) => {
+                let end = reader.head(file)?.predicate.summary.and_then(|summary| summary.end);
+                archive.set_partial_end(segment, end);
+            }
+            _ => {}
+        }
+    }
+    for gap in gaps(repository, cluster.system_id)? {
+        archive.add_gap(gap);
+    }
+    Ok(archive)
+}
+
+fn history(reader: &WalReader<'_>, timeline: Timeline) -> Result<History, WalError> {
+    let head = reader.head(WalFile::History(timeline))?;
+    head.predicate.history(timeline).ok_or_else(|| {
+        let key = WalFile::History(timeline).key(reader.cluster().system_id, reader.cluster().segment_size);
+        WalError::Damaged { key: key.to_string(), problem: "its statement does not say where timelines branched off".into() }
+    })
+}
+
+/// Gaps that were recorded. What cannot be read is passed over: a gap object only ever makes readers more careful, and the listing shows
+/// the hole as well.
+fn gaps(repository: &Repository, system_id: SystemId) -> Result<Vec<GapRecord>, StoreError> {
+    let mut gaps = Vec::new();
+    for listed in repository.store().list(&layout::wal_gaps(system_id))? {
+        match repository.store().get(&listed.key, MAX_GAP_BYTES) {
+            Ok(bytes) => gaps.extend(serde_json::from_slice::<GapRecord>(&bytes).ok().filter(|gap| gap.format == 1)),
+            Err(StoreError::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(gaps)
+}

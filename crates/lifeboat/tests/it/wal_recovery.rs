@@ -1,0 +1,340 @@
+//! Point-in-time recovery as a user does it: `backup`, a server that archives with `wal push`, and `restore` with a target.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::cluster::{Cluster, Owner, Postgres, temp_dir};
+use crate::program::{Output, Program, reachable_binary};
+
+/// Ends tests that would wait for ever.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// A repository with keys and a configuration, owned by the servers' user.
+struct Place {
+    home: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let place = Self { home: temp_dir() };
+        place.program().args(["key", "generate"]).run().success();
+        place.program().args(["init", "--repository"]).arg(place.path("repository")).run().success();
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
+    }
+
+    fn program(&self) -> Program {
+        Program::as_owner(&self.home)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+        Owner::current().own(&self.path(name));
+    }
+
+    /// lifeboat with the configuration.
+    fn lifeboat(&self, words: &[&str]) -> Program {
+        self.program().arg("--config").arg(self.path("lifeboat.toml")).args(words)
+    }
+
+    fn archive_command(&self) -> String {
+        format!("{} --config {} wal push %p", reachable_binary().display(), self.path("lifeboat.toml").display())
+    }
+
+    /// A server of small segments that archives here; the configuration is for it.
+    fn server(&self, version: Postgres) -> Cluster {
+        let builder = Cluster::builder(version).wal_segment_size(1).own_system_id().config("archive_mode", "on");
+        let cluster = builder.config("archive_command", &self.archive_command()).config("wal_level", "replica").start();
+        let recipient = fs::read_to_string(self.path(".config/lifeboat/recipients.txt")).unwrap();
+        let text = format!(
+            "name = \"plant\"\n[postgres]\ndsn = \"{}\"\nbin_directory = \"{}\"\n[[repository]]\nurl = \"repository\"\n\
+             [signing]\nkey_file = \".config/lifeboat/signing.key\"\npassword = {{ file = \".config/lifeboat/signing.password\" }}\n\
+             [trust]\nkeys = [\".config/lifeboat/signing.pub\"]\n[encryption]\nrecipients = [\"{}\"]\n\
+             identity_file = \".config/lifeboat/identity.txt\"\n[wal]\nspool = \"spool\"\n",
+            cluster.dsn(),
+            version.bin_directory().display(),
+            recipient.trim(),
+        );
+        self.write("lifeboat.toml", &text);
+        cluster.psql("CREATE TABLE moment (n int PRIMARY KEY, xid text DEFAULT pg_current_xact_id()::text)");
+        cluster
+    }
+
+    fn backup(&self) -> String {
+        let output = self.lifeboat(&["backup", "--copy", "stream", "--json"]).run().success();
+        output.json()["backup"].as_str().expect("a backup id").to_owned()
+    }
+
+    /// Writes `n`, and returns the LSN behind it.
+    fn beat(cluster: &Cluster, n: u32) -> String {
+        cluster.psql(&format!("INSERT INTO moment VALUES ({n})"));
+        cluster.psql("SELECT pg_current_wal_insert_lsn()")
+    }
+
+    /// Closes the segment, and waits until it is archived; its name.
+    fn archive(&self, cluster: &Cluster) -> String {
+        let name = cluster.psql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
+        cluster.psql("SELECT pg_switch_wal()");
+        let begun = Instant::now();
+        while cluster.psql(&format!("SELECT coalesce(last_archived_wal, '') >= '{name}' FROM pg_stat_archiver")) != "t" {
+            assert!(begun.elapsed() < DEADLINE, "{name} is not archived\n{}", cluster.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        name
+    }
+
+    fn restore(&self, data: &str, words: &[&str]) -> Output {
+        let mut all = vec!["restore", "--start", "--json", "--pgdata"];
+        let data = self.path(data).display().to_string();
+        all.push(&data);
+        all.extend(words);
+        self.lifeboat(&all).run()
+    }
+
+    /// Restores, and returns the moments that came back and the document.
+    fn recovered(&self, data: &str, words: &[&str]) -> (String, Value) {
+        let output = self.restore(data, words).success();
+        let document = output.json();
+        let server = Restored { data: self.path(data) };
+        let dsn = document["measured"]["dsn"].as_str().expect("a server").to_owned();
+        let moments = psql(&dsn, "SELECT coalesce(string_agg(n::text, ',' ORDER BY n), '') FROM moment");
+        drop(server);
+        (moments, document)
+    }
+}
+
+/// A server that `restore --start` left running.
+struct Restored {
+    data: PathBuf,
+}
+
+impl Drop for Restored {
+    fn drop(&mut self) {
+        let Ok(text) = fs::read_to_string(self.data.join("postmaster.pid")) else { return };
+        let pid = text.lines().next().and_then(|line| line.trim().parse().ok()).and_then(rustix::process::Pid::from_raw);
+        let _ = pid.map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::QUIT));
+        while self.data.join("postmaster.pid").exists() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+fn psql(dsn: &str, sql: &str) -> String {
+    let mut command = std::process::Command::new("psql");
+    Owner::current().run(command.args(["-X", "-A", "-t", "-c", sql]).arg(dsn).current_dir("/"));
+    let output = crate::cluster::expect_success(&mut command);
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// Now, by the server's clock, strictly between what was committed before and after.
+fn now(cluster: &Cluster) -> String {
+    std::thread::sleep(Duration::from_millis(5));
+    let now = cluster.psql("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')");
+    std::thread::sleep(Duration::from_millis(5));
+    now
+}
+
+#[test]
+fn c078_every_kind_of_target_is_reached_from_the_right_backup() {
+    for version in Postgres::ALL {
+        let place = Place::new();
+        let cluster = place.server(version);
+        let first = place.backup();
+        Place::beat(&cluster, 1);
+        let time = now(&cluster);
+        Place::beat(&cluster, 2);
+        place.lifeboat(&["restore-point", "before the deployment", "--wait", "60s"]).run().success();
+        Place::beat(&cluster, 3);
+        let xid = cluster.psql("SELECT xid FROM moment WHERE n = 3");
+        let lsn = Place::beat(&cluster, 4);
+        cluster.psql("CHECKPOINT");
+        let second = place.backup();
+        Place::beat(&cluster, 5);
+        place.archive(&cluster);
+
+        let all: Vec<(&str, Vec<&str>, &str, &str)> = vec![
+            ("latest", vec!["latest"], "1,2,3,4,5", &second),
+            ("time", vec!["latest", "--target-time", &time], "1", &first),
+            ("name", vec!["latest", "--target-name", "before the deployment"], "1,2", &first),
+            ("xid", vec!["latest", "--target-xid", &xid], "1,2,3", &first),
+            ("before", vec!["latest", "--target-xid", &xid, "--exclusive"], "1,2", &first),
+            ("lsn", vec!["latest", "--target-lsn", &lsn, "--exclusive"], "1,2,3,4", &first),
+            ("immediate", vec![&first, "--target-immediate"], "", &first),
+            ("alone", vec![&second, "--standalone"], "1,2,3,4", &second),
+            ("old", vec![&first], "1,2,3,4,5", &first),
+        ];
+        for (name, words, moments, backup) in all {
+            if version != Postgres::V15 && !matches!(name, "latest" | "time" | "name") {
+                continue;
+            }
+            let (found, document) = place.recovered(name, &words);
+            assert_eq!(found, moments, "{version:?} {name}: {document:#}");
+            assert_eq!(document["backup"], *backup, "{version:?} {name}");
+            let (reached, promised) = (&document["measured"]["reached_lsn"], &document["measured"]["promised_lsn"]);
+            if name == "latest" || name == "old" {
+                assert_eq!(reached, promised, "{version:?} {name}");
+            }
+            assert!(!place.path(&format!("{name}.lifeboat-spool")).exists());
+        }
+        // The original is as it was, and nobody wrote into its archive.
+        assert_eq!(cluster.psql("SELECT count(*) FROM moment"), "5");
+        let status = place.lifeboat(&["wal", "status", "--json"]).run();
+        let status = status.json();
+        assert_eq!(status["clusters"][0]["timelines"].as_array().map(Vec::len), Some(1), "{status:#}");
+        assert_eq!(status["clusters"][0]["windows"][0]["backups"], serde_json::json!([first, second]), "{status:#}");
+    }
+}
+
+/// What was refused, and that nothing was written.
+fn refused(place: &Place, words: &[&str]) -> String {
+    let output = place.restore("nothing", words).expect_code(22);
+    assert!(!place.path("nothing").exists() && !place.path("nothing.lifeboat-spool").exists());
+    output.json()["error"].to_string()
+}
+
+#[test]
+fn c079_what_cannot_be_reached_is_refused_before_anything_is_written() {
+    let place = Place::new();
+    let cluster = place.server(Postgres::V15);
+    let before = now(&cluster);
+    let backup = place.backup();
+    let lsn = Place::beat(&cluster, 1);
+    place.archive(&cluster);
+    let end = cluster.psql("SELECT pg_current_wal_insert_lsn()");
+
+    let error = refused(&place, &["latest", "--target-time", &before]);
+    assert!(error.contains("consistent only from") && error.contains(&format!("lifeboat restore {backup} --target-immediate")), "{error}");
+    let error = refused(&place, &["latest", "--target-lsn", "0/1000"]);
+    assert!(error.contains("consistent only from"), "{error}");
+    for target in [["--target-time", "2099-01-01T00:00:00Z"], ["--target-lsn", "F/0"]] {
+        let error = refused(&place, &["latest", target[0], target[1]]);
+        assert!(error.contains("the WAL in the archive ends at") && error.contains("--target-lsn"), "{error}");
+    }
+    let error = refused(&place, &["latest", "--target-xid", "4000000000"]);
+    assert!(error.contains("it is not in the WAL"), "{error}");
+    let error = refused(&place, &["latest", "--target-name", "no such point"]);
+    assert!(error.contains("it is not in the WAL"), "{error}");
+    cluster.psql("SELECT pg_create_restore_point('again'), pg_create_restore_point('again')");
+    place.archive(&cluster);
+    let error = refused(&place, &["latest", "--target-name", "again"]);
+    assert!(error.contains("2 restore points of that name"), "{error}");
+    let error = refused(&place, &["latest", "--target-timeline", "7"]);
+    assert!(error.contains('7'), "{error}");
+    // What is offered instead is accepted.
+    let nearest = refused(&place, &["latest", "--target-lsn", "F/0"]);
+    let offered = nearest.split("--target-lsn ").nth(1).and_then(|rest| rest.split(' ').next()).expect("an LSN");
+    let (moments, _) = place.recovered("offered", &["latest", "--target-lsn", offered]);
+    assert_eq!(moments, "1", "{lsn} {end} {nearest}");
+}
+
+/// The object of an archived segment.
+fn object(place: &Place, cluster: &Cluster, segment: &str) -> PathBuf {
+    let system_id = cluster.psql("SELECT system_identifier FROM pg_control_system()");
+    place.path("repository/wal").join(system_id).join(&segment[..8]).join(segment)
+}
+
+#[test]
+fn c063_a_gap_is_refused_shown_and_ended_by_a_new_backup() {
+    let place = Place::new();
+    let cluster = place.server(Postgres::V16);
+    let first = place.backup();
+    Place::beat(&cluster, 1);
+    place.archive(&cluster);
+    let safe = now(&cluster);
+    Place::beat(&cluster, 2);
+    let lost = place.archive(&cluster);
+    Place::beat(&cluster, 3);
+    place.archive(&cluster);
+    fs::remove_file(object(&place, &cluster, &lost)).unwrap();
+
+    let error = refused(&place, &["latest"]);
+    assert!(error.contains("is missing") && error.contains("--target-lsn"), "{error}");
+    let status = place.lifeboat(&["wal", "status", "--json"]).run().expect_code(3).json();
+    assert!(status["findings"].as_array().unwrap().iter().any(|finding| finding["code"] == "gap"), "{status:#}");
+    assert_eq!(status["clusters"][0]["timelines"][0]["gaps"].as_array().map(Vec::len), Some(1), "{status:#}");
+    // A time before the hole with no commit behind it in reach: refused as well, with one that can be reached.
+    let error = refused(&place, &["latest", "--target-time", &safe]);
+    assert!(error.contains("is missing"), "{error}");
+
+    // c093
+    let second = place.backup();
+    Place::beat(&cluster, 4);
+    place.archive(&cluster);
+    let (moments, document) = place.recovered("new", &["latest"]);
+    assert_eq!((moments.as_str(), &document["backup"]), ("1,2,3,4", &Value::from(second.clone())));
+    let error = refused(&place, &[&first]);
+    assert!(error.contains("is missing"), "{error}");
+    let status = place.lifeboat(&["wal", "status"]).run();
+    assert!(status.stdout.contains("except from"), "{status}");
+}
+
+/// c060, c076: a restored server that goes on archiving is another branch; each of both can be recovered along.
+#[test]
+fn c076_branches_of_history_are_told_apart() {
+    let place = Place::new();
+    let cluster = place.server(Postgres::V18);
+    place.backup();
+    Place::beat(&cluster, 1);
+    place.archive(&cluster);
+    let fork = Place::beat(&cluster, 2);
+    place.archive(&cluster);
+    Place::beat(&cluster, 3);
+    place.archive(&cluster);
+
+    let output = place.restore("branch", &["latest", "--target-lsn", &fork, "--exclusive", "--archive-mode", "preserve"]).success();
+    let document = output.json();
+    {
+        let _server = Restored { data: place.path("branch") };
+        let dsn = document["measured"]["dsn"].as_str().unwrap();
+        assert_eq!(psql(dsn, "SELECT string_agg(n::text, ',' ORDER BY n) FROM moment"), "1,2");
+        psql(dsn, "INSERT INTO moment VALUES (12)");
+        let name = psql(dsn, "SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
+        psql(dsn, "SELECT pg_switch_wal()");
+        let begun = Instant::now();
+        while psql(dsn, &format!("SELECT coalesce(last_archived_wal, '') >= '{name}' FROM pg_stat_archiver")) != "t" {
+            assert!(begun.elapsed() < DEADLINE, "{name} is not archived");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    // The original goes on as well: the archive has both branches.
+    Place::beat(&cluster, 4);
+    place.archive(&cluster);
+    let (moments, _) = place.recovered("latest", &["latest"]);
+    assert_eq!(moments, "1,2,12");
+    let (moments, _) = place.recovered("one", &["latest", "--target-timeline", "1"]);
+    assert_eq!(moments, "1,2,3,4");
+    let (moments, _) = place.recovered("two", &["latest", "--target-timeline", "2"]);
+    assert_eq!(moments, "1,2,12");
+    // A backup of the new branch's parent, behind the fork, cannot lead to the new branch.
+    let late = place.backup();
+    let error = refused(&place, &[&late, "--target-timeline", "2"]);
+    assert!(error.contains("history of timeline 2"), "{error}");
+}
+
+/// What only the server's user may not read is noticed before the server starts.
+#[test]
+fn a_restore_command_that_the_servers_user_cannot_run_is_noticed() {
+    let place = Place::new();
+    let cluster = place.server(Postgres::V15);
+    place.backup();
+    Place::beat(&cluster, 1);
+    place.archive(&cluster);
+    // An identity that the restore can read, and the server's commands cannot: they run in another directory.
+    let identity = Path::new(".config/lifeboat/identity.txt");
+    let data = place.path("data");
+    let dry = place.lifeboat(&["restore", "latest", "--dry-run", "--json", "--pgdata"]).arg(&data).arg("--identity").arg(identity);
+    let plan = dry.run().success().json();
+    let settings = plan["plan"]["database"]["settings"].as_array().unwrap();
+    let command = settings.iter().find(|setting| setting[0] == "restore_command").expect("a restore command")[1].as_str().unwrap();
+    // Whole: nothing in it depends on where it runs.
+    assert!(command.contains(&place.path(".config/lifeboat/identity.txt").display().to_string()), "{command}");
+    assert!(command.contains(&place.path("lifeboat.toml").display().to_string()), "{command}");
+    assert!(command.contains("--promised 1:") && command.ends_with("%f %p"), "{command}");
+}
