@@ -203,12 +203,12 @@ impl Path {
         Some(Self { legs })
     }
 
-    /// How much of a file of the segment belongs to this history: up to where its timeline was left. `None`: all of
-    /// it. A server that reads on behind it, because the next timeline's own copy of the segment was never archived,
-    /// would replay another history: whoever hands out the file fills up with zeros from here on.
+    /// How much of a file of the segment belongs to this history, if not all of it does: up to where its timeline was left, which may
+    /// be before it begins. A server that reads on behind that, because the next timeline's own copy of the segment was never
+    /// archived, replays another history: whoever hands out the file fills up with zeros from there on.
     pub fn belongs_until(&self, segment: Segment, size: SegmentSize) -> Option<Lsn> {
-        let to = self.leg_of(segment.timeline)?.to?;
-        (segment.start(size) < to && Segment::containing(segment.timeline, to, size).number == segment.number).then_some(to)
+        let end = segment.start(size).0.saturating_add(size.bytes());
+        self.leg_of(segment.timeline)?.to.filter(|to| to.0 < end)
     }
 }
 
@@ -390,6 +390,10 @@ impl Archive {
             return;
         }
         let size = self.size.bytes();
+        // The last one that a name can say: no server gets there, and no LSN is behind it.
+        if file.segment().is_some_and(|segment| segment.number >= u64::MAX / size) {
+            return;
+        }
         let held = self.timelines.entry(file.timeline()).or_default();
         held.objects += 1;
         held.stored_bytes = held.stored_bytes.saturating_add(stored_bytes);
@@ -458,6 +462,12 @@ impl Archive {
         self.timelines.get(&timeline).is_some_and(|held| held.last().is_some())
     }
 
+    /// Whether there is WAL of a timeline in segments behind the one that ends at `lsn`.
+    pub fn goes_on_behind(&self, timeline: Timeline, lsn: Lsn) -> bool {
+        let last = Segment::ending_at(timeline, lsn, self.size).number;
+        self.timelines.get(&timeline).and_then(Holdings::last).is_some_and(|found| found > last)
+    }
+
     fn start(&self, number: u64) -> u64 {
         number.saturating_mul(self.size.bytes())
     }
@@ -505,7 +515,8 @@ impl Archive {
     }
 
     /// Why the archive does not have a file, so that `restore_command` may say "there is none", or must not. PostgreSQL takes exit
-    /// code 1 for the end of the archive, and promotes (`shell_restore.c`): only [`Absence::AfterEnd`] may say that.
+    /// code 1 for the end of the archive, and promotes (`shell_restore.c`): only [`Absence::AfterEnd`] may say that. With a promise it
+    /// says so as well of files that are there, but of another history: of a timeline behind the place where the promised one left it.
     pub fn absence(&self, file: WalFile, promise: Option<Promise>) -> Absence {
         match file {
             WalFile::Segment(segment) | WalFile::Partial(segment) | WalFile::Piece { segment, .. } => {
@@ -539,6 +550,10 @@ impl Archive {
             let from = Lsn(self.start(segment.number));
             Absence::Gap { evidence, gap: Some(self.gap_at(segment.timeline, from, self.next_there(segment.timeline, from))) }
         };
+        let path = promise.and_then(|promise| self.path(promise.timeline).ok());
+        if path.and_then(|path| path.belongs_until(segment, self.size)).is_some_and(|until| until.0 <= self.start(segment.number)) {
+            return Absence::AfterEnd;
+        }
         match self.held(segment) {
             Held::Whole => return Absence::None,
             Held::Open(to) => {
@@ -778,11 +793,12 @@ impl Archive {
         let Some(held) = self.timelines.get(&timeline) else { return Vec::new() };
         let mut missing = Ranges::default();
         if let (Some(first), Some(last)) = (held.next_from(0), held.last()) {
-            let end = if held.whole.contains(last) { self.end(last) } else { self.start(last) };
+            let end = match held.pieces.get(&last) {
+                _ if held.whole.contains(last) => self.end(last),
+                Some(pieces) => self.start(last) + pieces.last().map_or(0, |offset| offset + 1),
+                None => self.start(last),
+            };
             missing.insert(self.first_byte(held, first).0, end);
-            if let Some(pieces) = held.pieces.get(&last) {
-                missing.insert(self.start(last), self.start(last) + pieces.last().map_or(0, |offset| offset + 1));
-            }
         }
         for (from, to) in held.lost.iter() {
             missing.insert(from, to);
@@ -819,8 +835,11 @@ impl Archive {
             };
             let Some(window) = self.window(path, backups, time) else { continue };
             let told = |known: &Window| {
-                let cut = known.path.leg_of(timeline).and_then(|leg| leg.to);
-                cut.is_some_and(|cut| window.to.lsn <= cut) && window.backups.iter().all(|id| known.backups.contains(id))
+                // On the longer way a file of the younger timeline may stop replay where the shorter one goes on.
+                let cut = known.path.leg_of(timeline).and_then(|leg| leg.to).map(|cut| cut.min(known.to.lsn));
+                let ends = |window: &Window| window.except.iter().map(|except| (except.from.lsn, except.to.lsn)).collect::<Vec<_>>();
+                let same = ends(known).into_iter().filter(|(from, _)| *from < window.to.lsn).eq(ends(&window));
+                cut.is_some_and(|cut| window.to.lsn <= cut) && same && window.backups.iter().all(|id| known.backups.contains(id))
             };
             if !windows.iter().any(told) {
                 windows.push(window);
@@ -856,5 +875,214 @@ impl Archive {
         let end = end?;
         let backups = reached.iter().map(|(backup, _)| backup.id.clone()).collect();
         Some(Window { from, to: moment(&end), stopped_by: end.stopped_by, except, backups, path })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::{self, Given, SEGMENTS, UNITS, World, lsn, world};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn segment(timeline: u32, number: u64) -> Segment {
+        Segment { timeline: Timeline(timeline), number }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1500))]
+
+        #[test]
+        fn c060_c063_replay_goes_as_far_as_postgresql_would_go(world in world(), timeline in 1u32..5, from in 0..SEGMENTS * UNITS) {
+            let timeline = timeline % world.timelines() + 1;
+            let archive = world.archive();
+            let reach = archive.reach(&archive.path(Timeline(timeline)).unwrap(), lsn(from));
+            let (to, error) = world.replay(timeline, from);
+            prop_assert_eq!(reach.to, lsn(to));
+            prop_assert_eq!(reach.stopped_by.is_some(), error || world.goes_on(timeline, to), "{:?}", reach);
+            if let Some(gap) = reach.stopped_by {
+                prop_assert_eq!(gap.from, reach.to);
+                prop_assert!(gap.to.is_none_or(|to| to > gap.from));
+            }
+            if to > from {
+                prop_assert_eq!(reach.timeline, Timeline(world.owner(timeline, to - 1)));
+            }
+        }
+
+        #[test]
+        fn c080_absence_is_the_end_only_where_nothing_speaks_against_it(
+            world in world(), timeline in 1u32..5, number in 0..SEGMENTS, promise in proptest::option::of((1u32..5, 0..SEGMENTS * UNITS))
+        ) {
+            let promise = promise.filter(|(of, _)| *of <= world.timelines());
+            let archive = world.archive();
+            let asked = WalFile::Segment(segment(timeline, number));
+            let absence = archive.absence(asked, promise.map(|(of, to)| Promise { timeline: Timeline(of), lsn: lsn(to) }));
+            let units = number * UNITS..(number + 1) * UNITS;
+            let needed = |unit: &u64| promise.is_some_and(|(of, to)| *unit < to && world.owner(of, *unit) == timeline);
+            if let Some((of, _)) = promise
+                && world.ancestors(of).iter().any(|(left, switch)| *left == timeline && *switch <= units.start)
+            {
+                prop_assert_eq!(absence, Absence::AfterEnd);
+                return Ok(());
+            }
+            let given = world.give(timeline, number);
+            let proven = || {
+                world.lost.iter().any(|(of, _, to)| *of == timeline && *to > units.start)
+                    || (2..=world.timelines()).any(|child| world.ancestors(child).iter().any(|(of, switch)| *of == timeline && *switch > units.start))
+            };
+            match given {
+                Given::Units(there) => {
+                    let short = units.clone().skip(there as usize).any(|unit| needed(&unit));
+                    prop_assert_eq!(absence != Absence::None, short, "{:?}", absence);
+                }
+                Given::Error => prop_assert!(matches!(absence, Absence::Gap { .. }), "{absence:?}"),
+                Given::None => {
+                    let gap = proven() || units.clone().any(|unit| needed(&unit));
+                    prop_assert_eq!(matches!(absence, Absence::Gap { .. }), gap, "{:?}", absence);
+                    prop_assert_eq!(absence == Absence::AfterEnd, !gap);
+                }
+            }
+        }
+
+        #[test]
+        fn c063_gaps_are_what_is_not_there_between_first_and_last(world in world(), timeline in 1u32..5) {
+            let archive = world.archive();
+            let state = archive.timeline_state(Timeline(timeline));
+            let gaps = archive.gaps(Timeline(timeline));
+            prop_assert_eq!(&state.gaps, &gaps);
+            for unit in 0..(SEGMENTS + 4) * UNITS {
+                let between = state.first.is_some_and(|first| first <= lsn(unit)) && state.last.is_some_and(|last| lsn(unit) < last);
+                let lost = world.lost.iter().any(|(of, from, to)| *of == timeline && (*from..*to).contains(&unit));
+                let missing = (between || lost) && !world.there(timeline, unit);
+                let told = gaps.iter().any(|gap| gap.from <= lsn(unit) && gap.to.is_none_or(|to| lsn(unit) < to));
+                prop_assert_eq!(told, missing, "unit {} of {:?}", unit, gaps);
+            }
+        }
+
+        #[test]
+        fn windows_are_the_moments_that_a_backup_and_replay_reach(
+            world in world(), backups in proptest::collection::vec((1u32..5, 0..SEGMENTS * UNITS - 4, 1..4u64), 0..4)
+        ) {
+            let archive = world.archive();
+            let backups: Vec<(u32, u64, u64)> = backups.into_iter().filter(|(of, ..)| *of <= world.timelines()).map(|(of, start, length)| (of, start, start + length)).collect();
+            let points: Vec<_> = backups.iter().enumerate().map(|(at, (of, start, stop))| model::backup(&at.to_string(), *of, *start, *stop)).collect();
+            let windows = archive.windows(&points, &mut |_, _| None);
+            for timeline in 1..=world.timelines() {
+                for unit in 0..SEGMENTS * UNITS {
+                    // The byte before a position decides whose it is.
+                    let of = |unit: u64| world.owner(timeline, unit);
+                    if of(unit) != timeline {
+                        continue;
+                    }
+                    let end = unit + 1;
+                    let reached = (1..=world.timelines()).filter(|tip| world.owner(*tip, unit) == timeline).any(|tip| {
+                        backups.iter().any(|(on, start, stop)| {
+                            (*start..*stop).all(|unit| world.owner(tip, unit) == *on) && *stop <= end && world.replay(tip, *start).0 >= end
+                        })
+                    });
+                    let told = windows.iter().any(|window| {
+                        window.path.leg_at(lsn(unit)).timeline == Timeline(timeline)
+                            && window.from.lsn <= lsn(end) && lsn(end) <= window.to.lsn
+                            && !window.except.iter().any(|except| except.from.lsn < lsn(end) && lsn(end) < except.to.lsn)
+                    });
+                    prop_assert_eq!(told, reached, "unit {} of timeline {}: {:?}", unit, timeline, windows);
+                }
+            }
+        }
+    }
+
+    fn three() -> World {
+        // Timeline 1 has segments 0 to 3, timeline 2 left it in the middle of segment 2 and has 2 to 4.
+        let files = (0..4).map(|number| (1, number, model::Kind::Whole)).chain((2..5).map(|number| (2, number, model::Kind::Whole)));
+        World { branches: vec![(1, 10)], files: files.collect(), lost: Vec::new() }
+    }
+
+    #[test]
+    fn c051_a_missing_history_is_named_and_never_the_end() {
+        let mut archive = Archive::new(SystemId(7), SegmentSize::DEFAULT);
+        archive.add(WalFile::Segment(segment(3, 9)), 10);
+        assert_eq!(archive.path(Timeline(3)), Err(PathError::MissingHistory { timeline: Timeline(3) }));
+        assert_eq!(
+            archive.path(Timeline(3)).unwrap_err().to_string(),
+            "follow timeline 3: the archive has no history file 00000003.history"
+        );
+        assert!(archive.path(Timeline(1)).is_ok());
+        assert!(archive.path(Timeline(0)).is_err());
+        assert!(matches!(archive.absence(WalFile::History(Timeline(3)), None), Absence::Gap { .. }));
+        assert_eq!(archive.absence(WalFile::History(Timeline(4)), None), Absence::AfterEnd);
+        let promise = Promise { timeline: Timeline(4), lsn: Lsn(1) };
+        assert!(matches!(archive.absence(WalFile::History(Timeline(4)), Some(promise)), Absence::Gap { .. }));
+        assert!(archive.timeline_state(Timeline(3)).history_missing);
+    }
+
+    #[test]
+    fn c049_histories_that_contradict_each_other_lead_nowhere() {
+        let mut archive = Archive::new(SystemId(7), SegmentSize::DEFAULT);
+        archive.add_history(History::parse(Timeline(2), b"1\t0/3000000\tx").unwrap());
+        archive.add_history(History::parse(Timeline(3), b"1\t0/4000000\tx\n2\t0/5000000\tx").unwrap());
+        assert!(matches!(archive.path(Timeline(3)), Err(PathError::Contradiction { .. })));
+    }
+
+    #[test]
+    fn c063_a_promoted_servers_partial_counts_up_to_the_switch() {
+        let mut archive = three().archive();
+        let path = archive.path(Timeline(2)).unwrap();
+        assert_eq!(archive.reach(&path, lsn(0)), Reach { to: lsn(20), timeline: Timeline(2), stopped_by: None });
+        assert_eq!(path.belongs_until(segment(1, 2), model::size()), Some(lsn(10)));
+        assert_eq!(path.belongs_until(segment(1, 1), model::size()), None);
+        assert_eq!(path.belongs_until(segment(1, 3), model::size()), Some(lsn(10)));
+        let promise = Promise { timeline: Timeline(2), lsn: lsn(20) };
+        assert_eq!(archive.absence(WalFile::Segment(segment(1, 3)), None), Absence::None);
+        assert_eq!(archive.absence(WalFile::Segment(segment(1, 3)), Some(promise)), Absence::AfterEnd);
+        assert_eq!(path.belongs_until(segment(2, 2), model::size()), None);
+        archive = World { files: vec![(1, 0, model::Kind::Whole), (1, 1, model::Kind::Whole)], ..three() }.archive();
+        assert!(archive.reach(&path, lsn(0)).stopped_by.is_some(), "the history says that timeline 1 went on");
+        archive.add(WalFile::Partial(segment(1, 2)), 5);
+        assert_eq!(archive.reach(&path, lsn(0)), Reach { to: lsn(10), timeline: Timeline(1), stopped_by: None });
+        archive.set_partial_end(segment(1, 2), Some(lsn(9)));
+        assert_eq!(archive.reach(&path, lsn(0)).to, lsn(9));
+    }
+
+    #[test]
+    fn c054_a_recorded_gap_keeps_its_reason_until_the_bytes_are_there() {
+        let world = World { branches: vec![], files: vec![(1, 0, model::Kind::Whole), (1, 2, model::Kind::Whole)], lost: vec![(1, 4, 6)] };
+        let mut archive = world.archive();
+        let gaps = archive.gaps(Timeline(1));
+        assert_eq!(gaps.len(), 1);
+        assert_eq!((gaps[0].from, gaps[0].to), (lsn(4), Some(lsn(8))));
+        assert!(gaps[0].to_string().contains("lost; test noticed it"), "{}", gaps[0]);
+        archive.add(WalFile::Segment(segment(1, 1)), 1);
+        assert_eq!(archive.gaps(Timeline(1)), []);
+        assert_eq!(archive.reach(&archive.path(Timeline(1)).unwrap(), lsn(0)).to, lsn(12));
+    }
+
+    #[test]
+    fn a_million_segments_are_one_range() {
+        let mut archive = Archive::new(SystemId(7), SegmentSize::DEFAULT);
+        for number in (0..1_000_000).rev() {
+            archive.add(WalFile::Segment(segment(1, number)), 1 << 20);
+        }
+        let state = archive.state();
+        assert_eq!((state.len(), state[0].ranges.len(), state[0].segments, state[0].objects), (1, 1, 1_000_000, 1_000_000));
+        assert_eq!(state[0].stored_bytes, 1_000_000 << 20);
+        assert_eq!(state[0].first_segment.as_deref(), Some("000000010000000000000000"));
+        assert_eq!(archive.reach(&archive.path(Timeline(1)).unwrap(), Lsn(1)).to, Lsn(1_000_000 << 24));
+        assert!(serde_json::to_string(&state).unwrap().contains("\"gaps\":[]"));
+    }
+
+    #[test]
+    fn names_at_the_end_of_all_numbers_do_no_harm() {
+        let mut archive = Archive::new(SystemId(7), SegmentSize::new(1 << 20).unwrap());
+        let last = Segment::from_file_name("0000000100000000FFFFFFFF", SegmentSize::new(1 << 20).unwrap());
+        assert!(last.is_err());
+        for name in ["00000001FFFFFFFF00000FFE", "00000001FFFFFFFF00000FFF"] {
+            let segment = Segment::from_file_name(name, SegmentSize::new(1 << 20).unwrap()).unwrap();
+            for file in [WalFile::Piece { segment, from: 5, to: 1 << 20 }, WalFile::Partial(segment), WalFile::Segment(segment)] {
+                archive.add(file, 1);
+                let path = archive.path(Timeline(1)).unwrap();
+                assert!(archive.reach(&path, Lsn(u64::MAX - (2 << 20))).to.0 >= u64::MAX - (2 << 20));
+                assert_eq!(archive.state().len(), 1);
+                archive.absence(WalFile::Segment(segment), None);
+            }
+        }
     }
 }

@@ -76,7 +76,7 @@ impl RecoveryRequest {
 /// | name | is a restore point of that name; here every one counts |
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Located {
-    /// Whose record it is.
+    /// Whose record it is: that of the leg it is on ([`Path::leg_at`]), also where it was read from a younger timeline's copy.
     pub timeline: Timeline,
     /// Where it begins.
     pub lsn: Lsn,
@@ -118,15 +118,16 @@ pub struct Search {
     pub spans: Vec<(Lsn, Lsn)>,
 }
 
-/// WAL to read for a target.
+/// WAL to read for a target, along the path of the [`Search`]. All that are not doubtful must be read: an engine reports the first record
+/// of each that fits (of a name: every one), and goes on to the doubtful ones, in their order, only if there is none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Place {
-    /// From here on.
+    /// From the first record on that begins here or behind; this may be within one.
     pub from: Lsn,
-    /// Up to here at most. For an LSN and a time the search may end at the first record that fits.
+    /// Up to here.
     pub to: Lsn,
     /// Nobody says that the target is here; it may be in a record that goes from one segment into the next, or in a
-    /// segment without a summary. Worth reading only if nothing is found in the others.
+    /// segment without a summary.
     pub doubtful: bool,
 }
 
@@ -352,9 +353,7 @@ pub fn places<E>(
         }
         Target::Time(time) => {
             for (from, to) in &search.spans {
-                if let Some(place) = reader.first_later(*time, request.inclusive, *from, *to)? {
-                    places.push(place);
-                }
+                reader.first_later(*time, request.inclusive, *from, *to, &mut places)?;
             }
         }
         Target::TransactionId(xid) => {
@@ -388,81 +387,92 @@ impl<E> Reader<'_, E> {
 
     fn summary(&mut self, number: u64) -> Result<Option<&Summary>, E> {
         if !self.known.contains_key(&number) {
-            let source = self.archive.source(self.path, Lsn(number * self.size()));
-            // What is open has no summary, but what its `.partial` says is not all that its pieces may hold.
-            let whole = source.filter(|segment| self.archive.held(*segment) == Held::Whole);
-            let summary = match whole {
-                Some(segment) => (self.summaries)(segment)?,
-                None => None,
-            };
+            let summary = self.ask(number)?;
             self.known.insert(number, summary);
         }
         Ok(self.known[&number].as_ref())
     }
 
-    /// The part of [from, to) to read on from for the first record later than `time`.
-    fn first_later(&mut self, time: Timestamp, inclusive: bool, from: Lsn, to: Lsn) -> Result<Option<Place>, E> {
+    fn ask(&mut self, number: u64) -> Result<Option<Summary>, E> {
+        let source = self.archive.source(self.path, Lsn(number * self.size()));
+        // What is open has no summary: what its `.partial` says is not all that its pieces may hold.
+        match source.filter(|segment| self.archive.held(*segment) == Held::Whole) {
+            Some(segment) => (self.summaries)(segment),
+            None => Ok(None),
+        }
+    }
+
+    /// The parts of [from, to) to read for the first record later than `time`.
+    fn first_later(&mut self, time: Timestamp, inclusive: bool, from: Lsn, to: Lsn, places: &mut Vec<Place>) -> Result<(), E> {
+        let later = |latest: Timestamp| if inclusive { latest > time } else { latest >= time };
         let (first, last) = (from.0 / self.size(), to.0.saturating_sub(1) / self.size());
         let mut begin = first;
         while begin <= last {
             // Servers change, and clocks with them, where legs do.
             let leg = self.path.leg_at(Lsn((begin + 1).saturating_mul(self.size()) - 1));
             let end = leg.to.map_or(last, |to| (to.0.saturating_sub(1) / self.size()).clamp(begin, last));
-            if let Some(number) = self.first_later_within(time, inclusive, begin, end)? {
-                return Ok(Some(Place { from: from.max(Lsn(number * self.size())), to, doubtful: false }));
+            let (read_from, hit) = self.first_later_within(&later, time, begin, end)?;
+            let end_of = |number: u64, size: u64| Lsn((number + 1).saturating_mul(size)).min(to);
+            if let Some(number) = read_from {
+                let until = end_of(hit.unwrap_or(end + 1), self.size());
+                places.push(Place { from: from.max(Lsn(number * self.size())), to: until, doubtful: false });
+            }
+            if let Some(hit) = hit {
+                // Its latest time may be that of a restore point, at which recovery to a time does not stop.
+                places.push(Place { from: from.max(Lsn(hit * self.size())), to, doubtful: true });
+                break;
             }
             begin = end + 1;
         }
-        Ok(None)
+        Ok(())
     }
 
-    /// The first of the segments [begin, end] that may hold the first record later than `time`.
-    fn first_later_within(&mut self, time: Timestamp, inclusive: bool, begin: u64, end: u64) -> Result<Option<u64>, E> {
-        let later = |latest: Timestamp| if inclusive { latest > time } else { latest >= time };
-        // Halve: everything before `low` was not later, `high` was, or is behind the end.
-        let (mut low, mut high) = (begin, end + 1);
+    /// Of the segments [begin, end]: the first that may hold the first record later than `time`, and one that says it has a later one.
+    fn first_later_within(
+        &mut self,
+        later: &dyn Fn(Timestamp) -> bool,
+        time: Timestamp,
+        begin: u64,
+        end: u64,
+    ) -> Result<(Option<u64>, Option<u64>), E> {
+        // Halve: what is before `low` was not later, what is at `high` or behind it was, or has no time.
+        let (mut low, mut high, mut hit) = (begin, end + 1, None);
         while low < high {
             let middle = low + (high - low) / 2;
             // Segments without a time tell nothing: go on to the next one that has one.
             let (mut probe, mut found) = (middle, None);
             while probe < high && found.is_none() {
-                found = match self.summary(probe)? {
-                    Some(summary) => summary.last_time,
-                    None => None,
-                };
+                found = self.summary(probe)?.and_then(|summary| summary.last_time);
                 probe += 1;
             }
             match found {
                 Some(latest) if !later(latest) => low = probe,
-                _ => high = middle,
+                Some(_) => (high, hit) = (middle, Some(probe - 1)),
+                None => high = middle,
             }
         }
-        // `high` is where the search came out; look back until it is certain that nothing before it is later.
-        let mut first = (high <= end).then_some(high);
-        let mut number = high;
+        // Look back from there until it is certain that nothing before it is later. `next` is the first segment to read so far.
+        let (mut first, mut number) = (hit, hit.unwrap_or(end + 1));
         while number > begin {
             number -= 1;
-            match self.summary(number)? {
+            let next = first.unwrap_or(end + 1);
+            let Some(summary) = self.summary(number)? else {
                 // Of what nothing is known, anything may be true.
-                None => first = Some(number),
-                Some(summary) => match summary.last_time {
-                    Some(latest) if later(latest) => first = Some(number),
-                    Some(latest) => {
-                        // The record that begins in it and ends in the next one is in neither's summary.
-                        let straddles = summary.tail && number + 1 == first.unwrap_or(end + 1);
-                        if straddles {
-                            first = Some(number);
-                        }
-                        if time.duration_since(latest) > COMMIT_TIME_DISORDER {
-                            break;
-                        }
-                    }
-                    None if summary.tail && first == Some(number + 1) => first = Some(number),
-                    None => {}
-                },
+                first = Some(number);
+                continue;
+            };
+            let latest = summary.last_time;
+            if latest.is_some_and(later) {
+                (first, hit) = (Some(number), Some(number));
+            } else if summary.tail && number + 1 == next {
+                // The record that goes over into the next segment is in neither's summary.
+                first = Some(number);
+            }
+            if latest.is_some_and(|latest| !later(latest) && time.duration_since(latest) > COMMIT_TIME_DISORDER) {
+                break;
             }
         }
-        Ok(first)
+        Ok((first, hit))
     }
 
     /// Every segment whose summary fits, and, as doubtful, the others that may hold more than their summaries say.
@@ -475,8 +485,9 @@ impl<E> Reader<'_, E> {
             let (first, last) = (from / self.size(), (to - 1) / self.size());
             for number in first..=last {
                 let (begin, end) = ((number * self.size()).max(from), (number + 1).saturating_mul(self.size()).min(to));
-                let (fits, tail, known) = match self.summary(number)? {
-                    Some(summary) => (within(summary), summary.tail, true),
+                // Not kept: there may be millions.
+                let (fits, tail, known) = match self.ask(number)? {
+                    Some(summary) => (within(&summary), summary.tail, true),
                     None => (false, false, false),
                 };
                 let on = (number + 2).saturating_mul(self.size()).min(to);
@@ -486,7 +497,6 @@ impl<E> Reader<'_, E> {
                     places.push(Place { from: Lsn(begin), to: Lsn(if tail || !known { on } else { end }), doubtful: true });
                 }
             }
-            self.known.clear();
         }
         Ok(())
     }
@@ -543,6 +553,7 @@ fn from_backup(
             let on_path = |found: &&Located| path.has(found.timeline, found.lsn, found.end);
             let mut all: Vec<&Located> = evidence.located.iter().filter(on_path).collect();
             all.sort_by_key(|found| found.lsn);
+            all.dedup_by_key(|found| found.lsn);
             let mut after = all.iter().copied().filter(|found| found.lsn >= backup.start_lsn);
             let first = match (after.next(), target) {
                 (Some(first), _) => first,
@@ -574,16 +585,25 @@ fn from_backup(
             (first.end, end)
         }
     };
-    let (path, reach) = along(path, archive, backup, to, request)?;
-    debug_assert!(reach.to >= to, "a way that does not lead there");
+    let path = along(path, archive, backup, to, request)?;
+    for leg in path.legs() {
+        // c076: whoever restores should know that there is another branch.
+        let Some(left) = leg.to.filter(|left| archive.goes_on_behind(leg.timeline, *left)) else { continue };
+        notes.push(format!(
+            "timeline {} goes on behind {left}, where this history leaves it; --target-timeline {} recovers along it",
+            leg.timeline, leg.timeline
+        ));
+    }
+    // WAL of its own that the archive does not have is no promise of the archive.
+    let own = backup.wal_included && to <= backup.stop_lsn && archive.reach(&path, backup.start_lsn).to < to;
     let legs = path.legs().iter().filter(|leg| leg.to.is_none_or(|end| end > backup.start_lsn) && leg.from < to).copied();
     let timeline = path.timeline();
     Ok(Choice {
-        legs: legs.map(|leg| Leg { from: leg.from.max(backup.start_lsn), to: leg.to.filter(|end| *end < to), ..leg }).collect(),
+        legs: legs.map(|leg| Leg { from: leg.from.max(backup.start_lsn), to: Some(leg.to.map_or(to, |end| end.min(to))), ..leg }).collect(),
         timeline,
         from: backup.start_lsn,
         to,
-        promised: Some(Promise { timeline, lsn: to }),
+        promised: (!own).then_some(Promise { timeline, lsn: to }),
         end,
         located,
         notes,
@@ -593,28 +613,22 @@ fn from_backup(
 
 /// The history that leads from the backup to `to`: the one asked for, or, where a hole behind `to` would be in its way, the part of
 /// it that does not go further. (At the segment in which a timeline branched off PostgreSQL asks for the younger one first.)
-fn along(path: &Path, archive: &Archive, backup: &BackupPoint, to: Lsn, request: &RecoveryRequest) -> Result<(Path, Reach), Reason> {
-    let reach = archive.reach_of(path, backup);
+fn along(path: &Path, archive: &Archive, backup: &BackupPoint, to: Lsn, request: &RecoveryRequest) -> Result<Path, Reason> {
+    let first = path.legs().iter().position(|leg| leg.to.is_none_or(|end| to <= end)).unwrap_or(0);
+    let mut ways: Vec<Path> = path.legs()[first..].iter().rev().filter_map(|leg| path.until(leg.timeline)).collect();
     if request.target == Target::Immediate {
-        // c077: its own timeline, which needs no history.
-        let own = path.until(backup.timeline).unwrap_or_else(|| path.clone());
-        let reach = archive.reach_of(&own, backup);
+        // c077: its own timeline first.
+        ways.reverse();
+    }
+    let mut reached = None;
+    for way in ways {
+        let reach = archive.reach_of(&way, backup);
         if reach.to >= to {
-            return Ok((own, reach));
+            return Ok(way);
         }
-    } else if reach.to >= to {
-        return Ok((path.clone(), reach));
+        reached = reached.or(Some(reach));
     }
-    let whose = path.legs().iter().position(|leg| leg.to.is_none_or(|end| to <= end)).unwrap_or(0);
-    for leg in path.legs()[whose..].iter().rev().skip(1) {
-        if let Some(shorter) = path.until(leg.timeline) {
-            let reach = archive.reach_of(&shorter, backup);
-            if reach.to >= to {
-                return Ok((shorter, reach));
-            }
-        }
-    }
-    Err(reach.stopped_by.map_or(Reason::Behind(reach.to), Reason::Gap))
+    Err(reached.map_or(Reason::NoBackup, |reach| reach.stopped_by.map_or(Reason::Behind(reach.to), Reason::Gap)))
 }
 
 fn at_once(backup: &BackupPoint) -> Reachable {

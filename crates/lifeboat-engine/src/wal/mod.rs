@@ -3,7 +3,10 @@
 //! `object` is the only place that reads and writes them; who pushes, fetches and receives stands on it.
 
 pub mod archive;
+pub mod fetch;
 mod object;
+pub mod push;
+pub mod spool;
 pub mod survey;
 
 pub use object::{Put, WalError, WalHead, WalReader, WalWriter};
