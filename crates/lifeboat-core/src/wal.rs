@@ -3,10 +3,7 @@
 //! Facts from PostgreSQL: `src/include/access/xlog_internal.h` (file names, segment numbering)
 //! and manual section 30.6 "WAL Internals".
 
-<<<<<<< HEAD
 pub mod file;
-=======
->>>>>>> rec
 pub mod record;
 
 use std::fmt;
