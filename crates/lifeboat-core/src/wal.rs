@@ -4,6 +4,8 @@
 //! and manual section 30.6 "WAL Internals".
 
 pub mod file;
+pub mod history;
+pub mod receive;
 pub mod record;
 
 use std::fmt;

@@ -1,0 +1,201 @@
+//! Timeline history files: which timelines a timeline descends from, and where it left each of them.
+//!
+//! Facts from PostgreSQL: `src/backend/access/transam/timeline.c`, `readTimeLineHistory` and `writeTimeLineHistory`.
+//! Bytes and values only; which files there are is the business of `catalog`.
+
+use serde::Serialize;
+
+use super::{Lsn, Timeline};
+
+/// Bytes of a history file that we read at most. PostgreSQL sets no limit; a line is about 60 bytes, and
+/// 16 000 promotions are more than any cluster has seen.
+pub const MAX_HISTORY_BYTES: usize = 1 << 20;
+
+/// Why bytes are not a history file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HistoryError {
+    /// Longer than [`MAX_HISTORY_BYTES`].
+    #[error("read history of timeline {timeline}: {bytes} bytes are too many")]
+    TooLong {
+        /// Of which timeline.
+        timeline: Timeline,
+        /// Its length.
+        bytes: usize,
+    },
+    /// A line is not "timeline, tab, LSN, tab, reason".
+    #[error("read history of timeline {timeline}: line {line} is not a timeline and an LSN: {text:?}")]
+    Syntax {
+        /// Of which timeline.
+        timeline: Timeline,
+        /// Number of the line, from 1.
+        line: usize,
+        /// The beginning of the line.
+        text: String,
+    },
+    /// Timelines do not grow from line to line, or reach the timeline itself.
+    #[error("read history of timeline {timeline}: timeline {found} in line {line} is out of order")]
+    TimelineOrder {
+        /// Of which timeline.
+        timeline: Timeline,
+        /// Number of the line, from 1.
+        line: usize,
+        /// The timeline in it.
+        found: Timeline,
+    },
+    /// A timeline would end before it begins.
+    #[error("read history of timeline {timeline}: the switch at {found} in line {line} is before the one above it")]
+    SwitchOrder {
+        /// Of which timeline.
+        timeline: Timeline,
+        /// Number of the line, from 1.
+        line: usize,
+        /// The LSN in it.
+        found: Lsn,
+    },
+}
+
+/// One ancestor of a timeline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Entry {
+    /// The ancestor.
+    pub timeline: Timeline,
+    /// Where its descendant left it: the first byte that is not the ancestor's any more.
+    pub switch: Lsn,
+    /// Why, as PostgreSQL put it.
+    pub reason: String,
+}
+
+/// The history of one timeline: its ancestors, oldest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct History {
+    /// The timeline whose history it is.
+    pub timeline: Timeline,
+    /// Its ancestors. Empty where a cluster began with this timeline.
+    pub entries: Vec<Entry>,
+}
+
+impl History {
+    /// The history of a timeline that began with the cluster; timeline 1 has no history file.
+    pub fn root(timeline: Timeline) -> Self {
+        Self { timeline, entries: Vec::new() }
+    }
+
+    /// Reads the history file of `timeline`. As `readTimeLineHistory` does, except that we ask as well for
+    /// switches that do not go back, without which no history could be followed.
+    pub fn parse(timeline: Timeline, bytes: &[u8]) -> Result<Self, HistoryError> {
+        if bytes.len() > MAX_HISTORY_BYTES {
+            return Err(HistoryError::TooLong { timeline, bytes: bytes.len() });
+        }
+        // The reason may be in any encoding (the name of a restore point is in it).
+        let text = String::from_utf8_lossy(bytes);
+        let mut entries: Vec<Entry> = Vec::new();
+        for (index, raw) in text.lines().enumerate() {
+            let (line, trimmed) = (index + 1, raw.trim());
+            if trimmed.is_empty() || trimmed.starts_with('#') {
+                continue;
+            }
+            let syntax = || HistoryError::Syntax { timeline, line, text: trimmed.chars().take(80).collect() };
+            let (number, rest) = trimmed.split_once(char::is_whitespace).ok_or_else(syntax)?;
+            let rest = rest.trim_start();
+            let (switch, reason) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+            if !number.bytes().all(|byte| byte.is_ascii_digit()) {
+                return Err(syntax());
+            }
+            let found = Timeline(number.parse().map_err(|_| syntax())?);
+            let switch: Lsn = switch.parse().map_err(|_| syntax())?;
+            if found.0 == 0 || found >= timeline || entries.last().is_some_and(|last| last.timeline >= found) {
+                return Err(HistoryError::TimelineOrder { timeline, line, found });
+            }
+            if entries.last().is_some_and(|last| last.switch > switch) {
+                return Err(HistoryError::SwitchOrder { timeline, line, found: switch });
+            }
+            entries.push(Entry { timeline: found, switch, reason: reason.trim().to_owned() });
+        }
+        Ok(Self { timeline, entries })
+    }
+
+    /// The timeline that it left last.
+    pub fn parent(&self) -> Option<&Entry> {
+        self.entries.last()
+    }
+
+    /// The timelines it descends from, oldest first.
+    pub fn ancestors(&self) -> impl Iterator<Item = Timeline> {
+        self.entries.iter().map(|entry| entry.timeline)
+    }
+
+    /// The timeline whose WAL has the byte at `lsn` (`tliOfPointInHistory`).
+    pub fn timeline_of(&self, lsn: Lsn) -> Timeline {
+        self.entries.iter().find(|entry| lsn < entry.switch).map_or(self.timeline, |entry| entry.timeline)
+    }
+
+    /// Where this history left `timeline`; `None` if it did not, or never was on it (`tliSwitchPoint`).
+    pub fn switch_from(&self, timeline: Timeline) -> Option<Lsn> {
+        self.entries.iter().find(|entry| entry.timeline == timeline).map(|entry| entry.switch)
+    }
+
+    /// Whether the history of the parent says the same of what both tell.
+    pub fn continues(&self, parent: &Self) -> bool {
+        let same = |(ours, theirs): (&Entry, &Entry)| ours.timeline == theirs.timeline && ours.switch == theirs.switch;
+        self.parent().is_some_and(|entry| entry.timeline == parent.timeline)
+            && self.entries.len() == parent.entries.len() + 1
+            && self.entries.iter().zip(&parent.entries).all(same)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const THREE: &[u8] = b"1\t0/3000110\tno recovery target specified\n\n2\t0/5000000\tbefore 2024-03-15 12:00:00+00\n\n";
+
+    #[test]
+    fn c060_a_history_says_whose_byte_it_is() {
+        let history = History::parse(Timeline(4), THREE).unwrap();
+        assert_eq!(history.entries.len(), 2);
+        assert_eq!(history.entries[0].reason, "no recovery target specified");
+        assert_eq!(history.ancestors().collect::<Vec<_>>(), [Timeline(1), Timeline(2)]);
+        for (lsn, timeline) in [(0, 1), (0x300_010F, 1), (0x300_0110, 2), (0x4FF_FFFF, 2), (0x500_0000, 4), (u64::MAX, 4)] {
+            assert_eq!(history.timeline_of(Lsn(lsn)), Timeline(timeline), "{lsn:X}");
+        }
+        assert_eq!(history.switch_from(Timeline(2)), Some(Lsn(0x500_0000)));
+        assert_eq!(history.switch_from(Timeline(3)), None);
+        let parent = History::parse(Timeline(2), b"1\t0/3000110\tx\n").unwrap();
+        assert!(history.continues(&parent));
+        let other = History::parse(Timeline(2), b"1\t0/3000118\tx\n").unwrap();
+        assert!(!history.continues(&other));
+    }
+
+    #[test]
+    fn comments_blanks_and_bytes_of_any_encoding_are_read_as_postgresql_reads_them() {
+        let history = History::parse(Timeline(2), b"# c\n   \n 1\t16/B374D848\tat restore point \"\xFF\xE4\"").unwrap();
+        assert_eq!(history.entries[0].switch, Lsn(0x16_B374_D848));
+        assert_eq!(History::parse(Timeline(2), b"").unwrap(), History::root(Timeline(2)));
+        assert_eq!(History::parse(Timeline(2), b"1\t0/10").unwrap().entries[0].reason, "");
+    }
+
+    #[test]
+    fn malformed_histories_are_errors() {
+        let error = |bytes: &[u8]| History::parse(Timeline(5), bytes).unwrap_err();
+        assert!(matches!(error(b"one\t0/1\tx\n"), HistoryError::Syntax { line: 1, .. }));
+        assert!(matches!(error(b"1\n"), HistoryError::Syntax { .. }));
+        assert!(matches!(error(b"1\tx\ty\n"), HistoryError::Syntax { .. }));
+        assert!(matches!(error(b"+1\t0/1\ty\n"), HistoryError::Syntax { .. }));
+        assert!(matches!(error(b"99999999999\t0/1\ty\n"), HistoryError::Syntax { .. }));
+        assert!(matches!(error(b"0\t0/1\ty\n"), HistoryError::TimelineOrder { .. }));
+        assert!(matches!(error(b"5\t0/1\ty\n"), HistoryError::TimelineOrder { .. }));
+        assert!(matches!(error(b"2\t0/1\ty\n1\t0/2\ty\n"), HistoryError::TimelineOrder { line: 2, .. }));
+        assert!(matches!(error(b"1\t0/2\ty\n2\t0/1\ty\n"), HistoryError::SwitchOrder { line: 2, .. }));
+        assert!(matches!(error(&vec![b'#'; MAX_HISTORY_BYTES + 1]), HistoryError::TooLong { .. }));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_history_or_an_error(bytes in proptest::collection::vec(prop_oneof![any::<u8>(), Just(b'\t'), Just(b'\n'), Just(b'1'), Just(b'/')], 0..200)) {
+            if let Ok(history) = History::parse(Timeline(9), &bytes) {
+                prop_assert!(history.entries.windows(2).all(|pair| pair[0].timeline < pair[1].timeline && pair[0].switch <= pair[1].switch));
+            }
+        }
+    }
+}
