@@ -10,14 +10,15 @@ mod failure;
 mod output;
 mod progress;
 mod session;
+mod signals;
 
 use clap::Parser as _;
 
 use cli::Cli;
-use failure::{EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE};
+use failure::{EXIT_BUG, EXIT_USAGE};
 
 fn main() -> std::process::ExitCode {
-    watch_signals();
+    signals::watch();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -47,17 +48,4 @@ fn main() -> std::process::ExitCode {
             failure.code.into()
         }
     }
-}
-
-/// Ends the process when it is told to. What is half-written has no name yet: objects get theirs when
-/// they are whole, a backup with its manifest, a restored cluster with its `pg_control`.
-fn watch_signals() {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let Ok(mut signals) = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]) else { return };
-    std::thread::spawn(move || {
-        if signals.forever().next().is_some() {
-            output::interrupted();
-            std::process::exit(i32::from(EXIT_INTERRUPTED));
-        }
-    });
 }

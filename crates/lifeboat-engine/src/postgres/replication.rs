@@ -54,10 +54,8 @@ impl Connection {
     /// Looks at a slot over SQL (`pg_replication_slots`, whose `wal_status` came with version 13).
     pub fn slot(&self, name: &str) -> Result<Option<Slot>, PgError> {
         debug_assert_eq!(self.purpose(), Purpose::Sql);
-        let rows = self.query(
-            "SELECT slot_type, restart_lsn, wal_status, active_pid FROM pg_replication_slots WHERE slot_name = $1",
-            &[Some(name)],
-        )?;
+        let rows = self
+            .query("SELECT slot_type, restart_lsn, wal_status, active_pid FROM pg_replication_slots WHERE slot_name = $1", &[Some(name)])?;
         let Some(row) = rows.iter().next() else { return Ok(None) };
         if row.get("slot_type")? != "physical" {
             return Err(PgError::Unsupported { reason: format!("replication slot {name} is a logical one") });

@@ -3,6 +3,7 @@
 //! `object` is the only place that reads and writes them; who pushes, fetches and receives stands on it.
 
 mod object;
+pub mod receive;
 
 pub use object::{Put, WalError, WalHead, WalReader, WalWriter};
 

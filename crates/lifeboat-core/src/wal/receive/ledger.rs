@@ -310,6 +310,16 @@ impl Ledger {
         self.prefix(|held| held.written)
     }
 
+    /// How many of a segment's bytes are written.
+    pub fn written(&self, segment: Segment) -> u64 {
+        self.held.iter().find(|held| held.segment == segment).map_or(0, |held| held.written)
+    }
+
+    /// Whether there is still something to do with a segment.
+    pub fn holds(&self, segment: Segment) -> bool {
+        self.held.iter().any(|held| held.segment == segment)
+    }
+
     /// The segment that is being written, and how far; `None` between segments.
     pub fn open(&self) -> Option<(Segment, u64)> {
         let held = self.held.back()?;
