@@ -298,7 +298,7 @@ fn plan_database(manifest: &Manifest, request: &RestoreRequest, pgdata: &str, pl
     Ok(())
 }
 
-fn describe(target: &Target) -> String {
+pub(crate) fn describe(target: &Target) -> String {
     match target {
         Target::Latest => "the end of its WAL".into(),
         Target::Immediate => "the first consistent moment".into(),

@@ -3,10 +3,17 @@
 //! Facts from PostgreSQL: `src/include/access/xlog_internal.h` (file names, segment numbering)
 //! and manual section 30.6 "WAL Internals".
 
+pub mod catalog;
+pub mod fetch;
 pub mod file;
 pub mod history;
+#[cfg(test)]
+mod model;
+pub mod push;
+mod ranges;
 pub mod receive;
 pub mod record;
+pub mod target;
 
 use std::fmt;
 use std::str::FromStr;
@@ -249,8 +256,34 @@ pub enum SegmentError {
     OtherSize(u32),
 }
 
-/// Checks the first bytes of a segment: magic, cluster, place, segment size (`XLogLongPageHeaderData` in
-/// `src/include/access/xlog_internal.h`; the magic is 0xD106 in PostgreSQL 13 and has grown since).
+/// What the header of a segment's first page says (`XLogLongPageHeaderData` in `src/include/access/xlog_internal.h`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SegmentHeader {
+    /// One for each major version; 0xD106 in PostgreSQL 13, and it has grown since.
+    pub page_magic: u16,
+    /// Where the segment begins.
+    pub start: Lsn,
+    /// Whose it is.
+    pub system_id: SystemId,
+    /// Bytes in a segment, as they stand there.
+    pub segment_size: u32,
+}
+
+impl SegmentHeader {
+    /// Reads it. Neither place nor cluster are checked.
+    pub fn decode(header: &[u8; LONG_HEADER_BYTES]) -> Result<Self, SegmentError> {
+        const LONG_HEADER: u16 = 0x0002;
+        let u16_at = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
+        let u32_at = |at: usize| u32::from(u16_at(at)) | u32::from(u16_at(at + 2)) << 16;
+        let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
+        if !(0xD106..0xD200).contains(&u16_at(0)) || u16_at(2) & LONG_HEADER == 0 {
+            return Err(SegmentError::NoHeader);
+        }
+        Ok(Self { page_magic: u16_at(0), start: Lsn(u64_at(8)), system_id: SystemId(u64_at(24)), segment_size: u32_at(32) })
+    }
+}
+
+/// Checks the first bytes of a segment: magic, cluster, place, segment size.
 /// The timeline in the header may be an older one: a segment copied at a switch keeps it.
 pub fn check_segment_header(
     header: &[u8; LONG_HEADER_BYTES],
@@ -258,23 +291,16 @@ pub fn check_segment_header(
     size: SegmentSize,
     system_id: SystemId,
 ) -> Result<(), SegmentError> {
-    const LONG_HEADER: u16 = 0x0002;
-    let u16_at = |at: usize| u16::from_le_bytes([header[at], header[at + 1]]);
-    let u32_at = |at: usize| u32::from(u16_at(at)) | u32::from(u16_at(at + 2)) << 16;
-    let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
-    if !(0xD106..0xD200).contains(&u16_at(0)) || u16_at(2) & LONG_HEADER == 0 {
-        return Err(SegmentError::NoHeader);
+    let header = SegmentHeader::decode(header)?;
+    if header.system_id != system_id {
+        return Err(SegmentError::OtherCluster { found: header.system_id, expected: system_id });
     }
-    let found = SystemId(u64_at(24));
-    if found != system_id {
-        return Err(SegmentError::OtherCluster { found, expected: system_id });
+    if u64::from(header.segment_size) != size.bytes() {
+        return Err(SegmentError::OtherSize(header.segment_size));
     }
-    if u64::from(u32_at(32)) != size.bytes() {
-        return Err(SegmentError::OtherSize(u32_at(32)));
-    }
-    let (found, expected) = (Lsn(u64_at(8)), segment.start(size));
-    if found != expected {
-        return Err(SegmentError::OtherPlace { found, expected });
+    let expected = segment.start(size);
+    if header.start != expected {
+        return Err(SegmentError::OtherPlace { found: header.start, expected });
     }
     Ok(())
 }

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use lifeboat_core::wal::SystemId;
+use lifeboat_core::wal::catalog::Promise;
 
 /// Disaster recovery you have already rehearsed: PostgreSQL and artifacts, signed, restored, proven
 #[derive(Debug, Parser)]
@@ -336,6 +338,9 @@ pub(crate) enum Wal {
     Push(WalPush),
     /// Bring a WAL file back: restore_command = 'lifeboat wal fetch %f %p'
     Fetch(WalFetch),
+    /// Fetch what follows a segment into the spool; started by fetch
+    #[command(hide = true)]
+    Prefetch(WalPrefetch),
     /// Receive WAL from the server as it is written
     Receive(WalReceive),
     /// Show ranges, gaps, lag and the recovery window
@@ -357,6 +362,36 @@ pub(crate) struct WalFetch {
     /// Where it goes (%p)
     #[arg(value_name = "PATH")]
     pub(crate) path: PathBuf,
+    /// The cluster, where this is not run in its data directory
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) system_id: Option<SystemId>,
+    /// Bytes in one of its segments, where neither data directory nor repository says it
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) segment_size: Option<String>,
+    /// The archive had all WAL up to here: what is missing before, on the way to there, is trouble and not the end
+    #[arg(long, value_name = "TIMELINE:LSN")]
+    pub(crate) promised: Option<Promise>,
+    /// The repository has no WAL of this cluster, and that is right
+    #[arg(long)]
+    pub(crate) allow_empty: bool,
+    /// On trouble, exit with 1: PostgreSQL takes it for the end of the archive; the default where standby.signal is
+    #[arg(long)]
+    pub(crate) lenient: bool,
+    /// On trouble, exit with 200: PostgreSQL stops; the default, but for standbys
+    #[arg(long, conflicts_with = "lenient")]
+    pub(crate) strict: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WalPrefetch {
+    /// The segment that was asked for last
+    pub(crate) file: String,
+    /// The cluster
+    #[arg(long)]
+    pub(crate) system_id: SystemId,
+    /// Bytes in one of its segments
+    #[arg(long)]
+    pub(crate) segment_size: u32,
 }
 
 #[derive(Debug, Args)]

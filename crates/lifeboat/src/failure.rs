@@ -18,6 +18,8 @@ use lifeboat_engine::restore::server::ServerError;
 use lifeboat_engine::signing;
 use lifeboat_engine::store::{OpenError, StoreError};
 use lifeboat_engine::verify::VerifyError;
+use lifeboat_engine::wal::WalError;
+use lifeboat_engine::wal::push::PushError;
 
 /// It failed.
 pub(crate) const EXIT_FAILED: u8 = 1;
@@ -398,6 +400,48 @@ impl From<RestoreError> for Failure {
             _ => (EXIT_FAILED, "what was written cannot be started; lifeboat restore into the same directory begins anew"),
         };
         Self::of(code, &error, hint)
+    }
+}
+
+impl From<WalError> for Failure {
+    fn from(error: WalError) -> Self {
+        let (code, hint) = match error {
+            WalError::Store(error) => return error.into(),
+            WalError::Key(error) => return error.into(),
+            WalError::Conflict { .. } => (
+                EXIT_FAILED,
+                "two servers archive into one repository, a clone or an old primary among them: only one may; nothing was overwritten (lifeboat wal status)",
+            ),
+            WalError::OtherCluster { .. } => (
+                EXIT_FAILED,
+                "archive this server into a repository of its own: lifeboat init --repository DIR; lifeboat wal status shows what is in this one",
+            ),
+            WalError::Unverified { .. } => (
+                EXIT_UNVERIFIED,
+                "trust.keys must name the public key that signed it: lifeboat config show; lifeboat wal status shows what is in the repository",
+            ),
+            WalError::Damaged { .. } => (EXIT_UNVERIFIED, "lifeboat wal status shows what is in the repository"),
+            WalError::Sign(_) | WalError::Statement(_) => (EXIT_KEY, "check the signing key: lifeboat config show"),
+            WalError::Segment(_) | WalError::Changed { .. } | WalError::File { .. } => {
+                (EXIT_FAILED, "look at the file; lifeboat config show prints the settings")
+            }
+        };
+        Self::of(code, &error, hint)
+    }
+}
+
+impl From<PushError> for Failure {
+    fn from(error: PushError) -> Self {
+        let hint = match error {
+            PushError::Wal(error) => return error.into(),
+            PushError::Name(_) => "archive_command = 'lifeboat wal push %p'; files with other names are none of its business",
+            PushError::UnknownCluster { .. } => "run lifeboat wal push in the data directory, as PostgreSQL does, with pg_wal/NAME",
+            PushError::ControlFile { .. } => "is this the data directory of a PostgreSQL 13 or later? lifeboat wal push runs in it",
+            PushError::Length { .. } | PushError::Segment { .. } | PushError::Text { .. } => {
+                "the file is not what PostgreSQL archives under this name, and was not stored; find out who changed it (lifeboat wal status shows what is there)"
+            }
+        };
+        Self::of(EXIT_FAILED, &error, hint)
     }
 }
 

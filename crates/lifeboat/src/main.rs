@@ -15,36 +15,49 @@ mod signals;
 use clap::Parser as _;
 
 use cli::Cli;
+use commands::wal::fetch;
 use failure::{EXIT_BUG, EXIT_USAGE};
 
 fn main() -> std::process::ExitCode {
-    signals::watch();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are answers, not errors; with no command at all help is the best error.
-            let code = if error.use_stderr() { EXIT_USAGE } else { 0 };
+            let meant = fetch::was_meant(std::env::args_os());
+            let code = if !error.use_stderr() {
+                0
+            } else if meant {
+                fetch::EXIT_TROUBLE
+            } else {
+                EXIT_USAGE
+            };
             if code == 0 || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
                 let _ = error.print();
             } else {
-                output::Output::new(std::env::args_os().any(|argument| argument == "--json")).failure(&error.into());
+                let failure = failure::Failure { code, ..error.into() };
+                output::Output::new(std::env::args_os().any(|argument| argument == "--json")).failure(&failure);
             }
             return code.into();
         }
     };
+    // PostgreSQL makes of every exit code of a restore_command what that means to a server.
+    let fetch = if let cli::Command::Wal(cli::Wal::Fetch(fetch)) = &cli.command { Some(fetch) } else { None };
+    if fetch.is_none() {
+        signals::watch();
+    }
     let out = output::Output::new(cli.json);
     // A panic is a bug of ours: said as such, with an exit code of its own.
-    let Ok(result) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| commands::run(&cli, &out))) else {
-        out.failure(
-            &failure::Failure::new(EXIT_BUG, "a bug in lifeboat, described above")
-                .hint("report it with that text and the output of lifeboat --version"),
-        );
-        return EXIT_BUG.into();
-    };
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| commands::run(&cli, &out))).unwrap_or_else(|_| {
+        Err(failure::Failure::new(EXIT_BUG, "a bug in lifeboat, described above")
+            .hint("report it with that text and the output of lifeboat --version"))
+    });
     match result {
         Ok(code) => code.into(),
-        Err(failure) => {
-            out.failure(&failure);
+        Err(mut failure) => {
+            match fetch {
+                Some(fetch) => fetch::trouble(fetch, &mut failure, &out),
+                None => out.failure(&failure),
+            }
             failure.code.into()
         }
     }

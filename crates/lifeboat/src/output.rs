@@ -38,11 +38,20 @@ impl Output {
 
     /// Why the command failed: one line, and a hint.
     pub(crate) fn failure(&self, failure: &Failure) {
+        self.complain("error", failure);
+    }
+
+    /// The same of a failure that only means "try again".
+    pub(crate) fn warning(&self, failure: &Failure) {
+        self.complain("warning", failure);
+    }
+
+    fn complain(&self, what: &str, failure: &Failure) {
         if self.json {
             let document = serde_json::json!({"error": {"message": failure.message, "hint": failure.hint, "exit_code": failure.code}});
             self.result(&document, String::new);
         }
-        say(&format!("error: {}", failure.message));
+        say(&format!("{what}: {}", failure.message));
         if let Some(hint) = &failure.hint {
             say(&format!("hint: {hint}"));
         }

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use jiff::Timestamp;
 use lifeboat_core::repository::backup_id::BackupId;
@@ -10,7 +11,7 @@ use lifeboat_engine::backup::Protection;
 use lifeboat_engine::keys::{self, Identities, Recipient};
 use lifeboat_engine::opened_backup;
 use lifeboat_engine::repository::Repository;
-use lifeboat_engine::signing::{KeyFileSigner, SigningKey, Trust};
+use lifeboat_engine::signing::{KeyFileSigner, SignError, Signer, SigningKey, Trust};
 use lifeboat_engine::store;
 
 use crate::config::{Secret, Settings, UserKeys};
@@ -160,6 +161,44 @@ pub(crate) fn signer(settings: &Settings) -> Result<KeyFileSigner, Failure> {
         None => Vec::new(),
     };
     Ok(KeyFileSigner::open(&pem, &password)?)
+}
+
+/// Who signs, if something has to be signed: opening the key takes a quarter of a second (scrypt), and most calls of `wal push` need none.
+pub(crate) struct LazySigner<'a> {
+    settings: &'a Settings,
+    opened: OnceLock<Result<KeyFileSigner, Failure>>,
+}
+
+impl<'a> LazySigner<'a> {
+    pub(crate) fn new(settings: &'a Settings) -> Self {
+        Self { settings, opened: OnceLock::new() }
+    }
+
+    fn opened(&self) -> Result<&KeyFileSigner, &Failure> {
+        self.opened.get_or_init(|| signer(self.settings)).as_ref()
+    }
+
+    /// Why it did not open, if it was tried and did not.
+    pub(crate) fn failure(self) -> Option<Failure> {
+        self.opened.into_inner()?.err()
+    }
+}
+
+impl Signer for LazySigner<'_> {
+    fn sign_statement(&self, statement: &[u8]) -> Result<String, SignError> {
+        match self.opened() {
+            Ok(signer) => signer.sign_statement(statement),
+            Err(failure) => Err(SignError::Signer(failure.message.clone())),
+        }
+    }
+
+    fn hint(&self) -> &str {
+        self.opened().map_or("", Signer::hint)
+    }
+
+    fn describe(&self) -> String {
+        self.opened().map_or_else(|failure| failure.message.clone(), Signer::describe)
+    }
 }
 
 /// Who can read what is written.

@@ -2,8 +2,11 @@
 //!
 //! `object` is the only place that reads and writes them; who pushes, fetches and receives stands on it.
 
+pub mod fetch;
 mod object;
+pub mod push;
 pub mod receive;
+pub mod spool;
 
 pub use object::{Put, WalError, WalHead, WalReader, WalWriter};
 

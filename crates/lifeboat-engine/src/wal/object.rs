@@ -210,7 +210,7 @@ impl<'a> WalWriter<'a> {
     }
 
     /// What is there under a file's name already, compared with `digest`.
-    fn compare(&self, file: WalFile, digest: Sha256) -> Result<Option<Put>, WalError> {
+    pub(super) fn compare(&self, file: WalFile, digest: Sha256) -> Result<Option<Put>, WalError> {
         match head(self.repository.store(), self.cluster, self.trust, file) {
             Ok(head) if head.sha256 == digest => Ok(Some(Put::Same)),
             Ok(head) => Err(WalError::Conflict { file: file.file_name(self.cluster.segment_size), ours: digest, theirs: head.sha256 }),

@@ -10,7 +10,7 @@ mod list;
 mod restore;
 mod show;
 mod verify;
-mod wal;
+pub(crate) mod wal;
 
 use std::io::Write as _;
 

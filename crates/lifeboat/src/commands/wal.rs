@@ -1,6 +1,6 @@
 //! `lifeboat wal`: one file per command.
 
-mod fetch;
+pub(crate) mod fetch;
 mod push;
 mod receive;
 mod status;
@@ -14,6 +14,7 @@ pub(super) fn run(wal: &Wal, settings: &Settings, out: &Output) -> Result<u8, Fa
     match wal {
         Wal::Push(push) => push::run(push, settings, out),
         Wal::Fetch(fetch) => fetch::run(fetch, settings, out),
+        Wal::Prefetch(prefetch) => fetch::run_ahead(prefetch, settings),
         Wal::Receive(receive) => receive::run(receive, settings, out),
         Wal::Status(status) => status::run(status, settings, out),
     }

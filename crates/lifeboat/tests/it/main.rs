@@ -12,6 +12,7 @@ mod rescue;
 mod restore;
 mod scripts;
 mod verify;
+mod wal_fetch;
 mod wal_receive;
 
 /// The fixtures do what their users rely on.
