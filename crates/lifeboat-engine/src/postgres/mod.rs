@@ -13,6 +13,7 @@ mod connection;
 mod dsn;
 mod facts;
 mod libpq;
+mod replication;
 mod tar_stream;
 pub mod wal_facts;
 
@@ -22,6 +23,7 @@ pub use connection::{Connection, CopyBoth, CopyStart, Interrupter, Purpose, Rece
 pub use dsn::{Dsn, Endpoint};
 pub use facts::{ChecksumState, ClusterFacts, Collation, DatabaseFacts, Extension, HotStandbySettings, Tablespace};
 pub use libpq::{CopyData, Notice};
+pub use replication::{Slot, SlotState};
 pub use tar_stream::{Entry, EntryKind};
 
 /// The oldest server that is supported, as `PQserverVersion` numbers them.

@@ -7,6 +7,7 @@ pub mod fetch;
 pub mod locate;
 mod object;
 pub mod push;
+pub mod receive;
 pub mod restore_point;
 pub mod spool;
 pub mod survey;
