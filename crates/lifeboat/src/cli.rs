@@ -428,7 +428,14 @@ pub(crate) struct WalReceive {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct WalStatus {}
+pub(crate) struct WalStatus {
+    /// Read back what was not read back before: signatures and bytes
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Restore identity: with it, plain bytes are compared, not only stored ones
+    #[arg(long, value_name = "FILE", env = "LIFEBOAT_IDENTITY_FILE")]
+    pub(crate) identity: Option<PathBuf>,
+}
 
 #[derive(Debug, Args)]
 pub(crate) struct RestorePoint {

@@ -44,7 +44,7 @@ impl Place {
         let writer = WalWriter::new(&self.repository, self.cluster, &self.signer, &self.trust, &self.protection, 1);
         let summary = end.map(|end| Summary { end: Some(Lsn(end)), ..Summary::default() });
         let segment_size = self.cluster.segment_size;
-        let predicate = WalPredicate { bytes: bytes.len() as u64, segment_size, page_magic: None, summary };
+        let predicate = WalPredicate { summary, ..WalPredicate::new(bytes.len() as u64, segment_size) };
         writer.put_bytes(file, &predicate, bytes).unwrap();
     }
 

@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn numbers_go_on_over_restarts_and_broken_lines() {
         let place = tempfile::tempdir().unwrap();
-        let mut keep = |text: &str| {
+        let keep = |text: &str| {
             let mut event = Event::new(EventKind::Started, text);
             EventLog::open(place.path()).unwrap().keep(&mut event).unwrap();
             event.number
