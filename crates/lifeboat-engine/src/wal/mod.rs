@@ -3,6 +3,7 @@
 //! `object` is the only place that reads and writes them; who pushes, fetches and receives stands on it.
 
 pub mod archive;
+pub mod arrival;
 pub mod fetch;
 pub mod locate;
 mod object;

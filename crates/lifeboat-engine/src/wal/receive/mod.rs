@@ -21,6 +21,7 @@
 //! of its last change), `waiting_bytes` (received, and not in the repository), `degraded` (bool: commits do not wait for us by our doing),
 //! `store_trouble` and `spool_trouble` (text; absent without), `last_event` (text).
 
+mod checks;
 mod degrade;
 pub mod events;
 mod monitor;
@@ -48,6 +49,7 @@ use lifeboat_core::wal::{Lsn, Segment, SegmentSize, SystemId, Timeline};
 pub use events::{Event, EventKind};
 pub use spool::{Disk, RealDisk, directory};
 
+use self::checks::Checks;
 use self::events::EventLog;
 use self::spool::{Spool, SpoolState};
 use super::{Cluster, WalError, WalWriter};
@@ -311,6 +313,7 @@ struct Book {
     document_busy: bool,
     syncs: VecDeque<SyncJob>,
     files: HashMap<Segment, Arc<File>>,
+    checks: HashMap<Segment, Checks>,
     /// Pieces do not wait for their time.
     flush: bool,
     /// No new session, no new uploads.
@@ -355,6 +358,7 @@ impl Book {
             document_busy: false,
             syncs: VecDeque::new(),
             files: HashMap::new(),
+            checks: HashMap::new(),
             flush: false,
             ended: false,
             fatal: None,
@@ -674,6 +678,7 @@ impl Receiver<'_> {
     fn clean(&self, book: &mut Book) {
         for segment in book.ledger.take_done() {
             book.files.remove(&segment);
+            book.checks.remove(&segment);
             book.syncs.retain(|job| job.segment != segment);
             self.spool.remove(segment, self.size());
         }

@@ -17,6 +17,7 @@ use lifeboat_core::wal::receive::message::{Acknowledged, Message, decode, status
 use lifeboat_core::wal::receive::{Inventory, Position, Relation, relation, stream_start};
 use lifeboat_core::wal::{LONG_HEADER_BYTES, Lsn, Segment, Timeline, check_segment_header};
 
+use super::checks::Checks;
 use super::spool::FoundSegment;
 use super::{Activity, Document, Event, EventKind, LAST_UPLOAD, Mode, ReceiveError, Receiver, SyncJob, Wakeup};
 use crate::postgres::{Connection, CopyBoth, CopyStart, Dsn, PgError, Purpose, Received, ReplicationFacts, Rows, Slot, SlotState};
@@ -217,6 +218,7 @@ impl Receiver<'_> {
         let Some((segment, _)) = book.broken.take() else { return };
         book.ledger.distrust(segment);
         book.files.remove(&segment);
+        book.checks.remove(&segment);
         book.syncs.retain(|job| job.segment != segment);
         drop(book);
         // Where even that fails, the file is opened and synced again, and fails again.
@@ -818,6 +820,10 @@ impl Receiver<'_> {
             }
             if again < part.len() {
                 self.request.disk.write_at(&open.file, &part[again..], offset + again as u64).map_err(failed)?;
+                // Behind the bytes: who reads them looks only at what is in here.
+                if let Some(checks) = self.book().checks.get_mut(&segment) {
+                    checks.add(&part[again..]);
+                }
             }
             open.written = open.written.max(offset + part.len() as u64);
             if offset + part.len() as u64 == size.bytes() {
@@ -845,6 +851,20 @@ impl Receiver<'_> {
             Broken::Spool
         })?;
         let file = Arc::new(file);
+        let known = self.book().checks.get(&segment).map(Checks::length);
+        if known != Some(there) {
+            let mut checks = Checks::default();
+            let mut buffer = vec![0; 256 << 10];
+            while checks.length() < there {
+                let part = buffer.len().min(usize::try_from(there - checks.length()).unwrap_or(usize::MAX));
+                if let Err(error) = file.read_exact_at(&mut buffer[..part], checks.length()) {
+                    self.spool_broke(segment, &format!("read {}: {error}", segment.file_name(size)));
+                    return Err(Broken::Spool);
+                }
+                checks.add(&buffer[..part]);
+            }
+            self.book().checks.insert(segment, checks);
+        }
         let mut book = self.book();
         book.files.insert(segment, Arc::clone(&file));
         book.ledger.wrote(segment, there);

@@ -9,18 +9,20 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest;
 use jiff::Timestamp;
-use lifeboat_core::repository::Sha256;
+use lifeboat_core::repository::{Descriptor, Sha256, layout};
 use lifeboat_core::wal::file::{WalFile, WalPredicate};
 use lifeboat_core::wal::receive::ledger::Work;
 use lifeboat_core::wal::record::{Summarizer, Summary};
 use lifeboat_core::wal::{LONG_HEADER_BYTES, Segment, check_segment_header};
 
+use super::checks::{Covering, PAGE_BYTES};
 use super::{Document, Event, EventKind, Receiver};
+use crate::repository::MAX_DOCUMENT_BYTES;
 use crate::store::StoreError;
 use crate::wal::{WalError, WalWriter};
 
 /// What is read of a segment at a time.
-const READ_BYTES: usize = 256 << 10;
+const READ_BYTES: u64 = 256 << 10;
 
 /// Between attempts while the repository fails.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
@@ -32,19 +34,28 @@ enum Task {
     Work(Work),
 }
 
-/// Reads a file from an offset on, without moving anybody's position.
-struct ReadAt<'a> {
+/// Reads a segment from its beginning, as it was received.
+struct Checked<'a> {
+    receiver: &'a Receiver<'a>,
+    segment: Segment,
     file: &'a File,
     at: u64,
-    end: u64,
+    buffer: Vec<u8>,
+    used: usize,
 }
 
-impl Read for ReadAt<'_> {
+impl Read for Checked<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = usize::try_from(self.end - self.at).unwrap_or(usize::MAX).min(buffer.len());
-        let read = self.file.read_at(&mut buffer[..left], self.at)?;
-        self.at += read as u64;
-        Ok(read)
+        let end = self.receiver.size().bytes();
+        if self.used == self.buffer.len() {
+            let to = (self.at + READ_BYTES).min(end);
+            self.buffer = self.receiver.read_checked(self.segment, self.file, self.at, to)?;
+            (self.at, self.used) = (to, 0);
+        }
+        let length = buffer.len().min(self.buffer.len() - self.used);
+        buffer[..length].copy_from_slice(&self.buffer[self.used..self.used + length]);
+        self.used += length;
+        Ok(length)
     }
 }
 
@@ -87,10 +98,11 @@ impl Receiver<'_> {
                 book = self.changed.wait_timeout(book, wait.max(Duration::from_millis(5))).expect("no panic while held").0;
             };
             drop(book);
-            let result = match &task {
+            let there = if pause > SHORTEST_PAUSE { self.is_still_there() } else { Ok(()) };
+            let result = there.and_then(|()| match &task {
                 Task::Document(document) => self.store_document(writer, document),
                 Task::Work(work) => self.store_work(writer, *work),
-            };
+            });
             match result {
                 Ok(()) => {
                     pause = SHORTEST_PAUSE;
@@ -189,8 +201,7 @@ impl Receiver<'_> {
         }
         match work {
             Work::Piece { from, to, .. } => {
-                let mut bytes = vec![0; (to - from) as usize];
-                file.read_exact_at(&mut bytes, u64::from(from)).map_err(failed)?;
+                let bytes = self.read_checked(segment, &file, u64::from(from), u64::from(to)).map_err(failed)?;
                 let page_magic = (from == 0).then_some(magic);
                 let predicate = WalPredicate { page_magic, ..WalPredicate::new(bytes.len() as u64, size) };
                 writer.put_bytes(WalFile::Piece { segment, from, to }, &predicate, &bytes).map(drop)
@@ -198,9 +209,47 @@ impl Receiver<'_> {
             Work::Whole(_) => {
                 let (sha256, summary) = self.examine(&file, segment).map_err(failed)?;
                 let predicate = WalPredicate { page_magic: Some(magic), summary, ..WalPredicate::new(size.bytes(), size) };
-                let mut content = ReadAt { file: &file, at: 0, end: size.bytes() };
+                let mut content = self.checked(&file, segment);
                 writer.put(WalFile::Segment(segment), sha256, &predicate, &mut content).map(drop)
             }
+        }
+    }
+
+    fn checked<'s>(&'s self, file: &'s File, segment: Segment) -> Checked<'s> {
+        Checked { receiver: self, segment, file, at: 0, buffer: Vec::new(), used: 0 }
+    }
+
+    /// Bytes of a segment, compared with the checksums of what was received: a kernel that could not write a page may give back what was
+    /// there before it, and that must not be signed.
+    fn read_checked(&self, segment: Segment, file: &File, from: u64, to: u64) -> io::Result<Vec<u8>> {
+        let known = self.book().checks.get(&segment).map(|checks| checks.covering(from, to));
+        let Some(Covering { start, end, pages }) = known else {
+            let mut bytes = vec![0; usize::try_from(to - from).map_err(io::Error::other)?];
+            file.read_exact_at(&mut bytes, from)?;
+            return Ok(bytes);
+        };
+        let mut bytes = vec![0; usize::try_from(end.max(to) - start).map_err(io::Error::other)?];
+        file.read_exact_at(&mut bytes, start)?;
+        let checked = usize::try_from(end - start).map_err(io::Error::other)?;
+        if bytes[..checked].chunks(PAGE_BYTES).zip(&pages).any(|(page, crc)| crc32c::crc32c(page) != *crc) {
+            let reason = format!("{}: it does not hold what was written", segment.file_name(self.size()));
+            self.spool_broke(segment, &reason);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+        }
+        let skip = usize::try_from(from - start).map_err(io::Error::other)?;
+        bytes.drain(..skip);
+        bytes.truncate(usize::try_from(to - from).map_err(io::Error::other)?);
+        Ok(bytes)
+    }
+
+    /// After a failure: whether this is still the repository that was opened. A file system that is not mounted any more leaves an empty
+    /// directory, in which everything would succeed.
+    fn is_still_there(&self) -> Result<(), WalError> {
+        let key = layout::descriptor();
+        let bytes = self.repository.store().get(&key, MAX_DOCUMENT_BYTES)?;
+        match Descriptor::decode(&bytes) {
+            Ok(descriptor) if descriptor.repository == self.repository.descriptor().repository => Ok(()),
+            _ => Err(StoreError::NotFound { key: key.to_string() }.into()),
         }
     }
 
@@ -217,19 +266,17 @@ impl Receiver<'_> {
     /// The digest of a finished segment, and what recovery targets are in it.
     fn examine(&self, file: &File, segment: Segment) -> io::Result<(Sha256, Option<Summary>)> {
         let size = self.size();
-        let mut content = ReadAt { file, at: 0, end: size.bytes() };
+        let mut content = self.checked(file, segment);
         let mut context = digest::Context::new(&digest::SHA256);
         let mut summarizer = Summarizer::new(segment, size);
-        let mut buffer = vec![0; READ_BYTES];
+        let mut buffer = vec![0; READ_BYTES as usize];
         loop {
-            match content.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(length) => {
+            match content.read(&mut buffer)? {
+                0 => break,
+                length => {
                     context.update(&buffer[..length]);
                     summarizer.push(&buffer[..length]);
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
             }
         }
         let digest = context.finish();

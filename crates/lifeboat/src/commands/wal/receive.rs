@@ -84,6 +84,9 @@ pub(super) fn run(receive: &WalReceive, settings: &Settings, out: &Output) -> Re
         out.result(&serde_json::json!({"slot": slot, "dropped": dropped}), || text);
         return Ok(0);
     }
+    let stop = Arc::new(Stop::default());
+    let asked = Arc::clone(&stop);
+    signals::on_stop(move || asked.request());
     let signer = session::signer(settings)?;
     let trust = session::trust(settings)?;
     let protection = session::protection(settings)?;
@@ -113,9 +116,6 @@ pub(super) fn run(receive: &WalReceive, settings: &Settings, out: &Output) -> Re
         program: session::PROGRAM.to_owned(),
         disk: &RealDisk,
     };
-    let stop = Arc::new(Stop::default());
-    let asked = Arc::clone(&stop);
-    signals::on_stop(move || asked.request());
     let told = Told { json: out.is_json(), last: Mutex::default() };
     receive::run(&repository, &request, &told, &stop).map_err(failure)?;
     Ok(0)
