@@ -68,8 +68,7 @@ mod tests {
         for (from, to) in [(0, 50_000), (8192, 8193), (100, 20_000), (49_152, 50_000), (0, 1), (49_999, 50_000)] {
             let covering = checks.covering(from, to);
             assert!(covering.start <= from && covering.end >= to);
-            let pages: Vec<u32> =
-                bytes[covering.start as usize..covering.end as usize].chunks(PAGE_BYTES).map(crc32c::crc32c).collect();
+            let pages: Vec<u32> = bytes[covering.start as usize..covering.end as usize].chunks(PAGE_BYTES).map(crc32c::crc32c).collect();
             assert_eq!(covering.pages, pages);
         }
         assert!(checks.covering(60_000, 70_000).pages.len() <= 1);

@@ -40,6 +40,8 @@ pub enum EventKind {
     StoreBack,
     /// The spool cannot be written.
     SpoolFailing,
+    /// It can again.
+    SpoolBack,
     /// Too much waits for the repository; the stream is not read.
     Paused,
     /// It is read again.
@@ -157,7 +159,7 @@ mod tests {
     #[test]
     fn numbers_go_on_over_restarts_and_broken_lines() {
         let place = tempfile::tempdir().unwrap();
-        let mut keep = |text: &str| {
+        let keep = |text: &str| {
             let mut event = Event::new(EventKind::Started, text);
             EventLog::open(place.path()).unwrap().keep(&mut event).unwrap();
             event.number
