@@ -120,12 +120,12 @@ impl Inventory {
     /// that was safe once, so a hole there is not ours to fill; a hole behind it is.
     pub fn safe_until(&self, timeline: Timeline, kept: Option<Lsn>) -> Option<Lsn> {
         let first = |number| Segment { timeline, number };
-        let all =
+        let mut all =
             self.segments.range(first(0)..=first(u64::MAX)).map(|(segment, _)| *segment).filter(|segment| self.start_of(*segment) > 0);
         let kept = kept.map(|lsn| Segment::containing(timeline, lsn, self.size));
         let mut at = match kept {
             Some(kept) => all.take_while(|segment| *segment <= kept).last()?,
-            None => all.last()?,
+            None => all.next_back()?,
         };
         while self.is_complete(at) && self.start_of(at.next()) > 0 {
             at = at.next();

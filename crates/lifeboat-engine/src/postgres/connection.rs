@@ -492,7 +492,8 @@ impl CopyBoth<'_> {
     pub fn finish(self) -> Result<Option<Rows>, PgError> {
         let conn = &self.connection.conn;
         // Where the server ended with an error, libpq has left COPY by itself, and the next result tells.
-        if !conn.put_copy_end() && !(self.ended && conn.is_usable()) {
+        let left = self.ended && conn.is_usable();
+        if !conn.put_copy_end() && !left {
             return Err(self.connection.failure());
         }
         while !self.ended && self.connection.copy_data()?.is_some() {}

@@ -329,6 +329,39 @@ fn c076_branches_of_history_are_told_apart() {
     assert!(error.contains("history of timeline 2"), "{error}");
 }
 
+/// c058: what was received of the segment that was open when the server was lost comes back, with nothing else in the archive.
+#[test]
+fn an_open_segment_comes_back_from_its_pieces() {
+    for version in [Postgres::V15, Postgres::V18] {
+        let place = Place::new();
+        let mut cluster = place.server(version);
+        let path = place.path("lifeboat.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        place.write("lifeboat.toml", &text.replace("[wal]", "[wal]\nmode = \"sync\"\ndurability = \"repository\""));
+        cluster.psql("ALTER SYSTEM SET archive_command = ''");
+        cluster.psql("SELECT pg_reload_conf()");
+        // The slot is made by the backup: nothing is lost between both.
+        let output = place.lifeboat(&["backup", "--copy", "stream", "--json"]).run().success();
+        assert!(output.stderr.contains("slot lifeboat was not there and has been made"), "{output}");
+        let mut receiver = place.lifeboat(&["wal", "receive"]).spawn();
+        cluster.psql("ALTER SYSTEM SET synchronous_standby_names = 'lifeboat'");
+        cluster.psql("SELECT pg_reload_conf()");
+        // Acknowledged, so in the repository.
+        for n in 1..=20 {
+            Place::beat(&cluster, n);
+        }
+        cluster.kill9();
+        receiver.kill().unwrap();
+        receiver.wait().unwrap();
+        fs::remove_dir_all(cluster.data_directory()).unwrap();
+        fs::remove_dir_all(place.path("spool")).unwrap();
+        let all = (1..=20).map(|n: u32| n.to_string()).collect::<Vec<_>>().join(",");
+        let (moments, document) = place.recovered("data", &["latest"]);
+        assert_eq!(moments, all, "{version:?} {document:#}");
+        assert_eq!(document["measured"]["reached_lsn"], document["measured"]["promised_lsn"]);
+    }
+}
+
 /// What only the server's user may not read is noticed before the server starts.
 #[test]
 fn a_restore_command_that_the_servers_user_cannot_run_is_noticed() {

@@ -13,6 +13,9 @@ use super::spool::Degraded;
 use super::{Activity, Event, EventKind, Receiver, stream};
 use crate::postgres::{Connection, PgError};
 
+/// How far behind the server commits may wait for us again.
+const NEAR_BYTES: u64 = 1 << 20;
+
 /// The server's own value of the setting, and whether `ALTER SYSTEM` set it.
 struct Current {
     value: String,
@@ -49,13 +52,14 @@ impl Receiver<'_> {
     pub(super) fn watch_promise(&self) {
         let (Some(after), true) = (self.request.degrade_after, self.request.mode.is_sync()) else { return };
         let book = self.book();
-        let stalled = book.stalled.filter(|since| since.elapsed() >= after);
-        let spool_fails = book.spool_trouble.is_some();
+        let long = |since: Option<Instant>| since.is_some_and(|since| since.elapsed() >= after);
+        let fails = long(book.stalled) || long(book.spool_failing);
+        // Under load there is always something on its way: near is enough, if it moves.
         let caught_up = book.activity == Activity::Streaming
-            && book.stalled.is_none()
+            && book.stalled.is_none_or(|since| since.elapsed() < after / 2)
             && book.store_trouble.is_none()
-            && !spool_fails
-            && book.server.lsn <= book.acknowledged.lsn;
+            && book.spool_trouble.is_none()
+            && book.server.lsn.0.saturating_sub(book.acknowledged.lsn.0) <= NEAR_BYTES;
         let degraded = book.degraded;
         let reason = match (&book.spool_trouble, &book.store_trouble) {
             (Some(reason), _) | (None, Some(reason)) => reason.clone(),
@@ -63,13 +67,14 @@ impl Receiver<'_> {
         };
         let connected = book.sql_dsn.is_some();
         drop(book);
-        if !connected || !self.may_try() {
+        let wanted = if degraded { caught_up } else { fails };
+        if !connected || !wanted || !self.may_try() {
             return;
         }
-        if !degraded && (stalled.is_some() || (spool_fails && self.spool_failing_since(after))) {
-            self.degrade(&reason);
-        } else if degraded && caught_up {
+        if degraded {
             self.put_back();
+        } else {
+            self.degrade(&reason);
         }
     }
 
@@ -81,17 +86,6 @@ impl Receiver<'_> {
             book.tried = Some(Instant::now());
         }
         may
-    }
-
-    fn spool_failing_since(&self, after: Duration) -> bool {
-        let mut book = self.book();
-        match book.spool_trouble {
-            Some(_) => book.spool_failing.get_or_insert_with(Instant::now).elapsed() >= after,
-            None => {
-                book.spool_failing = None;
-                false
-            }
-        }
     }
 
     /// At an orderly end: commits do not wait for who is gone, where that was chosen.

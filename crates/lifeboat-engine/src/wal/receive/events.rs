@@ -40,6 +40,8 @@ pub enum EventKind {
     StoreBack,
     /// The spool cannot be written.
     SpoolFailing,
+    /// It can again.
+    SpoolBack,
     /// Too much waits for the repository; the stream is not read.
     Paused,
     /// It is read again.

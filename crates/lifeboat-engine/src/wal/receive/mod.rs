@@ -325,6 +325,9 @@ struct Book {
     broken: Option<(Segment, String)>,
     store_trouble: Option<String>,
     spool_trouble: Option<String>,
+    /// How much was received when that began, and when it began.
+    spool_failed_at: Lsn,
+    spool_failing: Option<Instant>,
     activity: Activity,
     host: Option<String>,
     /// Where SQL is spoken with it.
@@ -343,9 +346,8 @@ struct Book {
     /// Since when something is written that cannot be acknowledged, and nothing was since.
     stalled: Option<Instant>,
     degraded: bool,
-    /// When `synchronous_standby_names` was last looked at, since when the spool fails, and what was warned of.
+    /// When `synchronous_standby_names` was last looked at, and what was warned of.
     tried: Option<Instant>,
-    spool_failing: Option<Instant>,
     warned: Option<String>,
     last_event: String,
 }
@@ -366,6 +368,8 @@ impl Book {
             broken: None,
             store_trouble: None,
             spool_trouble: None,
+            spool_failed_at: Lsn::INVALID,
+            spool_failing: None,
             activity: Activity::Connecting,
             host: None,
             sql_dsn: None,
@@ -380,7 +384,6 @@ impl Book {
             stalled: None,
             degraded: false,
             tried: None,
-            spool_failing: None,
             warned: None,
             last_event: String::new(),
         }

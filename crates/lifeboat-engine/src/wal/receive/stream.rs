@@ -170,21 +170,23 @@ impl Receiver<'_> {
                 self.book().ledger.synced(segment.segment, segment.bytes);
             }
         }
-        let mut pause = SHORTEST_PAUSE;
+        let (mut pause, mut reached) = (SHORTEST_PAUSE, Lsn::INVALID);
         loop {
             if self.stop.is_asked() || self.book().ended {
                 return Ok(());
             }
-            let connected = Instant::now();
             let outcome = self.session(&mut place, wakeup);
             {
                 let mut book = self.book();
                 book.activity = Activity::Connecting;
                 book.host = None;
+                // Without a server nobody waits for us.
+                book.stalled = None;
             }
             place.open = None;
-            if connected.elapsed() > LONGEST_PAUSE {
-                pause = SHORTEST_PAUSE;
+            let acknowledged = self.book().acknowledged.lsn;
+            if acknowledged != reached {
+                (reached, pause) = (acknowledged, SHORTEST_PAUSE);
             }
             match outcome {
                 Ok(End::Finished) => return Ok(()),
@@ -734,15 +736,19 @@ impl Receiver<'_> {
             let was_paused = std::mem::replace(&mut paused, waiting >= self.request.spool_limit);
             book.activity = if paused { Activity::Paused } else { Activity::Streaming };
             let (ended, broken) = (book.ended, book.broken.is_some());
-            let healthy = book.spool_trouble.is_some() && !broken && any && book.ledger.synced_until() >= book.ledger.written_until();
-            if healthy {
-                book.spool_trouble = None;
+            // All that was received when it failed is safe, one way or the other.
+            let mended = !broken && any && book.spool_trouble.is_some() && flushed >= book.spool_failed_at;
+            if mended {
+                (book.spool_trouble, book.spool_failing) = (None, None);
             }
             let stored = book.ledger.stored_until().map_or(Lsn::INVALID, |position| position.lsn);
             let settled = book.ledger.is_settled() && book.documents.is_empty();
             let trouble = book.store_trouble.is_some();
             drop(book);
             self.changed.notify_all();
+            if mended {
+                self.tell(Event::new(EventKind::SpoolBack, "the spool is written again"));
+            }
             if paused != was_paused {
                 let event = if paused {
                     Event::new(

@@ -1,6 +1,6 @@
 //! Makes the spool durable, on a thread of its own: a disk that takes seconds must not keep keepalives from being answered.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Event, EventKind, Mode, Receiver};
 
@@ -50,6 +50,10 @@ impl Receiver<'_> {
         book.syncs.retain(|job| job.segment != segment);
         book.broken.get_or_insert((segment, reason.to_owned()));
         let news = book.spool_trouble.replace(reason.to_owned()).is_none();
+        if news {
+            book.spool_failed_at = book.received.lsn;
+            book.spool_failing = Some(Instant::now());
+        }
         drop(book);
         self.waker.wake();
         if news {

@@ -192,17 +192,22 @@ impl Receiver<'_> {
         let name = segment.file_name(size);
         let failed = |source| WalError::File { action: "read", path: name.clone(), source };
         let file = self.file_of(segment).map_err(failed)?;
-        let mut header = [0; LONG_HEADER_BYTES];
-        let has_header = file.read_at(&mut header, 0).map_err(failed)? == header.len();
-        let magic = u16::from_le_bytes([header[0], header[1]]);
-        if has_header {
-            check_segment_header(&header, segment, size, self.cluster.system_id)?;
+        let end = match work {
+            Work::Piece { to, .. } => u64::from(to),
+            Work::Whole(_) => size.bytes(),
+        };
+        let mut magic = 0;
+        if end >= LONG_HEADER_BYTES as u64 {
+            let bytes = self.read_checked(segment, &file, 0, LONG_HEADER_BYTES as u64).map_err(failed)?;
+            let header = bytes.first_chunk().expect("as many bytes as were asked for");
+            check_segment_header(header, segment, size, self.cluster.system_id)?;
+            magic = u16::from_le_bytes([header[0], header[1]]);
             self.claim(writer, magic)?;
         }
         match work {
             Work::Piece { from, to, .. } => {
                 let bytes = self.read_checked(segment, &file, u64::from(from), u64::from(to)).map_err(failed)?;
-                let page_magic = (from == 0).then_some(magic);
+                let page_magic = (from == 0 && magic != 0).then_some(magic);
                 let predicate = WalPredicate { page_magic, ..WalPredicate::new(bytes.len() as u64, size) };
                 writer.put_bytes(WalFile::Piece { segment, from, to }, &predicate, &bytes).map(drop)
             }
