@@ -542,7 +542,7 @@ fn c056_wal_that_is_lost_with_the_slot_is_recorded_as_a_gap() {
     assert_eq!((gap.timeline, gap.from), (Timeline(1), had));
     assert!(gap.to > gap.from && gap.to.0 % size().bytes() == 0 && gap.to <= end);
     assert!(desk.has_event("slot-lost") && desk.has_event("gap"));
-    assert!(desk.said().contains("WAL IS LOST"), "{}", desk.said());
+    receiving.wait_for("that is said", |desk| desk.said().contains("WAL IS LOST"));
     desk.archive().equals_server(&cluster, 1, gap.to, end);
     // The slot that is there now keeps what it should.
     assert_eq!(cluster.psql("SELECT wal_status FROM pg_replication_slots"), "reserved");
@@ -621,7 +621,7 @@ fn c060_c061_a_promotion_is_followed_and_the_old_primary_is_not() {
         old.psql("CREATE TABLE of_the_old_primary (n int)");
         new.stop(Stop::Fast);
         receiving.wait_for("the old primary is refused", |desk| desk.has_event("refused"));
-        assert!(desk.said().contains("NOT FOLLOWING"), "{}", desk.said());
+        receiving.wait_for("that is said", |desk| desk.said().contains("NOT FOLLOWING"));
         new.start_again().unwrap();
         new.psql("CREATE TABLE of_the_new_primary (n int)");
         let end = flushed(&new);
@@ -648,7 +648,7 @@ fn c061_a_server_that_left_our_history_is_refused_in_mode_sync() {
     new.start_again().unwrap();
     promote(&new);
     receiving.wait_for("it is refused", |desk| desk.has_event("refused"));
-    assert!(desk.said().contains("--accept-fork"), "{}", desk.said());
+    receiving.wait_for("what to do is said", |desk| desk.said().contains("--accept-fork"));
     assert_eq!(receiving.end(), Some(0));
     // Somebody decided.
     new.psql("CREATE TABLE kept (n int)");
@@ -701,7 +701,8 @@ fn c059_commits_wait_or_go_on_as_chosen_when_the_repository_is_away() {
         if degrade {
             assert!(commits_within(&cluster, DEADLINE), "commits go on");
             assert_eq!(names(&cluster), "");
-            assert!(desk.has_event("degraded") && desk.said().contains("COMMITS NO LONGER WAIT"), "{}", desk.said());
+            receiving
+                .wait_for("that is told and said", |desk| desk.has_event("degraded") && desk.said().contains("COMMITS NO LONGER WAIT"));
         } else {
             assert!(!commits_within(&cluster, Duration::from_secs(3)), "a commit was acknowledged that the repository does not have");
             assert_eq!(names(&cluster), "ANY 1 (lifeboat)");
