@@ -246,7 +246,6 @@ fn request(restore: &Restore) -> Result<RestoreRequest, Failure> {
             Archiving::Off => ArchiveMode::Off,
             Archiving::Preserve => ArchiveMode::Preserve,
         },
-        ..RestoreRequest::default()
     })
 }
 
