@@ -16,6 +16,8 @@ use lifeboat_core::repository::lease::{Lease, standing};
 use lifeboat_core::repository::manifest::Manifest;
 use lifeboat_core::repository::{Descriptor, Id, Sha256, extent, file_table, pack, sealed, to_json};
 use lifeboat_core::restore::{auto_conf, tablespace_map};
+use lifeboat_core::wal::file::{GapRecord, WalCluster, WalFile, WalPredicate};
+use lifeboat_core::wal::history::History;
 use lifeboat_core::wal::record::{Search, Summarizer, Summary, Wanted};
 use lifeboat_core::wal::{LONG_HEADER_BYTES, Lsn, Segment, SegmentSize, SystemId, Timeline, check_segment_header};
 use lifeboat_engine::keys::Identities;
@@ -26,7 +28,7 @@ use lifeboat_engine::signing::{PublicKey, SigningKey, Trust};
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub(crate) const TARGETS: [Target; 30] = [
+pub(crate) const TARGETS: [Target; 32] = [
     ("descriptor", descriptor),
     ("manifest", manifest),
     ("file_table", file_table_rows),
@@ -46,6 +48,8 @@ pub(crate) const TARGETS: [Target; 30] = [
     ("control_file", control_file),
     ("page", page_check),
     ("wal_header", wal_header),
+    ("wal_document", wal_document),
+    ("wal_history", wal_history),
     ("wal_name", wal_name),
     ("wal_segment", wal_segment),
     ("wal_records", wal_records),
@@ -266,6 +270,25 @@ fn wal_name(bytes: &[u8]) {
         let _ = Segment::ending_at(Timeline(1), lsn, SegmentSize::DEFAULT).file_name(SegmentSize::DEFAULT);
     }
     let _ = text.parse::<SystemId>();
+    if let Ok(file) = WalFile::from_file_name(text, SegmentSize::DEFAULT) {
+        assert_eq!(file.file_name(SegmentSize::DEFAULT), text);
+    }
+}
+
+fn wal_history(bytes: &[u8]) {
+    if let Ok(history) = History::parse(Timeline(3), bytes) {
+        assert!(history.entries.windows(2).all(|pair| pair[0].timeline < pair[1].timeline), "timelines only grow");
+    }
+}
+
+/// What is signed about a file, what describes a cluster, and what says that WAL is lost.
+fn wal_document(bytes: &[u8]) {
+    if let Ok(predicate) = serde_json::from_slice::<WalPredicate>(bytes) {
+        let again = serde_json::to_vec(&predicate).expect("text keys");
+        assert_eq!(serde_json::from_slice::<WalPredicate>(&again).expect("as written"), predicate);
+    }
+    let _ = serde_json::from_slice::<WalCluster>(bytes);
+    let _ = serde_json::from_slice::<GapRecord>(bytes);
 }
 
 /// The same summary whatever the cut, and a search that sees what the summary does.

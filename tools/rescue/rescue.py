@@ -5,7 +5,8 @@ Written from docs/format.md alone; the numbers in the comments are its sections.
 that one bug cannot hide in both. It reads a local copy of a repository, never writes into it, and writes only below the
 directories it is given. Slow and plain on purpose: it is meant to be read, and changed, on a bad night.
 
-Exit codes: 0 done, 1 failed, 2 bad command line, 12 wrong identity, 13 format too new, 21 damaged or unsigned.
+Exit codes: 0 done, 1 failed, 2 bad command line, 12 wrong identity, 13 format too new, 21 damaged or unsigned. `wal fetch`
+answers PostgreSQL instead: 0 the file is there, 1 the archive ends before it, which is proven, 200 anything else at all.
 """
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ try:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 except ImportError as missing:
-    sys.exit(f"rescue: {missing}: install what requirements.txt names (pip install -r requirements.txt)")
+    print(f"rescue: {missing}: install what requirements.txt names (pip install -r requirements.txt)", file=sys.stderr)
+    sys.exit(200 if "fetch" in sys.argv else 1)  # PostgreSQL must not take this for the end of the archive
 try:
     import pyrage
 except ImportError:  # the `age` command does it too
@@ -49,11 +51,21 @@ PACK_MAX = 64 << 20
 NAME_MAX = 700  # of an artifact's name as it stands in a key
 JSON_MAX = 1 << 30  # a manifest names some 300 000 packs for 10 TB: 50 MB; more than this is no manifest
 LINE_MAX = 16 * KIB  # of a catalog run
+HISTORY_MAX = 1 << 20  # of a timeline history file: a line for each promotion
+TROUBLE = 200  # of wal fetch: above 125 PostgreSQL stops, up to there it takes up writing
 
 BACKUP_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,62}-backup-[0-9]{8}T[0-9]{6}Z")
 VERSION = re.compile(r"[A-Za-z0-9-][A-Za-z0-9.-]{0,63}")
 BACKUP_TYPE = "https://lifeboat.dev/backup/v1"
 ARTIFACT_TYPE = "https://lifeboat.dev/artifact/v1"
+WAL_TYPE = "https://lifeboat.dev/wal/v1"
+SYSTEM_ID = re.compile(r"[1-9][0-9]{0,19}")
+TIMELINE = re.compile(r"[0-9A-F]{8}")
+HISTORY_FILE = re.compile(r"([0-9A-F]{8})\.history")
+WAL_FILE = re.compile(r"(?P<segment>[0-9A-F]{24})(?:(?P<partial>\.partial)|\.(?P<offset>[0-9A-F]{8})\.backup"
+                      r"|\.(?P<start>[0-9A-F]{8})-(?P<end>[0-9A-F]{8}))?")
+GAP_FILE = re.compile(r"([0-9A-F]{8})\.([0-9A-F]{16})-([0-9A-F]{16})\.json")
+LSN = re.compile(r"([0-9A-F]{1,8})/([0-9A-F]{1,8})")
 
 
 class Trouble(Exception):
@@ -75,6 +87,10 @@ class TooNew(Trouble):
 
 class Damaged(Trouble):
     code = 21
+
+
+class Ended(Trouble):
+    """The archive ends before the file that was asked for, and that is proven."""
 
 
 # ---------------------------------------------------------------------------------------------------------- telling
@@ -189,6 +205,15 @@ class Repo:
         if len(raw) > limit:
             raise Damaged(f"{key} is larger than anything of its kind")
         return raw
+
+    def names(self, key: str) -> list:
+        """What stands in a directory, which may be missing. What cannot be listed is no evidence of anything."""
+        try:
+            return sorted(os.listdir(os.path.join(self.root, *safe_path(key, "key").split("/"))))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise Trouble(f"{key} cannot be listed ({error.strerror})") from None
 
     def sha256(self, key: str) -> str:
         digest = hashlib.sha256()
@@ -427,7 +452,15 @@ def load_keys(paths):
 
 
 def check_bundle(bundle: dict, keys, subject: str, sha256: str, predicate_type: str, what: str) -> dict:
-    """Gives the predicate, after signature (where keys are given), subject and type are what they must be."""
+    """Gives the predicate, after signature (where keys are given), subject, digest and type are what they must be."""
+    signed, predicate = read_bundle(bundle, keys, subject, predicate_type, what)
+    if signed != sha256:
+        raise Damaged(f"{what}: what was signed is something else (the digest does not fit)")
+    return predicate
+
+
+def read_bundle(bundle: dict, keys, subject: str, predicate_type: str, what: str):
+    """(SHA-256 of the subject, predicate), after signature (where keys are given), name and type are what they must be."""
     if bundle.get("mediaType") != "application/vnd.dev.sigstore.bundle.v0.3+json":
         raise Damaged(f"{what}: the bundle is not a Sigstore bundle v0.3")
     envelope = member(bundle, "dsseEnvelope", dict, f"{what}: the bundle")
@@ -447,10 +480,10 @@ def check_bundle(bundle: dict, keys, subject: str, sha256: str, predicate_type: 
     subjects = member(statement, "subject", list, f"{what}: the statement")
     if statement.get("_type") != "https://in-toto.io/Statement/v1" or len(subjects) != 1 \
             or member(subjects[0], "name", str, what) != subject \
-            or member(subjects[0], "digest", dict, what).get("sha256") != sha256 \
             or statement.get("predicateType") != predicate_type:
-        raise Damaged(f"{what}: what was signed is something else (name, digest or type does not fit)")
-    return statement.get("predicate") or {}
+        raise Damaged(f"{what}: what was signed is something else (name or type does not fit)")
+    digest = member(subjects[0], "digest", dict, what).get("sha256")
+    return digest, statement.get("predicate") or {}
 
 
 def verifies(key, signature: bytes, signed: bytes) -> bool:
@@ -1053,6 +1086,292 @@ def fill_blob(repo: Repo, record: dict, identities: Identities, file) -> None:
         raise Damaged(f"{key} does not hold the {record['bytes']} bytes that were signed")
 
 
+# ------------------------------------------------------------------------------------------------------------ WAL (10)
+
+class WalFile:
+    """The name of a file of WAL, taken apart."""
+
+    def __init__(self, name: str):
+        self.name = name
+        history, found = HISTORY_FILE.fullmatch(name), WAL_FILE.fullmatch(name)
+        if not history and not found:
+            raise Usage(f"{name!r} is no name of a WAL file (restore_command wants %f before %p)")
+        self.timeline = name[:8]
+        self.segment = found and found["segment"]
+        self.span = (int(found["start"], 16), int(found["end"], 16)) if found and found["start"] else None
+        self.kind = "history" if history else "partial" if found["partial"] else "backup" if found["offset"] \
+            else "piece" if found["start"] else "segment"
+        self.path = name if history else f"{self.timeline}/{name}"
+
+
+def number_of(segment: str, size: int) -> int:
+    """The number of a segment, counted from the beginning of WAL; as in PostgreSQL's xlog_internal.h."""
+    low = int(segment[16:], 16)
+    if low >= (1 << 32) // size:
+        raise Damaged(f"{segment} is no segment of {size} bytes")
+    return int(segment[8:16], 16) * ((1 << 32) // size) + low
+
+
+def segment_name(timeline: str, number: int, size: int) -> str:
+    each = (1 << 32) // size
+    return "%s%08X%08X" % (timeline, number // each, number % each)
+
+
+def read_lsn(text, what: str) -> int:
+    found = LSN.fullmatch(text) if isinstance(text, str) else None
+    if not found:
+        raise Damaged(f"{what}: {text!r} is no place in WAL")
+    return int(found[1], 16) << 32 | int(found[2], 16)
+
+
+def lsn(value: int) -> str:
+    return "%X/%X" % (value >> 32, value & 0xFFFFFFFF)
+
+
+def joined(spans: list):
+    """(pieces that join without a hole from 0 on, as few as reach as far as all of them do; how far that is)."""
+    taken, reach = [], 0
+    while True:
+        best = max((s for s in spans if s[0] <= reach < s[1]), key=lambda s: s[1], default=None)
+        if best is None:
+            return taken, reach
+        taken.append(best)
+        reach = best[1]
+
+
+class Archive:
+    """The WAL of one cluster."""
+
+    def __init__(self, repo: Repo, system_id: str, keys=None, identities=None):
+        self.repo, self.id, self.top = repo, system_id, f"wal/{system_id}"
+        self.keys, self.identities, self.known_size = keys, identities, None
+        if not repo.names(self.top):
+            raise Trouble(f"this repository has no WAL of cluster {system_id}: is it the right one, and all of it?")
+
+    def timelines(self) -> list:
+        """Those that have a directory or a history."""
+        found = {n for n in self.repo.names(self.top) if TIMELINE.fullmatch(n)}
+        return sorted(found | {h.timeline for h in self.histories()})
+
+    def histories(self) -> list:
+        return [WalFile(n) for n in self.repo.names(self.top) if HISTORY_FILE.fullmatch(n)]
+
+    def files(self, timeline: str) -> list:
+        """Names that are none of WAL files of this timeline are no business of ours."""
+        return [WalFile(n) for n in self.repo.names(f"{self.top}/{timeline}")
+                if WAL_FILE.fullmatch(n) and n.startswith(timeline)]
+
+    def gaps(self, timeline: str) -> list:
+        """(from, to, key) of WAL that was lost before it reached a repository. The key says it; the content only why."""
+        found = [(m, f"{self.top}/gaps/{n}") for n in self.repo.names(f"{self.top}/gaps")
+                 for m in [GAP_FILE.fullmatch(n)] if m and m[1] == timeline]
+        return [(int(m[2], 16), int(m[3], 16), key) for m, key in found]
+
+    def size(self) -> int:
+        """Bytes in a segment: cluster.json says it, and so does everything that is signed."""
+        if self.known_size is None:
+            self.known_size = self.described_size() or self.signed_size()
+        return self.known_size
+
+    def described_size(self):
+        key = f"{self.top}/cluster.json"
+        if "cluster.json" not in self.repo.names(self.top):
+            return None
+        text = parse(self.repo.read(key, 1 << 20), key)
+        form = member(text, "format", int, key)
+        if form != 1:
+            raise TooNew(f"{key} has format {form}; this program reads format 1: get a newer one")
+        if text.get("system_id") != self.id:
+            raise Damaged(f"{key} is of another cluster, {text.get('system_id')!r}")
+        return possible_size(member(text, "segment_size", int, key), key)
+
+    def signed_size(self) -> int:
+        for timeline in self.timelines():
+            for file in self.files(timeline)[:1] or [h for h in self.histories() if h.timeline == timeline]:
+                sealed, _, predicate = self.open(file, any_size=True)
+                sealed.file.close()
+                return predicate["segment_size"]
+        raise Trouble(f"{self.top} has neither a cluster.json nor a file that says how long a segment is")
+
+    def open(self, file: WalFile, any_size=False):
+        """(sealed object, SHA-256 of its plain bytes, predicate), after the bundle in its header was checked."""
+        key = f"{self.top}/{file.path}"
+        sealed = Sealed(self.repo, key)
+        try:
+            bundle = member(sealed.header, "bundle", dict, key)
+            sha256, predicate = read_bundle(bundle, self.keys, f"{self.id}/{file.path}", WAL_TYPE, key)
+            hexes({"sha256": sha256}, "sha256", 64, f"{key}: the statement")
+            size = possible_size(member(predicate, "segment_size", int, key), key)
+            if not any_size and size != self.size():
+                raise Damaged(f"{key} is of a cluster with segments of {size} bytes, the others here have {self.size()}")
+            length, limit = member(predicate, "bytes", int, key), size
+            if file.kind == "piece":
+                start, end = file.span
+                fits = start < end <= size and length == end - start
+            elif file.kind in ("segment", "partial"):
+                fits = length == size
+            else:
+                fits, limit = length <= HISTORY_MAX, HISTORY_MAX
+            if not fits:
+                raise Damaged(f"{key}: {length} bytes were signed, which cannot be (at most {limit})")
+            return sealed, sha256, predicate
+        except Trouble:
+            sealed.file.close()
+            raise
+
+    def copy(self, file: WalFile, out) -> None:
+        """The plain bytes, in pieces, to `out`; they are good only when this returns."""
+        sealed, sha256, predicate = self.open(file)
+        with sealed.file:
+            data_key = None
+            if sealed.suite == "aes256gcm":
+                wrapped = member(sealed.header, "wrapped", str, sealed.key)
+                data_key = self.identities.unwrap(wrapped, sealed.key)
+            digest, length = hashlib.sha256(), 0
+            for piece in sealed.content(data_key):
+                length += len(piece)
+                if length > predicate["bytes"]:
+                    break
+                digest.update(piece)
+                out.write(piece)
+        if length != predicate["bytes"] or digest.hexdigest() != sha256:
+            raise Damaged(f"{sealed.key} does not hold the {predicate['bytes']} bytes that were signed")
+
+    def bytes(self, file: WalFile) -> bytes:
+        out = io.BytesIO()
+        self.copy(file, out)
+        return out.getvalue()
+
+    def branches(self, history: WalFile) -> list:
+        """[(timeline, where it was left)], out of the signed predicate, so that it needs no identity."""
+        sealed, _, predicate = self.open(history)
+        sealed.file.close()
+        found = []
+        for entry in member(predicate, "branches", list, sealed.key):
+            number = member(entry, "timeline", int, sealed.key)
+            found.append(("%08X" % number, read_lsn(entry.get("switch"), sealed.key)))
+        return found
+
+    def missing(self, file: WalFile):
+        """The archive does not have this file. Gives the files that a segment which is still open can be put together
+        from; raises Ended where the archive ends before it, and something else where that is not proven."""
+        parts, ended = [], Ended(f"{file.name}: the archive ends before it")
+        if file.kind == "backup":  # recovery does without it, and it says nothing of an end
+            raise ended
+        if file.kind == "history":
+            if self.files(file.timeline):
+                raise Damaged(f"{file.name} is missing, but there is WAL of its timeline")
+            for child in self.histories():
+                if file.timeline in (timeline for timeline, _ in self.branches(child)):
+                    raise Damaged(f"{file.name} is missing, but {child.name} descends from its timeline")
+            raise ended
+        size = self.size()
+        number = number_of(file.segment, size)
+        start = number * size
+        for history in (h for h in self.histories() if h.timeline == file.timeline):
+            branches = self.branches(history)
+            if branches and branches[-1][1] // size > number:  # it cannot have what was written before it began
+                raise ended
+        for other in self.files(file.timeline):
+            if other.kind == "backup":
+                continue
+            if number_of(other.segment, size) > number:
+                raise Damaged(f"{file.name} is missing, but {other.name} is there: WAL is missing in between")
+            if other.segment == file.segment:
+                parts.append(other)
+        reach = self.reach(parts, start)[0] if parts else 0
+        if parts and not reach:
+            raise Damaged(f"{file.name} is missing, and of what is there of it ({parts[0].name}) nothing can be used")
+        for lost_from, lost_to, key in self.gaps(file.timeline):
+            if lost_to > start + reach:
+                raise Damaged(f"{file.name} is missing, and {key} says that WAL is lost from {lsn(lost_from)} to {lsn(lost_to)}")
+        for child in self.histories():
+            for timeline, switch in self.branches(child):
+                if timeline == file.timeline and switch > start + reach and not parts:
+                    raise Damaged(f"{file.name} is missing, but {child.name} says that its timeline went on to {lsn(switch)}")
+        if not parts or file.kind != "segment":
+            raise ended
+        return parts
+
+    def reach(self, parts: list, start: int):
+        """(how far an open segment goes, the pieces that it takes, or none of them where its `.partial` goes further)."""
+        spans, far = joined([p.span for p in parts if p.kind == "piece"])
+        for partial in (p for p in parts if p.kind == "partial"):
+            sealed, _, predicate = self.open(partial)
+            sealed.file.close()
+            summary = predicate.get("summary", {})
+            end = member(summary, "end", str, sealed.key) if "end" in summary else None
+            whole = 0 if end is None else min(read_lsn(end, sealed.key) - start, self.size())
+            if whole > far:
+                return whole, []
+        return far, spans
+
+    def put_together(self, segment: WalFile, parts: list, out) -> int:
+        """Writes a segment that was still open: what there is, then zeros. Gives how many bytes are from the archive."""
+        size = self.size()
+        far, spans = self.reach(parts, number_of(segment.segment, size) * size)
+        content = bytearray()
+        if not spans:
+            content += self.bytes(WalFile(f"{segment.segment}.partial"))[:far]
+        for start, end in spans:
+            piece = self.bytes(WalFile("%s.%08X-%08X" % (segment.segment, start, end)))
+            if content[start:] != piece[:len(content) - start]:
+                raise Damaged(f"{segment.name}: its pieces do not hold the same bytes where they overlap")
+            content[start:] = piece
+        out.write(content)
+        out.truncate(size)  # zeros behind it
+        return far
+
+
+def possible_size(size: int, what: str) -> int:
+    if size & (size - 1) or not 1 << 20 <= size <= 1 << 30:
+        raise Damaged(f"{what}: no cluster has segments of {size} bytes")
+    return size
+
+
+def cluster(repo: Repo, wanted: str = None) -> str:
+    """The system identifier that was asked for, or that of the data directory this is, or the only one that is there."""
+    there = [n for n in repo.names("wal") if SYSTEM_ID.fullmatch(n)]
+    try:
+        with open("global/pg_control", "rb") as file:  # it begins with the system identifier, in this machine's byte order
+            mine = struct.unpack("=Q", file.read(8))[0]
+    except FileNotFoundError:
+        mine = None
+    except struct.error:
+        raise Trouble("global/pg_control is cut off") from None
+    if wanted is not None and mine is not None and wanted != str(mine):
+        raise Usage(f"this data directory is of cluster {mine}, --system-id says {wanted}")
+    found = wanted or (str(mine) if mine is not None else None)
+    if found is None and len(there) != 1:
+        raise Usage(f"give --system-id with one of {there}")
+    found = found or there[0]
+    if not SYSTEM_ID.fullmatch(found):
+        raise Usage(f"{found!r} is no system identifier")
+    return found
+
+
+def land(path: str, fill):
+    """A file that has its name only when it is whole and durable."""
+    temporary = f"{path}.rescue"
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NOFOLLOW", 0), 0o600)
+        with os.fdopen(fd, "wb") as file:
+            result = fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
+        raise
+    directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    return result
+
+
 # ------------------------------------------------------------------------------------------------------------ commands
 
 def trust(backup: Backup, arguments):
@@ -1247,6 +1566,118 @@ def command_check(repo: Repo, arguments) -> int:
     return toll.code()
 
 
+def wal_archive(repo: Repo, arguments) -> Archive:
+    keys = load_keys(arguments.key)
+    if keys is None and not arguments.unsigned_ok:
+        raise Damaged("no --key was given, so nobody knows who wrote this WAL: give --key cosign.pub, or accept that with "
+                      "--unsigned-ok")
+    return Archive(repo, cluster(repo, arguments.system_id), keys, Identities(arguments.identity))
+
+
+def command_wal_list(repo: Repo, arguments) -> int:
+    toll, keys = Toll(), load_keys(arguments.key)
+    if keys is None:
+        say("THE SIGNATURES OF HISTORIES ARE NOT CHECKED: no --key was given")
+    for system_id in (n for n in repo.names("wal") if SYSTEM_ID.fullmatch(n)):
+        if arguments.system_id not in (None, system_id):
+            continue
+        archive = Archive(repo, system_id, keys)
+        try:
+            print(f"cluster {system_id}, segments of {archive.size()} bytes")
+        except Trouble as error:
+            print(f"cluster {system_id}: UNREADABLE")
+            toll.add(error)
+            continue
+        for timeline in archive.timelines():
+            print(f"  timeline {int(timeline, 16)}")
+            try:
+                list_timeline(archive, timeline, toll)
+            except Trouble as error:
+                toll.add(error, f"timeline {int(timeline, 16)}")
+    return toll.code()
+
+
+def list_timeline(archive: Archive, timeline: str, toll: Toll) -> None:
+    size, held = archive.size(), {}
+    if f"{timeline}.history" in (h.name for h in archive.histories()):
+        try:
+            left = [f"timeline {int(t, 16)} at {lsn(s)}" for t, s in archive.branches(WalFile(f"{timeline}.history"))]
+            print(f"    history: left {', '.join(left)}")
+        except Damaged as error:
+            toll.add(error)
+    elif timeline != "00000001":
+        print("    its history is MISSING")
+    for file in archive.files(timeline):
+        try:
+            if file.kind != "backup":
+                held.setdefault(number_of(file.segment, size), []).append(file)
+        except Damaged as error:
+            toll.add(error)
+    runs = []  # of segments that follow each other and are all whole, or all not
+    for number, files in sorted(held.items()):
+        whole = any(f.kind == "segment" for f in files)
+        if whole and runs and runs[-1][0] and runs[-1][2] == number - 1:
+            runs[-1][2] = number
+        else:
+            runs.append([whole, number, number])
+    before, newest = None, max(held, default=None)
+    for whole, first, last in runs:
+        if before is not None and first != before + 1:
+            print(f"    GAP {lsn((before + 1) * size)} to {lsn(first * size)}: {first - before - 1} segments are not there")
+        before = last
+        start, end = (segment_name(timeline, n, size) for n in (first, last))
+        if whole:
+            print(f"    {lsn(first * size)} to {lsn((last + 1) * size)}: {last - first + 1} segments, {start} to {end}")
+            continue
+        try:
+            far = archive.reach(held[first], first * size)[0]
+        except Damaged as error:
+            toll.add(error)
+            far = 0
+        print(f"    {'open' if first == newest else 'GAP: not whole,'} {start}: {lsn(first * size)} to {lsn(first * size + far)}, of "
+              + ", ".join(f.name[25:] for f in held[first]))
+    for lost_from, lost_to, key in archive.gaps(timeline):
+        try:
+            reason = parse(archive.repo.read(key, 1 << 20), key).get("reason")
+        except Damaged as error:
+            toll.add(error)
+            reason = "unreadable"
+        print(clean(f"    LOST {lsn(lost_from)} to {lsn(lost_to)} before it reached a repository: {reason}"))
+
+
+def command_wal_get(repo: Repo, arguments) -> int:
+    archive, file = wal_archive(repo, arguments), WalFile(arguments.file)
+    if os.path.lexists(arguments.out):
+        raise Usage(f"{arguments.out} is there already")
+    if file.name not in repo.names(os.path.dirname(f"{archive.top}/{file.path}")):
+        raise Trouble(f"{file.name} is not in the archive; see: rescue.py {repo.root} wal list")
+    land(arguments.out, lambda out: archive.copy(file, out))
+    return 0
+
+
+def command_wal_fetch(repo: Repo, arguments) -> int:
+    """PostgreSQL's restore_command. Raises Ended only for what is proven, because a server that hears that takes up writing."""
+    archive, file = wal_archive(repo, arguments), WalFile(arguments.file)
+    if file.kind == "piece":
+        raise Usage(f"{file.name} is a name of ours, no server asks for it")
+    if file.kind == "history" and int(file.timeline, 16) < 2:
+        raise Ended(f"{file.name}: the first timeline has no history")
+    if file.kind != "history":
+        number_of(file.segment, archive.size())
+    if file.name in repo.names(os.path.dirname(f"{archive.top}/{file.path}")):
+        land(arguments.path, lambda out: archive.copy(file, out))
+        return 0
+    try:
+        parts = archive.missing(file)
+    finally:
+        again = Repo(repo.root)  # what is unmounted in the middle looks empty, and has no descriptor either
+        if again.id != repo.id:
+            raise Trouble(f"{repo.root} is another repository than it was a moment ago")
+    far = land(arguments.path, lambda out: archive.put_together(file, parts, out))
+    say(f"{file.name} was still open: its first {far} bytes are from the archive, zeros behind them")
+    return 0
+
+
 def read_arguments(words):
     top = argparse.ArgumentParser(prog="rescue.py", description="Read a lifeboat repository without lifeboat.")
     top.add_argument("repo", metavar="REPO", help="a local copy of the repository")
@@ -1268,13 +1699,56 @@ def read_arguments(words):
         if name == "restore":
             one.add_argument("--tablespace", action="append", default=[], metavar="OID=DIR")
             one.add_argument("--keep-damaged", action="store_true", help="zeros for what is damaged; still exits 21")
+    wal = commands.add_parser("wal", help="the archive of WAL").add_subparsers(dest="wal", required=True, metavar="COMMAND")
+    for name, run, text in (("list", command_wal_list, "what is there, and what is missing"),
+                            ("get", command_wal_get, "write one file of it"),
+                            ("fetch", command_wal_fetch, "answer as PostgreSQL's restore_command")):
+        one = wal.add_parser(name, help=text)
+        one.set_defaults(run=run)
+        if name != "list":
+            one.add_argument("file", metavar="FILE", help="its name, such as 000000010000000000000003")
+            one.add_argument("--identity", metavar="FILE", help="age identity that the WAL is encrypted to")
+            one.add_argument("--unsigned-ok", action="store_true", help="go on without checking signatures")
+        if name == "get":
+            one.add_argument("--out", required=True, metavar="PATH", help="a new file")
+        if name == "fetch":
+            one.add_argument("path", metavar="PATH", help="where PostgreSQL wants it")
+            one.add_argument("--ended", type=int, default=1, metavar="CODE", help="exit code for: the archive ends before it")
+        one.add_argument("--key", action="append", metavar="FILE", help="a public key to trust; repeatable")
+        one.add_argument("--system-id", metavar="ID", help="the cluster; else that of this data directory, or the only one")
     return top.parse_args(words)
 
 
+def is_fetch(words) -> bool:
+    """Whether a command line, and be it a wrong one, was meant for PostgreSQL's restore_command."""
+    return "wal" in words and "fetch" in words
+
+
+def answer(words) -> int:
+    """The exit code of wal fetch. Whatever goes wrong, also in telling it, is trouble and never the end of the archive."""
+    try:
+        arguments = read_arguments(words)
+        try:
+            return arguments.run(Repo(arguments.repo), arguments)
+        except Ended:  # nothing is said: a server asks often for what is not there
+            return arguments.ended
+    except SystemExit as stop:
+        return 0 if stop.code == 0 else TROUBLE  # --help, or a bad command line
+    except BaseException as error:
+        try:
+            say(error if isinstance(error, (Trouble, OSError)) else f"{type(error).__name__}: {error}")
+        except BaseException:
+            pass
+        return TROUBLE
+
+
 def main(words=None) -> int:
+    words = sys.argv[1:] if words is None else words
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    if is_fetch(words):
+        return answer(words)
     arguments = read_arguments(words)
     try:
         return arguments.run(Repo(arguments.repo), arguments)
@@ -1294,4 +1768,7 @@ def main(words=None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    CODE = main()
+    if is_fetch(sys.argv):
+        os._exit(CODE)  # not by way of an interpreter that ends with 120 when stderr cannot be flushed
+    sys.exit(CODE)

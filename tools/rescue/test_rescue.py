@@ -34,6 +34,7 @@ ID = "conductor-backup-20240315T120000Z"
 AES = "aes256gcm"
 MODIFIED = "2024-03-14T09:08:07.060504Z"
 MODIFIED_NS = 1710407287060504000
+MIB, SYSTEM = 1 << 20, "7301234567890123456"
 
 
 def castagnoli(data):
@@ -117,12 +118,13 @@ class Writer:
         self.packs.append({"sha256": sha256, "id": pack_id.hex(), "bytes": len(raw)})
         return places
 
-    def sealed(self, key, plain, with_key, wrapped=False, at=None, size=EXTENT):
+    def sealed(self, key, plain, with_key, wrapped=False, at=None, size=EXTENT, more=None):
         header = {"object": key, "suite": self.suite, "id": self.random.randbytes(16).hex()}
         if self.suite == AES:
             header["key"] = with_key["id"]
             if wrapped:
                 header["wrapped"] = with_key["wrapped"]
+        header.update(more or {})
         header = json.dumps(header).encode()
         digest = blake3(header).digest()
         raw = b"LBSEAL1\n" + struct.pack("<I", len(header)) + header
@@ -199,6 +201,18 @@ class Writer:
         self.put(f"artifacts/catalog/{sha256}", raw)
         return {"sha256": sha256, "bytes": len(raw), "entries": len(entries), "first": entries[0]["n"],
                 "last": entries[-1]["n"]}
+
+
+    def wal(self, path, plain, signed=None, subject=None, kind=None, **predicate):
+        """A file of WAL. What is signed can be said to be something else."""
+        predicate = {"bytes": len(plain), "segment_size": MIB, **predicate}
+        digest = hashlib.sha256(plain if signed is None else signed).hexdigest()
+        bundle = self.bundle(subject or f"{SYSTEM}/{path}", digest, kind or rescue.WAL_TYPE, predicate)
+        self.sealed(f"wal/{SYSTEM}/{path}", plain, self.keys["data"], wrapped=True, more={"bundle": bundle})
+
+    def gap(self, timeline, start, end):
+        self.put(f"wal/{SYSTEM}/gaps/{timeline:08X}.{start:016X}-{end:016X}.json", json.dumps(
+            {"format": 1, "timeline": timeline, "from": "0/0", "to": "0/0", "reason": "the slot\x1bwas lost"}).encode())
 
 
 def build(root, suite, **wrong):
@@ -616,6 +630,359 @@ class Broken(Case):
         self.assertNotIn("base/1/2", self.tree())
         self.assertEqual(self.restore("--keep-damaged"), 21)
         self.assertEqual(self.tree(), {**self.files, "base/1/2": bytes(EXTENT) + self.files["base/1/2"][EXTENT:]})
+
+
+class Wal(Case):
+    """An archive of two timelines: segments 1 to 4 and the .partial of 5 on the first, left in 5; 5 and 6, and pieces of 7 on
+    the second."""
+
+    def archive(self, suite=AES):
+        self.build(suite)
+        self.put_archive()
+
+    def put_archive(self):
+        w = self.w
+        w.put(f"wal/{SYSTEM}/cluster.json", json.dumps(
+            {"format": 1, "system_id": SYSTEM, "segment_size": MIB, "page_magic": 53520, "created_by": "test"}).encode())
+        self.plain = {}
+        for timeline, numbers in ((1, range(1, 5)), (2, range(5, 7))):
+            for number in numbers:
+                self.segment(timeline, number)
+        self.left = 5 * MIB + 70000
+        partial = w.random.randbytes(1 << 10) * (1 << 10)
+        w.wal("00000001/000000010000000000000005.partial", partial, summary={"end": "0/%X" % self.left})
+        self.plain["000000010000000000000005"] = partial[:70000] + bytes(MIB - 70000)
+        self.plain["000000010000000000000005.partial"] = partial
+        self.plain["00000002.history"] = history = b"1\t0/%X\tno recovery target specified\n" % self.left
+        w.wal("00000002.history", history, branches=[{"timeline": 1, "switch": "0/%X" % self.left}])
+        backup = "000000010000000000000001.00000028.backup"
+        self.plain[backup] = b"START WAL LOCATION: 0/100028\n"
+        w.wal(f"00000001/{backup}", self.plain[backup])
+        self.open = w.random.randbytes(5000)
+        self.plain["000000020000000000000007"] = self.open + bytes(MIB - 5000)
+        self.pieces(7, (0, 100), (0, 2000), (1500, 4096), (4096, 5000))
+
+    def segment(self, timeline, number):
+        name = "%08X%016X" % (timeline, number)
+        self.plain[name] = self.w.random.randbytes(1000) * (MIB // 1000) + bytes(MIB % 1000)
+        self.w.wal(f"{name[:8]}/{name}", self.plain[name], page_magic=53520)
+
+    def pieces(self, number, *spans):
+        for start, end in spans:
+            self.w.wal("00000002/%08X%016X.%08X-%08X" % (2, number, start, end), self.open[start:end])
+
+    def remove_wal(self, path):
+        os.unlink(f"{self.repo}/wal/{SYSTEM}/{path}")
+
+    def fetch(self, name, *more, key=None, identity=None):
+        """(exit code, the bytes that PostgreSQL would have)."""
+        self.count += 1
+        self.out = os.path.join(self.top, f"to{self.count}")
+        code = self.run_rescue("wal", "fetch", name, self.out, "--key", key or self.key, "--identity",
+                               identity or self.identity, *more)
+        self.assertEqual([n for n in os.listdir(self.top) if n.endswith(".rescue")], [])
+        if not os.path.lexists(self.out):
+            return code, None
+        with open(self.out, "rb") as file:
+            return code, file.read()
+
+    def stops(self, name, *more, says="", **keys):
+        self.assertEqual(self.fetch(name, *more, **keys), (200, None), f"{name}: {self.said}")
+        self.assertIn(says, self.said)
+
+    def ends(self, name):
+        self.assertEqual(self.fetch(name), (1, None), f"{name}: {self.said}")
+        self.assertEqual(self.said, "")
+
+    def brings(self, name):
+        code, found = self.fetch(name)
+        self.assertEqual(code, 0, f"{name}: {self.said}")
+        self.assertTrue(found == self.plain[name], name)
+        self.assertEqual(os.stat(self.out).st_mode & 0o777, 0o600)
+
+    def test_every_file_is_fetched_and_got(self):
+        for suite in (AES, "none"):
+            self.archive(suite)
+            for name in self.plain:
+                self.brings(name)
+            self.assertIn("zeros", self.said)
+            for path, _ in [(k[len(f"wal/{SYSTEM}/"):], 0) for k in self.objects() if k.startswith(f"wal/{SYSTEM}/0")]:
+                name = path.rpartition("/")[2]
+                out = os.path.join(self.top, "other")
+                words = ("wal", "get", name, "--out", out, "--key", self.key, "--identity", self.identity)
+                self.assertEqual(self.run_rescue(*words), 0, self.said)
+                with open(out, "rb") as file:
+                    got = file.read()
+                start, _, end = name[25:].partition("-")
+                self.assertTrue(got == (self.open[int(start, 16):int(end, 16)] if end else self.plain[name]), name)
+                self.assertEqual(self.run_rescue(*words), 2, "it is there already")
+                os.unlink(out)
+            shutil.rmtree(self.repo)
+
+    def test_the_list_says_what_is_there(self):
+        self.archive()
+        self.assertEqual(self.run_rescue("wal", "list", "--key", self.key), 0, self.said)
+        for line in (f"cluster {SYSTEM}, segments of 1048576 bytes\n  timeline 1\n    0/100000 to 0/500000: 4 segments, "
+                     "000000010000000000000001 to 000000010000000000000004\n    open 000000010000000000000005: 0/500000 to 0/511170, of partial\n",
+                     "  timeline 2\n    history: left timeline 1 at 0/511170\n    0/500000 to 0/700000: 2 segments",
+                     "    open 000000020000000000000007: 0/700000 to 0/701388, of 00000000-00000064, "):
+            self.assertIn(line, self.said)
+        self.assertNotIn("GAP", self.said)
+        self.remove_wal("00000001/000000010000000000000002")
+        self.remove_wal("00000002.history")
+        self.segment(2, 9)
+        self.w.gap(2, 10 * MIB, 12 * MIB)
+        self.w.put(f"wal/{SYSTEM}/00000002/something", b"of a later writer")
+        self.assertEqual(self.run_rescue("wal", "list"), 0, self.said)
+        for line in ("NOT CHECKED", "GAP 0/200000 to 0/300000: 1 segments", "history is MISSING", "GAP: not whole, 000000020000000000000007",
+                     "GAP 0/800000 to 0/900000", "LOST 0/A00000 to 0/C00000 before it reached a repository: the slot?was lost"):
+            self.assertIn(line, self.said)
+        self.assertEqual(self.run_rescue("wal", "list", "--system-id", "1"), 0)
+        self.assertEqual(self.said.count("\n"), 1)
+
+    def test_the_list_goes_on_behind_damage(self):
+        self.archive()
+        self.w.wal("00000002.history", b"", branches=[{"timeline": 1, "switch": "nowhere"}])
+        self.w.put(f"wal/{SYSTEM}/00000001/000000010000000000000005.partial", b"x" * 99)
+        self.w.put(f"wal/{SYSTEM}/00000001/00000001FFFFFFFFFFFFFFFF", b"")
+        self.w.gap(2, 0, 1)
+        self.w.put(f"wal/{SYSTEM}/gaps/" + "00000002.%016X-%016X.json" % (0, 1), b"{")
+        self.assertEqual(self.run_rescue("wal", "list"), 21)
+        self.assertIn("timeline 2\n", self.said)
+        self.assertIn("unreadable", self.said)
+        self.w.put(f"wal/{SYSTEM}/cluster.json", b"{}")
+        self.assertEqual(self.run_rescue("wal", "list"), 21)
+        self.assertIn("UNREADABLE", self.said)
+
+    def test_the_end_is_proven(self):
+        self.archive()
+        for name in ("00000001.history", "00000003.history", "000000020000000000000008", "0000000200000000000000FF",
+                     "000000020000000000000004", "000000030000000000000006", "000000020000000000000009.00000028.backup",
+                     "000000020000000000000008.partial"):
+            self.ends(name)
+        self.assertEqual(self.fetch("000000020000000000000008", "--ended", "77"), (77, None))
+        self.assertEqual(self.run_rescue("wal", "get", "000000020000000000000008", "--out", self.out, "--key", self.key,
+                                         "--identity", self.identity), 1)
+
+    def test_what_is_missing_before_the_end_stops(self):
+        self.archive()
+        self.remove_wal("00000001/000000010000000000000003")
+        self.stops("000000010000000000000003", says="missing in between")
+        self.stops("000000010000000000000000", says="missing in between")
+        self.segment(2, 9)
+        self.stops("000000020000000000000007", says="missing in between")  # in pieces, but no longer the last
+        self.stops("000000020000000000000008", says="missing in between")
+        self.w.gap(2, 10 * MIB, 12 * MIB)
+        self.stops("00000002000000000000000A", says="WAL is lost from 0/A00000 to 0/C00000")
+        self.stops("00000002000000000000000B")
+        self.ends("00000002000000000000000C")
+
+    def test_a_gap_behind_what_is_there_of_an_open_segment_stops(self):
+        self.archive()
+        self.w.gap(2, 7 * MIB, 7 * MIB + 5000)
+        self.brings("000000020000000000000007")  # the bytes are there after all
+        self.w.gap(2, 7 * MIB, 7 * MIB + 5001)
+        self.stops("000000020000000000000007", says="is lost")
+
+    def test_histories_say_how_far_a_timeline_went(self):
+        self.archive()
+        self.remove_wal("00000001/000000010000000000000004")
+        self.remove_wal("00000001/000000010000000000000005.partial")
+        for name in ("000000010000000000000004", "000000010000000000000005"):
+            self.stops(name, says="went on to 0/511170")
+        self.ends("000000010000000000000006")
+        self.remove_wal("00000002.history")
+        self.stops("00000002.history", says="there is WAL of its timeline")
+        self.w.wal("00000004.history", b"", branches=[{"timeline": 1, "switch": "0/511170"}, {"timeline": 3, "switch": "0/711170"}])
+        self.stops("00000003.history", says="descends")
+
+    def test_open_segments(self):
+        self.archive()
+        self.remove_wal("00000002/000000020000000000000007.00000000-000007D0")
+        self.stops_open(100)  # as far as they join
+        self.remove_wal("00000002/000000020000000000000007.00000000-00000064")
+        self.stops("000000020000000000000007", says="nothing can be used")
+        partial = self.w.random.randbytes(1 << 10) * (1 << 10)
+        for end, reach in ((7 * MIB + 3000, 3000), (9 * MIB, MIB)):
+            self.w.wal("00000002/000000020000000000000007.partial", partial, summary={"end": "0/%X" % end})
+            self.plain["000000020000000000000007"] = partial[:reach] + bytes(MIB - reach)
+            self.brings("000000020000000000000007")
+        self.w.wal("00000002/000000020000000000000007.partial", partial)
+        self.stops("000000020000000000000007", says="nothing can be used")  # no record ends in it
+        self.pieces(7, (0, 2000))  # the pieces go further
+        self.plain["000000020000000000000007"] = self.open + bytes(MIB - 5000)
+        self.brings("000000020000000000000007")
+        self.w.wal("00000002/000000020000000000000007.000005DC-00001000", bytes(4096 - 1500))
+        self.stops("000000020000000000000007", says="same bytes")
+
+    def stops_open(self, reach):
+        self.plain["000000020000000000000007"] = self.open[:reach] + bytes(MIB - reach)
+        self.brings("000000020000000000000007")
+
+    def test_damage_of_every_kind_stops(self):
+        luck = random.Random(SEED)
+        for suite in (AES, "none"):
+            self.archive(suite)
+            for path, name in (("00000001/000000010000000000000003",) * 2, ("00000002.history",) * 2,
+                               ("00000002/000000020000000000000007.00001000-00001388", "00000002/000000020000000000000007"),
+                               ("00000001/000000010000000000000005.partial", "00000001/000000010000000000000005")):
+                place, name = f"{self.repo}/wal/{SYSTEM}/{path}", name.rpartition("/")[2]
+                with open(place, "rb") as file:
+                    good = file.read()
+                for bad in (b"", good[:luck.randrange(len(good))], good + b"x", Broken.flip(good, luck), Broken.flip(good, luck)):
+                    with open(place, "wb") as file:
+                        file.write(bad)
+                    self.stops(name)
+                with open(place, "wb") as file:
+                    file.write(good)
+                self.brings(name)
+            shutil.rmtree(self.repo)
+
+    def test_what_is_signed_must_be_what_it_is(self):
+        self.archive()
+        name, plain = "000000010000000000000003", self.plain["000000010000000000000003"]
+        path, wal = f"00000001/{name}", self.w.wal
+        for signed in (lambda: wal(path, plain, signed=b""), lambda: wal(path, plain, subject=f"{SYSTEM}/00000001/000000010000000000000004"),
+                       lambda: wal(path, plain, kind=rescue.BACKUP_TYPE), lambda: wal(path, plain, bytes=MIB - 1),
+                       lambda: wal(path, plain[1:], bytes=MIB), lambda: wal(path, plain + b"x", bytes=MIB),
+                       lambda: wal(path, plain[1:]), lambda: wal(path, plain * 2, segment_size=2 * MIB),
+                       lambda: wal(path, plain, segment_size=MIB + 1), lambda: wal(path, plain, segment_size="1"),
+                       lambda: self.w.sealed(f"wal/{SYSTEM}/{path}", plain, self.w.keys["data"], wrapped=True),
+                       lambda: self.w.sealed(f"wal/{SYSTEM}/{path}", plain, self.w.keys["data"], more={"bundle": []})):
+            signed()
+            self.stops(name)
+        wal(path, plain)
+        self.brings(name)
+        wal("00000003.history", b"x" * (2 << 20), branches=[])
+        self.stops("00000003.history")
+        self.remove_wal("00000003.history")
+        # Another cluster's WAL under this one's name.
+        os.rename(f"{self.repo}/wal/{SYSTEM}", f"{self.repo}/wal/1")
+        self.stops(name, "--system-id", "1", says="another cluster")
+
+    def test_trust_and_identity(self):
+        self.archive()
+        name = "000000010000000000000003"
+        other = self.save("other", ec.generate_private_key(ec.SECP256R1()).public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo))
+        self.stops(name, key=other, says="signature was not made by a key")
+        self.stops("00000002.history", key=other)
+        other = self.save("other", str(pyrage.x25519.Identity.generate()).encode())
+        self.stops(name, identity=other, says="not encrypted to an identity")
+        self.stops(name, identity="/nowhere")
+        out = os.path.join(self.top, "to0")
+        self.assertEqual(self.run_rescue("wal", "fetch", name, out, "--identity", self.identity), 200)
+        self.assertIn("--unsigned-ok", self.said)
+        self.assertEqual(self.run_rescue("wal", "fetch", name, out, "--key", self.key), 200)
+        self.assertIn("--identity", self.said)
+        self.assertEqual(self.run_rescue("wal", "get", name, "--out", out, "--key", self.key), 2)
+        self.assertFalse(os.path.exists(out))
+        self.assertEqual(self.run_rescue("wal", "fetch", name, out, "--identity", self.identity, "--unsigned-ok"), 0)
+
+    def test_no_command_line_and_no_place_is_the_end(self):
+        self.archive()
+        name = "000000020000000000000008"
+        for bad in ("pg_wal/RECOVERYXLOG", "", "000000020000000000000008x", "000000020000000000001000", "../../identity",
+                    "000000020000000000000007.00000000-000007D0", "00000002000000000000000g"):
+            self.stops(bad)
+        self.stops(name, "--frobnicate")
+        self.stops(name, "more")
+        self.stops(name, "--ended", "x")
+        self.stops(name, "--system-id", "17", says="no WAL of cluster 17")
+        self.stops(name, "--system-id", "../..")
+        self.assertEqual(self.run_rescue("wal", "fetch"), 200)
+        self.assertEqual(self.run_rescue("wal", "fetch", "--help"), 0)
+        self.assertEqual(self.run_rescue("wal", "fetch", "000000010000000000000003", f"{self.top}/no/where", "--key", self.key,
+                                         "--identity", self.identity), 200)
+        self.assertEqual(self.run_rescue("wal"), 2)
+        repo = self.repo
+        self.repo = repo + "/missing"
+        self.stops(name)
+        os.rename(f"{repo}/lifeboat.json", f"{self.top}/other")
+        self.repo = repo
+        self.stops(name)
+
+    def test_a_repository_that_goes_away_is_not_the_end(self):
+        self.archive()
+        self.addCleanup(setattr, rescue.Archive, "missing", rescue.Archive.missing)
+
+        def missing(archive, file):
+            shutil.rmtree(f"{self.repo}/wal")
+            os.unlink(f"{self.repo}/lifeboat.json")
+            raise rescue.Ended("nothing is there")
+        rescue.Archive.missing = missing
+        self.stops("000000020000000000000008")
+
+        def exchanged(archive, file):
+            Writer(self.repo, AES).put("lifeboat.json", json.dumps(
+                {"format": {"name": "lifeboat", "version": 1}, "repository": "cd" * 16}).encode())
+            raise rescue.Ended("nothing is there")
+        self.w.put("lifeboat.json", json.dumps({"format": {"name": "lifeboat", "version": 1}, "repository": "ab" * 16}).encode())
+        self.put_archive()
+        rescue.Archive.missing = exchanged
+        self.stops("000000020000000000000008", says="another repository")
+
+    def test_a_directory_that_cannot_be_listed_is_not_the_end(self):
+        self.archive()
+        listed = os.listdir
+        self.addCleanup(setattr, os, "listdir", listed)
+
+        def fails(path):
+            if path.endswith("00000002"):
+                raise PermissionError(13, "Permission denied")
+            return listed(path)
+        os.listdir = fails
+        self.stops("000000020000000000000008", says="cannot be listed")
+
+    def test_bugs_and_a_log_that_is_gone_are_not_the_end(self):
+        self.archive()
+        self.addCleanup(setattr, rescue.Archive, "copy", rescue.Archive.copy)
+        for error in (KeyError("x"), MemoryError(), KeyboardInterrupt(), RecursionError()):
+            def fails(*_, error=error):
+                raise error
+            rescue.Archive.copy = fails
+            self.stops("000000010000000000000003")
+        words = [sys.executable, rescue.__file__, self.repo, "wal", "fetch", "000000010000000000000003", f"{self.top}/to0"]
+        with open("/dev/full", "wb") as full:
+            self.assertEqual(subprocess.run(words, stdout=full, stderr=full, check=False).returncode, 200)
+        self.assertEqual(subprocess.run(words, stderr=subprocess.DEVNULL, check=False).returncode, 200)
+        # Without what requirements.txt names, which isolated and without site-packages is nowhere.
+        bare = subprocess.run([words[0], "-I", "-S", *words[1:]], capture_output=True, check=False)
+        self.assertEqual((bare.returncode, b"requirements.txt" in bare.stderr), (200, True))
+
+    def test_the_cluster_is_that_of_the_data_directory(self):
+        self.archive()
+        self.addCleanup(os.chdir, os.getcwd())
+        os.makedirs(os.path.join(self.top, "other", "global"))
+        os.chdir(os.path.join(self.top, "other"))
+        for content, said in ((struct.pack("=Q", int(SYSTEM)), None), (struct.pack("=Q", 17), "no WAL of cluster 17"), (b"", "cut off")):
+            with open("global/pg_control", "wb") as file:
+                file.write(content)
+            if said is None:
+                self.brings("000000010000000000000003")
+                self.stops("000000010000000000000003", "--system-id", "17", says="--system-id says 17")
+            else:
+                self.stops("000000010000000000000003", says=said)
+        os.unlink("global/pg_control")
+        os.mkdir(f"{self.repo}/wal/18")
+        self.stops("000000010000000000000003", says="give --system-id")
+        self.assertEqual(self.fetch("000000010000000000000003", "--system-id", SYSTEM)[0], 0)
+
+    def test_the_segment_size_is_known_without_cluster_json(self):
+        self.archive()
+        self.remove_wal("cluster.json")
+        for name in self.plain:
+            self.brings(name)
+        self.ends("000000020000000000000008")
+        self.assertEqual(self.run_rescue("wal", "list", "--key", self.key), 0, self.said)
+        for wrong, code in (({"format": 2}, 13), ({"format": 1, "system_id": "1"}, 21),
+                            ({"format": 1, "system_id": SYSTEM, "segment_size": 3}, 21)):
+            self.w.put(f"wal/{SYSTEM}/cluster.json", json.dumps(wrong).encode())
+            self.stops("000000020000000000000008")
+            self.assertEqual(self.run_rescue("wal", "list"), code)
+        shutil.rmtree(f"{self.repo}/wal")
+        self.w.gap(2, 0, 1)
+        self.stops("000000020000000000000008", says="how long a segment is")
 
 
 class Refused(Case):

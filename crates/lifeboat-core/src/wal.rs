@@ -11,6 +11,7 @@ pub mod history;
 mod model;
 pub mod push;
 mod ranges;
+pub mod receive;
 pub mod record;
 pub mod status;
 pub mod target;

@@ -412,10 +412,30 @@ pub(crate) struct WalPrefetch {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct WalReceive {}
+pub(crate) struct WalReceive {
+    /// Make the replication slot and end: before the first base backup
+    #[arg(long, conflicts_with_all = ["drop_slot", "once"])]
+    pub(crate) create_slot_only: bool,
+    /// Drop the replication slot and end; the server then keeps no WAL for this receiver any more
+    #[arg(long, conflicts_with = "once")]
+    pub(crate) drop_slot: bool,
+    /// End when everything is stored that the server has now
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Follow a server also where its history left ours before the end of the WAL that is here
+    #[arg(long)]
+    pub(crate) accept_fork: bool,
+}
 
 #[derive(Debug, Args)]
-pub(crate) struct WalStatus {}
+pub(crate) struct WalStatus {
+    /// Read back what was not read back before: signatures and bytes
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Restore identity: with it, plain bytes are compared, not only stored ones
+    #[arg(long, value_name = "FILE", env = "LIFEBOAT_IDENTITY_FILE")]
+    pub(crate) identity: Option<PathBuf>,
+}
 
 #[derive(Debug, Args)]
 pub(crate) struct RestorePoint {

@@ -39,6 +39,7 @@ pub(crate) struct Wal {
     pub(crate) mode: Option<WalMode>,
     pub(crate) durability: Option<Durability>,
     pub(crate) on_fallout: Option<OnFallout>,
+    pub(crate) degrade_after: Option<String>,
     pub(crate) flush_interval: Option<String>,
     pub(crate) slot: Option<String>,
     pub(crate) spool: Option<PathBuf>,
@@ -240,6 +241,7 @@ pub(crate) struct Settings {
     pub(crate) wal_mode: Setting<WalMode>,
     pub(crate) wal_durability: Setting<Durability>,
     pub(crate) wal_on_fallout: Setting<OnFallout>,
+    pub(crate) wal_degrade_after: Setting<Duration>,
     pub(crate) wal_flush_interval: Setting<Duration>,
     pub(crate) wal_slot: Setting<String>,
     pub(crate) wal_spool: Setting<PathBuf>,
@@ -531,6 +533,9 @@ impl Settings {
                 .pick(None, None, wal.durability)
                 .unwrap_or(Setting { value: Durability::Spool, origin: Origin::Default }),
             wal_on_fallout: source.pick(None, None, wal.on_fallout).unwrap_or(Setting { value: OnFallout::Block, origin: Origin::Default }),
+            wal_degrade_after: source
+                .pick(None, None, wal.degrade_after.as_deref().map(parse_span).transpose()?)
+                .unwrap_or(Setting { value: Duration::from_secs(10), origin: Origin::Default }),
             wal_flush_interval: source
                 .pick(None, None, wal.flush_interval.as_deref().map(parse_span).transpose()?)
                 .unwrap_or(Setting { value: Duration::from_secs(5), origin: Origin::Default }),
@@ -598,6 +603,7 @@ impl Settings {
             of("wal.mode", &self.wal_mode, |mode| json!(mode)),
             of("wal.durability", &self.wal_durability, |durability| json!(durability)),
             of("wal.on_fallout", &self.wal_on_fallout, |on_fallout| json!(on_fallout)),
+            of("wal.degrade_after", &self.wal_degrade_after, |span| format!("{span:?}")),
             of("wal.flush_interval", &self.wal_flush_interval, |span| format!("{span:?}")),
             of("wal.slot", &self.wal_slot, String::clone),
             of("wal.spool", &self.wal_spool, path),

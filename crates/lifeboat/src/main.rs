@@ -10,12 +10,13 @@ mod failure;
 mod output;
 mod progress;
 mod session;
+mod signals;
 
 use clap::Parser as _;
 
 use cli::Cli;
 use commands::wal::fetch;
-use failure::{EXIT_BUG, EXIT_INTERRUPTED, EXIT_USAGE};
+use failure::{EXIT_BUG, EXIT_USAGE};
 
 fn main() -> std::process::ExitCode {
     let cli = match Cli::try_parse() {
@@ -42,7 +43,7 @@ fn main() -> std::process::ExitCode {
     // PostgreSQL makes of every exit code of a restore_command what that means to a server.
     let fetch = if let cli::Command::Wal(cli::Wal::Fetch(fetch)) = &cli.command { Some(fetch) } else { None };
     if fetch.is_none() {
-        watch_signals();
+        signals::watch();
     }
     let out = output::Output::new(cli.json);
     // A panic is a bug of ours: said as such, with an exit code of its own.
@@ -60,17 +61,4 @@ fn main() -> std::process::ExitCode {
             failure.code.into()
         }
     }
-}
-
-/// Ends the process when it is told to. What is half-written has no name yet: objects get theirs when
-/// they are whole, a backup with its manifest, a restored cluster with its `pg_control`.
-fn watch_signals() {
-    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    let Ok(mut signals) = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP]) else { return };
-    std::thread::spawn(move || {
-        if signals.forever().next().is_some() {
-            output::interrupted();
-            std::process::exit(i32::from(EXIT_INTERRUPTED));
-        }
-    });
 }

@@ -247,7 +247,7 @@ pub fn groups(runs: &[Run]) -> impl Iterator<Item = &[Run]> {
 }
 
 /// How many of the newest runs to merge when new ones with `new_entries` lines go in front: so many
-/// [groups](groups), that each group left is at least twice as large as all in front of it together.
+/// [groups], that each group left is at least twice as large as all in front of it together.
 /// So a set of n lines has at most log2 n groups, and each line is rewritten at most log2 n times.
 pub fn runs_to_merge(new_entries: u64, runs: &[Run]) -> usize {
     let mut front = new_entries;

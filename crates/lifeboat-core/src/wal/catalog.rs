@@ -557,9 +557,14 @@ impl Archive {
         match self.held(segment) {
             Held::Whole => return Absence::None,
             Held::Open(to) => {
+                let lost = self.timelines.get(&segment.timeline).is_some_and(|held| held.lost.next_from(to.0).is_some());
                 let short = promise.filter(|promise| self.needs(segment, *promise).is_some_and(|until| until > to));
-                let Some(promise) = short else { return Absence::None };
-                let evidence = format!("recovery is to reach {} on timeline {}", promise.lsn, promise.timeline);
+                let evidence = match short {
+                    // A server that gets the segment takes the zeros behind its bytes for the end, and begins to write.
+                    _ if lost => format!("WAL of timeline {} behind {to} is recorded as lost", segment.timeline),
+                    Some(promise) => format!("recovery is to reach {} on timeline {}", promise.lsn, promise.timeline),
+                    None => return Absence::None,
+                };
                 return Absence::Gap { evidence, gap: Some(self.gap_at(segment.timeline, to, self.next_there(segment.timeline, to))) };
             }
             Held::Broken => return found(format!("there is later WAL of timeline {}", segment.timeline)),
@@ -1055,6 +1060,16 @@ mod tests {
         archive.add(WalFile::Segment(segment(1, 1)), 1);
         assert_eq!(archive.gaps(Timeline(1)), []);
         assert_eq!(archive.reach(&archive.path(Timeline(1)).unwrap(), lsn(0)).to, lsn(12));
+    }
+
+    #[test]
+    fn c054_a_segment_whose_rest_is_recorded_as_lost_is_not_the_end() {
+        let files = vec![(1, 0, model::Kind::Whole), (1, 1, model::Kind::Piece(0, 2))];
+        for (lost, ends) in [((1, 6, 7), false), ((1, 5, 7), false), ((1, 9, 11), false), ((1, 4, 6), true), ((2, 6, 7), true)] {
+            let archive = World { branches: vec![], files: files.clone(), lost: vec![lost] }.archive();
+            let absence = archive.absence(WalFile::Segment(segment(1, 1)), None);
+            assert_eq!(absence == Absence::None, ends, "{lost:?}: {absence:?}");
+        }
     }
 
     #[test]

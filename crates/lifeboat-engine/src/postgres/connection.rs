@@ -4,6 +4,7 @@
 //! `search_path` of the role can get between two statements of a backup.
 
 use std::ffi::CString;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -97,6 +98,11 @@ impl Connection {
         self.simple(&sql).map(drop)
     }
 
+    /// What it is for.
+    pub fn purpose(&self) -> Purpose {
+        self.purpose
+    }
+
     /// Gives the session back the `search_path` of its role and database: for statements that an operator
     /// wrote (the artifact reference query). Our own always run with `pg_catalog`.
     pub fn reset_search_path(&self) -> Result<(), PgError> {
@@ -111,6 +117,11 @@ impl Connection {
     /// What was connected to, of several hosts the one that answered.
     pub fn endpoint(&self) -> Endpoint {
         Endpoint { host: self.conn.host(), port: self.conn.port(), database: self.conn.database(), user: self.conn.user() }
+    }
+
+    /// The address that was connected to; empty for a Unix socket.
+    pub fn host_address(&self) -> String {
+        self.conn.host_address()
     }
 
     /// Messages that the server sent beside results since the last call. More than 1000 are counted by a last entry.
@@ -419,6 +430,15 @@ pub struct CopyBoth<'c> {
 impl CopyBoth<'_> {
     /// Waits for the next message, at most `timeout`.
     pub fn receive(&mut self, timeout: Duration) -> Result<Received, PgError> {
+        self.receive_until(timeout, None)
+    }
+
+    /// As [`CopyBoth::receive`], and [`Received::Idle`] as soon as `wake` can be read.
+    pub fn receive_or(&mut self, wake: BorrowedFd<'_>, timeout: Duration) -> Result<Received, PgError> {
+        self.receive_until(timeout, Some(wake))
+    }
+
+    fn receive_until(&mut self, timeout: Duration, wake: Option<BorrowedFd<'_>>) -> Result<Received, PgError> {
         if self.ended {
             return Ok(Received::End);
         }
@@ -435,13 +455,29 @@ impl CopyBoth<'_> {
                 CopyStep::WouldBlock => {}
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            match conn.wait_readable(Some(left)) {
+            let waited = match wake {
+                Some(wake) => conn.wait_readable_or(wake, Some(left)),
+                None => conn.wait_readable(Some(left)),
+            };
+            match waited {
                 Ok(true) => {}
                 Ok(false) => return Ok(Received::Idle),
                 Err(error) => return Err(PgError::Lost { reason: error.to_string() }),
             }
+            // Does not wait: where only `wake` was ready, nothing comes.
             if !conn.consume_input() {
                 return Err(self.connection.failure());
+            }
+            if wake.is_some() {
+                return Ok(match conn.copy_data(false) {
+                    CopyStep::Data(data) => Received::Data(data),
+                    CopyStep::End => {
+                        self.ended = true;
+                        Received::End
+                    }
+                    CopyStep::WouldBlock => Received::Idle,
+                    CopyStep::Failed => return Err(self.connection.failure()),
+                });
             }
         }
     }
@@ -455,7 +491,9 @@ impl CopyBoth<'_> {
     /// a timeline `next_tli` and `next_tli_startpos`.
     pub fn finish(self) -> Result<Option<Rows>, PgError> {
         let conn = &self.connection.conn;
-        if !conn.put_copy_end() {
+        // Where the server ended with an error, libpq has left COPY by itself, and the next result tells.
+        let left = self.ended && conn.is_usable();
+        if !conn.put_copy_end() && !left {
             return Err(self.connection.failure());
         }
         while !self.ended && self.connection.copy_data()?.is_some() {}
@@ -561,6 +599,11 @@ impl<'r> Row<'r> {
     /// A value that must not be NULL.
     pub fn get(&self, column: &str) -> Result<&'r str, PgError> {
         self.get_opt(column)?.ok_or_else(|| PgError::protocol(format!("column {column:?} is NULL")))
+    }
+
+    /// The bytes of a value by its place, counted from 0; none for NULL.
+    pub fn bytes(&self, index: usize) -> &'r [u8] {
+        self.result.value(self.row, index).unwrap_or_default()
     }
 
     /// A value by its place, counted from 0, that must not be NULL.

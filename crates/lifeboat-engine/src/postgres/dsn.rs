@@ -69,6 +69,41 @@ impl Dsn {
         Endpoint { host, port: find("port"), database, user }
     }
 
+    /// A connection string for each of several hosts, in their order: for who must go on to the next host for reasons that libpq does not
+    /// know. `prefer-standby` is two rounds, as in libpq. One host, or a service file, is one string.
+    pub fn each_host(&self) -> Vec<Self> {
+        let defaults = libpq::default_options();
+        let find = |keyword: &str| {
+            let default = || defaults.iter().find(|option| option.keyword == keyword).map(|option| option.value.as_str());
+            self.get(keyword).or_else(default).filter(|value| !value.is_empty()).map(str::to_owned)
+        };
+        let (hosts, addresses, ports) = (find("host"), find("hostaddr"), find("port"));
+        let split = |list: &Option<String>| list.as_ref().map(|list| list.split(',').map(str::to_owned).collect::<Vec<_>>());
+        let (hosts, addresses, ports) = (split(&hosts), split(&addresses), split(&ports));
+        let count = hosts.as_ref().or(addresses.as_ref()).map_or(1, Vec::len);
+        let fits = |list: &Option<Vec<String>>| list.as_ref().is_none_or(|list| list.len() == count);
+        // Lists that do not fit are libpq's to complain about.
+        let one_port = ports.as_ref().is_none_or(|ports| ports.len() == 1);
+        if count == 1 || !fits(&hosts) || !fits(&addresses) || !(one_port || fits(&ports)) {
+            return vec![self.clone()];
+        }
+        let single = |index: usize| {
+            let mut dsn = self.clone();
+            for (keyword, list) in [("host", &hosts), ("hostaddr", &addresses), ("port", &ports)] {
+                if let Some(list) = list {
+                    dsn = dsn.with(keyword, list.get(index).unwrap_or(&list[0]));
+                }
+            }
+            dsn
+        };
+        let all: Vec<Self> = (0..count).map(single).collect();
+        if find("target_session_attrs").as_deref() == Some("prefer-standby") {
+            let standbys = all.iter().map(|dsn| dsn.clone().with("target_session_attrs", "standby"));
+            return standbys.chain(all.iter().map(|dsn| dsn.clone().with("target_session_attrs", "any"))).collect();
+        }
+        all
+    }
+
     /// Keywords and values for libpq; those of `fallbacks` where neither this nor libpq's defaults say something.
     pub(super) fn params(&self, fallbacks: &[(&str, &str)]) -> Result<Vec<(CString, CString)>, PgError> {
         let mut params = Vec::with_capacity(self.options.len() + fallbacks.len());

@@ -10,7 +10,7 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_short, c_void};
 use std::io;
 use std::ops::Deref;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -307,7 +307,8 @@ impl Conn {
         text(unsafe { loaded::PQhost(self.as_ptr()) })
     }
 
-    fn host_address(&self) -> String {
+    /// The address that was connected to; empty for a Unix socket.
+    pub(super) fn host_address(&self) -> String {
         // SAFETY: the connection is live; the text is copied at once.
         text(unsafe { loaded::PQhostaddr(self.as_ptr()) })
     }
@@ -429,7 +430,16 @@ impl Conn {
         self.wait_socket(POLL_IN, timeout)
     }
 
+    /// Waits until the socket or `other` can be read; false when the time is over.
+    pub(super) fn wait_readable_or(&self, other: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<bool> {
+        self.wait(POLL_IN, Some(other), timeout)
+    }
+
     fn wait_socket(&self, events: c_short, timeout: Option<Duration>) -> io::Result<bool> {
+        self.wait(events, None, timeout)
+    }
+
+    fn wait(&self, events: c_short, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<bool> {
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
         // SAFETY: the connection is live. -1 where it has no socket.
         let fd = unsafe { loaded::PQsocket(self.as_ptr()) };
@@ -442,9 +452,11 @@ impl Conn {
                 let left = deadline.saturating_duration_since(Instant::now()).as_micros().div_ceil(1000);
                 c_int::try_from(left).unwrap_or(c_int::MAX)
             });
-            let mut descriptor = PollDescriptor { fd, events, revents: 0 };
-            // SAFETY: one valid descriptor of the layout that POSIX gives `struct pollfd`.
-            let ready = unsafe { poll(&raw mut descriptor, 1, milliseconds) };
+            // poll(2) passes over a negative descriptor.
+            let other = other.map_or(-1, |other| other.as_raw_fd());
+            let mut descriptors = [PollDescriptor { fd, events, revents: 0 }, PollDescriptor { fd: other, events: POLL_IN, revents: 0 }];
+            // SAFETY: two valid descriptors of the layout that POSIX gives `struct pollfd`.
+            let ready = unsafe { poll(descriptors.as_mut_ptr(), 2, milliseconds) };
             match ready {
                 0 if deadline.is_none_or(|deadline| Instant::now() >= deadline) => return Ok(false),
                 0 => {}

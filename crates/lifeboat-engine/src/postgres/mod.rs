@@ -14,6 +14,7 @@ mod dsn;
 mod facts;
 mod libpq;
 mod loaded;
+mod replication;
 mod tar_stream;
 pub mod wal_facts;
 
@@ -23,6 +24,7 @@ pub use connection::{Connection, CopyBoth, CopyStart, Interrupter, Purpose, Rece
 pub use dsn::{Dsn, Endpoint};
 pub use facts::{ChecksumState, ClusterFacts, Collation, DatabaseFacts, Extension, HotStandbySettings, Tablespace};
 pub use libpq::{CopyData, Notice};
+pub use replication::{Slot, SlotState};
 pub use tar_stream::{Entry, EntryKind};
 
 /// The oldest server that is supported, as `PQserverVersion` numbers them.

@@ -6,14 +6,13 @@ use std::process::Command;
 use std::time::Instant;
 
 use lifeboat_core::repository::file_table::{Kind, Row};
-use lifeboat_core::repository::manifest::KeyPurpose;
 use lifeboat_core::restore::DatabasePlan;
 use lifeboat_core::verify::FindingKind;
 use serde::Deserialize;
 
-use super::hydrate::{Hydration, Sink};
+use super::hydrate::Sink;
 use super::tree::{self, write_error};
-use super::{RestoreError, RestoreSettings, RestoredDatabase, server};
+use super::{RestoreError, RestoreSettings, RestoredDatabase, Unlocked, server};
 use crate::backup::owners::number_of;
 use crate::opened_backup::VerifiedBackup;
 use crate::progress::Progress;
@@ -49,8 +48,7 @@ pub(super) fn restore(
     progress: &dyn Progress,
 ) -> Result<RestoredDatabase, RestoreError> {
     let begun = Instant::now();
-    let data = backup.unlock(KeyPurpose::Data, &settings.identities)?;
-    let tables = backup.unlock(KeyPurpose::Tables, &settings.identities)?;
+    let unlocked = Unlocked::new(repository, backup, settings, progress)?;
     let root = PathBuf::from(&plan.pgdata);
     let major = plan.version_num.unwrap_or(0) / 10_000;
     let bin = find_programs(settings.bin_directory.as_deref(), major)?;
@@ -60,12 +58,10 @@ pub(super) fn restore(
     // Beside the cluster while it is made: initdb wants an empty directory.
     let dump = root.join(DUMP);
     let cluster_directory = root.join("cluster");
-    let hydration = Hydration { repository, backup, data: &data, workers: settings.workers, progress, packs: &|_| true };
-    progress.phase("restore");
-    progress.total(backup.manifest.files, backup.manifest.plain_bytes);
+    let hydration = unlocked.hydration();
     fs::create_dir(&dump).map_err(write_error(&dump))?;
-    for entry in &backup.manifest.tables {
-        let rows = backup.table(repository, entry, &tables)?;
+    for rows in unlocked.tables() {
+        let rows = rows?;
         for row in rows.iter().filter(|row| row.meta.kind == Kind::Directory) {
             let path = dump.join(&row.meta.path);
             tree::make_directory(&path).map_err(write_error(&path))?;

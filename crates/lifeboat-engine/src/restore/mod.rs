@@ -19,7 +19,7 @@ use lifeboat_core::postgres::control_file::{ControlFile, ControlFileError, inval
 use lifeboat_core::repository::extent::extent_bytes;
 use lifeboat_core::repository::file_table::{Kind, Meta, Row};
 use lifeboat_core::repository::manifest::KeyPurpose;
-use lifeboat_core::restore::{DatabasePlan, RestorePlan, Target, auto_conf, tablespace_map};
+use lifeboat_core::restore::{self as planning, DatabasePlan, RestorePlan, auto_conf, tablespace_map};
 use lifeboat_core::verify::{Finding, FindingKind};
 use lifeboat_core::wal::Lsn;
 
@@ -27,7 +27,7 @@ use crate::keys::{Identities, KeyError};
 use crate::opened_backup::{OpenBackupError, VerifiedBackup};
 use crate::progress::Progress;
 use crate::repository::{Repository, RepositoryError};
-use crate::seal;
+use crate::seal::{self, Sealing};
 use crate::store::StoreError;
 use hydrate::{Hydration, Sink};
 use tree::{Ownership, Syncer, give, write_error};
@@ -232,7 +232,7 @@ fn check_reached(database: &DatabasePlan, reached: Lsn) -> Result<(), RestoreErr
     let stop = database.stop_lsn.unwrap_or_default();
     let promised = match &database.recovery {
         // With a target PostgreSQL itself insists on it.
-        Some(recovery) if database.target == Target::Latest => recovery.end.max(stop),
+        Some(recovery) if database.target == planning::Target::Latest => recovery.end.max(stop),
         _ => stop,
     };
     if reached < promised { Err(server::ServerError::Short { reached, promised }.into()) } else { Ok(()) }
@@ -248,6 +248,43 @@ fn make_spool(spool: &Path, data: &Path) -> Result<(), RestoreError> {
     }
     let owner = fs::metadata(data).map_err(write_error(data))?;
     std::os::unix::fs::chown(spool, Some(owner.uid()), Some(owner.gid())).map_err(write_error(spool))
+}
+
+/// A backup that its identities open, and what brings its files into being.
+struct Unlocked<'a> {
+    repository: &'a Repository,
+    backup: &'a VerifiedBackup,
+    data: Sealing,
+    tables: Sealing,
+    workers: usize,
+    progress: &'a dyn Progress,
+}
+
+impl<'a> Unlocked<'a> {
+    /// Unlocks both keys: a wrong identity fails here, before anything is written, and not at hour three.
+    fn new(
+        repository: &'a Repository,
+        backup: &'a VerifiedBackup,
+        settings: &RestoreSettings,
+        progress: &'a dyn Progress,
+    ) -> Result<Self, RestoreError> {
+        let data = backup.unlock(KeyPurpose::Data, &settings.identities)?;
+        let tables = backup.unlock(KeyPurpose::Tables, &settings.identities)?;
+        Ok(Self { repository, backup, data, tables, workers: settings.workers, progress })
+    }
+
+    /// What writes the files of one table after the other.
+    fn hydration(&self) -> Hydration<'_> {
+        let (repository, backup, progress) = (self.repository, self.backup, self.progress);
+        Hydration { repository, backup, data: &self.data, workers: self.workers, progress, packs: &|_| true }
+    }
+
+    /// The rows of every file table in turn; only one table is held at a time.
+    fn tables(&self) -> impl Iterator<Item = Result<Vec<Row>, OpenBackupError>> {
+        self.progress.phase("restore");
+        self.progress.total(self.backup.manifest.files, self.backup.manifest.plain_bytes);
+        self.backup.manifest.tables.iter().map(|entry| self.backup.table(self.repository, entry, &self.tables))
+    }
 }
 
 /// Where the rows of a backup go.
@@ -294,6 +331,13 @@ struct HeldBack {
     outside: Vec<(String, String)>,
 }
 
+/// A data directory in the making: where rows go, whose they become, and those that are not simply written.
+struct Target {
+    places: Places,
+    ownership: Ownership,
+    held: HeldBack,
+}
+
 fn restore_files(
     repository: &Repository,
     backup: &VerifiedBackup,
@@ -301,9 +345,7 @@ fn restore_files(
     settings: &RestoreSettings,
     progress: &dyn Progress,
 ) -> Result<RestoredDatabase, RestoreError> {
-    // A wrong identity fails here, not at hour three.
-    let data = backup.unlock(KeyPurpose::Data, &settings.identities)?;
-    let tables = backup.unlock(KeyPurpose::Tables, &settings.identities)?;
+    let unlocked = Unlocked::new(repository, backup, settings, progress)?;
     let places = Places::new(plan);
     check_room(&places.root, backup.manifest.plain_bytes)?;
     tree::prepare(&places.root)?;
@@ -311,44 +353,42 @@ fn restore_files(
         tree::prepare(to)?;
     }
     let syncer = Syncer::new(std::iter::once(places.root.as_path()).chain(places.tablespaces.values().map(PathBuf::as_path)))?;
-    let mut ownership = Ownership::new(&places.root)?;
-    let hydration = Hydration { repository, backup, data: &data, workers: settings.workers, progress, packs: &|_| true };
-    progress.phase("restore");
-    progress.total(backup.manifest.files, backup.manifest.plain_bytes);
-    let mut held = HeldBack::default();
+    let ownership = Ownership::new(&places.root)?;
+    let mut target = Target { places, ownership, held: HeldBack::default() };
+    let hydration = unlocked.hydration();
     syncer.during(|| {
-        for entry in &backup.manifest.tables {
-            let rows = backup.table(repository, entry, &tables)?;
-            hold_back(&rows, &places, &mut ownership, &mut held)?;
-            let place = |row: &Row| (!is_held_back(&row.meta.path)).then(|| places.of(&row.meta.path));
+        for rows in unlocked.tables() {
+            let rows = rows?;
+            hold_back(&rows, &mut target)?;
+            let place = |row: &Row| (!is_held_back(&row.meta.path)).then(|| target.places.of(&row.meta.path));
             hydration.table(rows, &Sink::Tree(&place))?;
         }
         Ok(())
     })?;
-    let control = held.control.take().ok_or_else(|| missing(backup, "global/pg_control"))?;
-    if !held.has_label {
+    let control = target.held.control.take().ok_or_else(|| missing(backup, "global/pg_control"))?;
+    if !target.held.has_label {
         // Without it recovery would begin in the wrong place and corrupt in silence (c001).
         return Err(missing(backup, "backup_label"));
     }
     progress.phase("finish");
-    make_tree(&places, &held, &mut ownership)?;
+    make_tree(&mut target)?;
     let control_bytes = invalidate_checkpoint(&hydrate::read_row(&hydration, &control)?)?;
     check_control(backup, &control_bytes)?;
-    write_recovery(repository, backup, plan, &places, &hydration, &held, &control_bytes, &mut ownership)?;
-    for (path, owner) in &held.owned {
+    write_recovery(&hydration, plan, &mut target, &control_bytes)?;
+    for (path, owner) in &target.held.owned {
         give(path, Some(*owner))?;
     }
     syncer.sync()?;
-    finish(&places, &control, &control_bytes, &mut ownership)?;
+    finish(&mut target, &control, &control_bytes)?;
     let mut restored = RestoredDatabase::default();
-    if let Some(owner) = ownership.unknown {
+    if let Some(owner) = target.ownership.unknown {
         restored.warnings.push(format!("the owner {owner} is not known here: files belong to the owner of the target's directory"));
     }
-    if !held.outside.is_empty() {
+    if !target.held.outside.is_empty() {
         restored.warnings.push(format!(
             "configuration that stood outside the data directory is in {}: {}",
-            places.root.join(crate::backup::OUTSIDE).display(),
-            held.outside.iter().map(|(_, stood)| stood.as_str()).collect::<Vec<_>>().join(", ")
+            target.places.root.join(crate::backup::OUTSIDE).display(),
+            target.held.outside.iter().map(|(_, stood)| stood.as_str()).collect::<Vec<_>>().join(", ")
         ));
     }
     Ok(restored)
@@ -371,7 +411,8 @@ fn check_room(directory: &Path, needed: u64) -> Result<(), RestoreError> {
 }
 
 /// Sorts out the rows that hydration does not simply write.
-fn hold_back(rows: &[Row], places: &Places, ownership: &mut Ownership, held: &mut HeldBack) -> Result<(), RestoreError> {
+fn hold_back(rows: &[Row], target: &mut Target) -> Result<(), RestoreError> {
+    let Target { places, ownership, held } = target;
     for row in rows {
         let meta = &row.meta;
         match meta.kind {
@@ -404,7 +445,8 @@ fn hold_back(rows: &[Row], places: &Places, ownership: &mut Ownership, held: &mu
     Ok(())
 }
 
-fn make_tree(places: &Places, held: &HeldBack, ownership: &mut Ownership) -> Result<(), RestoreError> {
+fn make_tree(target: &mut Target) -> Result<(), RestoreError> {
+    let Target { places, ownership, held } = target;
     // What a server needs to start even if the copy had it behind a link (c024).
     for path in ["pg_wal", "pg_wal/archive_status", "pg_tblspc", "global"] {
         let path = places.root.join(path);
@@ -460,19 +502,10 @@ fn check_control(backup: &VerifiedBackup, bytes: &[u8]) -> Result<(), RestoreErr
     Ok(())
 }
 
-#[expect(clippy::too_many_arguments, reason = "one step of one restore; a struct would be made for this call alone")]
-fn write_recovery(
-    repository: &Repository,
-    backup: &VerifiedBackup,
-    plan: &DatabasePlan,
-    places: &Places,
-    hydration: &Hydration<'_>,
-    held: &HeldBack,
-    control: &[u8],
-    ownership: &mut Ownership,
-) -> Result<(), RestoreError> {
-    let owner = |ownership: &mut Ownership| held.directories.iter().find(|meta| meta.path == "global").and_then(|meta| ownership.of(meta));
-    let owner = owner(ownership);
+fn write_recovery(hydration: &Hydration<'_>, plan: &DatabasePlan, target: &mut Target, control: &[u8]) -> Result<(), RestoreError> {
+    let Target { places, ownership, held } = target;
+    let backup = hydration.backup;
+    let owner = held.directories.iter().find(|meta| meta.path == "global").and_then(|meta| ownership.of(meta));
     let write = |name: &str, bytes: &[u8]| -> Result<(), RestoreError> {
         let path = places.root.join(name);
         fs::write(&path, bytes).map_err(write_error(&path))?;
@@ -491,7 +524,7 @@ fn write_recovery(
     }
     let physical = backup.manifest.postgres.as_ref().and_then(|postgres| postgres.physical.as_ref());
     if let Some(entry) = physical.and_then(|physical| physical.backup_manifest.as_ref()) {
-        let sealed = backup.object(repository, &entry.object, entry.sha256, entry.bytes)?;
+        let sealed = backup.object(hydration.repository, &entry.object, entry.sha256, entry.bytes)?;
         let plain = seal::open_object(&sealed, &entry.object, hydration.data, 1 << 30)
             .map_err(|error| RestoreError::Damaged(backup.finding(FindingKind::Corrupt, &entry.object, None, error.to_string())))?;
         // PostgreSQL's manifest, for the files as they are restored.
@@ -520,7 +553,8 @@ fn plan_name(backup: &VerifiedBackup) -> String {
 }
 
 /// Gives `pg_control` its name, last of all: until then no server starts from what was written (c068).
-fn finish(places: &Places, control: &Row, bytes: &[u8], ownership: &mut Ownership) -> Result<(), RestoreError> {
+fn finish(target: &mut Target, control: &Row, bytes: &[u8]) -> Result<(), RestoreError> {
+    let Target { places, ownership, .. } = target;
     let global = places.root.join("global");
     let (temporary, path) = (global.join("pg_control.lifeboat"), global.join("pg_control"));
     fs::write(&temporary, bytes).map_err(write_error(&temporary))?;

@@ -213,8 +213,11 @@ impl Store for LocalStore {
         let file = match open() {
             // Somebody cleaned up behind us.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir_all(&directory).map_err(fail)?;
-                open()
+                // Never the root: where that is gone, a file system is not mounted, and what is written below its place is in no repository.
+                match fs::create_dir(&directory) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(fail(error)),
+                    _ => open(),
+                }
             }
             other => other,
         }
@@ -285,5 +288,24 @@ impl Store for LocalStore {
         let mut entries = fs::read_dir(&self.root).map_err(|e| self.error("list", "", e))?;
         // A file system of its own begins with lost+found.
         Ok(entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == "lost+found" || entry.file_name() == TEMPORARY)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_that_is_gone_is_not_begun_anew() {
+        let place = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(&place.path().join("repository"), true).unwrap();
+        let key = |name: &str| Key::parse(name).unwrap();
+        store.create(&key("wal/a"), b"1").unwrap();
+        fs::rename(place.path().join("repository"), place.path().join("away")).unwrap();
+        assert!(store.create(&key("wal/b"), b"2").is_err());
+        assert!(store.create(&key("other/b"), b"2").is_err());
+        assert!(!place.path().join("repository").exists());
+        fs::rename(place.path().join("away"), place.path().join("repository")).unwrap();
+        store.create(&key("wal/b"), b"2").unwrap();
     }
 }

@@ -3,9 +3,9 @@
 //! A file gets its name (`%p`) when it is whole and verified, never before. Every doubt is an error: only [`Fetched::AfterEnd`] may be told
 //! to a server as "there is no more", because a server that hears that takes up writing.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use lifeboat_core::repository::{Descriptor, FormatError, layout};
@@ -366,6 +366,7 @@ impl Landing {
         clear(directory, &stem);
         let path = directory.join(format!("{stem}{}", crate::random::id()));
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
+        file.set_permissions(permissions_in(directory)).map_err(failed)?;
         let landing = Self { file, path, target: target.to_owned() };
         landing.file.try_lock().map_err(|error| failed(error.into()))?;
         Ok(landing)
@@ -386,6 +387,12 @@ impl Drop for Landing {
         // Fails where it has its name already.
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// What a file in `directory` may be read by: whoever may read the directory, as in all of a data directory (`initdb --allow-group-access`).
+pub(super) fn permissions_in(directory: &Path) -> Permissions {
+    let group = fs::metadata(directory).is_ok_and(|meta| meta.mode() & 0o040 != 0);
+    Permissions::from_mode(if group { 0o640 } else { 0o600 })
 }
 
 /// Removes what fetches left that were killed: nobody holds the lock on it.

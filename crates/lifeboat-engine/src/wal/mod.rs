@@ -3,13 +3,16 @@
 //! `object` is the only place that reads and writes them; who pushes, fetches and receives stands on it.
 
 pub mod archive;
+pub mod arrival;
 pub mod fetch;
 pub mod locate;
 mod object;
 pub mod push;
+pub mod receive;
 pub mod restore_point;
 pub mod spool;
 pub mod survey;
+pub mod verify;
 
 pub use object::{Put, WalError, WalHead, WalReader, WalWriter};
 
@@ -27,6 +30,11 @@ pub struct Cluster {
     pub system_id: SystemId,
     /// Bytes in one of its segments.
     pub segment_size: SegmentSize,
+}
+
+/// Where a host keeps what belongs to the WAL of one cluster in one repository.
+pub fn spool_of(spool: &std::path::Path, repository: &Repository, system_id: SystemId) -> std::path::PathBuf {
+    spool.join(repository.descriptor().repository.to_string()).join(system_id.to_string())
 }
 
 /// Clusters whose WAL a repository has, by their directories.

@@ -18,7 +18,7 @@ use lifeboat_core::wal::Segment;
 use lifeboat_core::wal::fetch::{is_ahead, wants_more};
 use lifeboat_core::wal::file::WalFile;
 
-use super::fetch::{FetchError, Landing, read_whole, segment_name};
+use super::fetch::{FetchError, Landing, permissions_in, read_whole, segment_name};
 use super::{Cluster, WalError, WalReader};
 
 /// How many segments are fetched at once: each has about 2 MiB of buffers, and more do not make one store faster.
@@ -223,7 +223,7 @@ impl Spool {
                 Ok(true)
             }
             // Fetched anew where it cannot be moved: bind mounts of one file system.
-            None => Ok(fs::rename(&ready.path, target).is_ok()),
+            None => Ok(file.set_permissions(permissions_in(directory)).is_ok() && fs::rename(&ready.path, target).is_ok()),
         }
     }
 

@@ -1,15 +1,18 @@
 //! `lifeboat backup`
 
 use std::path::Path;
+use std::time::Duration;
 
 use lifeboat_core::backup::{CopyChoice, choose_copy};
-use lifeboat_core::repository::manifest::{CopyMethod, State};
+use lifeboat_core::repository::manifest::{CopyMethod, Manifest, State};
 use lifeboat_engine::backup::{self, ArtifactsSource, BackupRequest, PostgresSource};
 use lifeboat_engine::postgres::Dsn;
+use lifeboat_engine::repository::Repository;
+use lifeboat_engine::wal::{self, Cluster, arrival, receive};
 use serde::Serialize;
 
 use crate::cli::{Backup, Cli, Copy};
-use crate::config::{Checkpoint, Settings};
+use crate::config::{Checkpoint, Settings, WalMode};
 use crate::failure::{EXIT_FINDINGS, Failure};
 use crate::output::{self, Output};
 use crate::progress::Shown;
@@ -64,6 +67,15 @@ pub(super) fn run(cli: &Cli, backup: &Backup, mut settings: Settings, out: &Outp
     let signer = session::signer(&settings)?;
     let protection = session::protection(&settings)?;
     let repository = if backup.output.is_some() { session::open_or_make_repository(&url)? } else { session::open_repository(&settings)? };
+    if let Some(source) = postgres.as_ref().filter(|source| settings.wal_mode.value != WalMode::Archive && !source.record_only) {
+        // c057: from before the backup on, or there is a hole between it and what is received.
+        if receive::create_slot(&source.dsn, &settings.wal_slot.value)? {
+            output::warn(&format!(
+                "slot {} was not there and has been made: it holds WAL until the receiver runs (lifeboat wal receive)",
+                settings.wal_slot.value
+            ));
+        }
+    }
     let progress = Shown::new();
     let request = BackupRequest {
         name,
@@ -87,12 +99,14 @@ pub(super) fn run(cli: &Cli, backup: &Backup, mut settings: Settings, out: &Outp
     for warning in &manifest.warnings {
         output::warn(warning);
     }
+    let archived = archived(&repository, manifest)?;
     let document = serde_json::json!({
         "backup": manifest.id,
         "manifest_sha256": taken.digest,
         "repository": repository.store().url(),
         "seconds": took.as_secs_f64(),
         "manifest": manifest,
+        "wal_archived": archived,
     });
     out.result(&document, || {
         let mut text = format!("{}\n", manifest.id);
@@ -128,6 +142,27 @@ pub(super) fn run(cli: &Cli, backup: &Backup, mut settings: Settings, out: &Outp
         return Ok(EXIT_FINDINGS);
     }
     Ok(0)
+}
+
+/// How long the archiver may take for the segment that a backup ends in.
+const ARCHIVER: Duration = Duration::from_secs(60);
+
+/// Whether the WAL up to the end of the backup is in the archive, where there is one: only then recovery can go on from it. `None`: there is none.
+fn archived(repository: &Repository, manifest: &Manifest) -> Result<Option<bool>, Failure> {
+    let Some(postgres) = &manifest.postgres else { return Ok(None) };
+    let (Some(physical), Some(system_id)) = (&postgres.physical, postgres.system_id) else { return Ok(None) };
+    if !wal::clusters(repository)?.contains(&system_id) {
+        return Ok(None);
+    }
+    let cluster = Cluster { system_id, segment_size: physical.wal.segment_size };
+    let arrived = arrival::wait(repository, cluster, physical.timeline, physical.stop_lsn, ARCHIVER)?;
+    if !arrived {
+        output::warn(&format!(
+            "the WAL archive does not reach the end of this backup ({}) yet: until it does, the backup can be restored, but recovery cannot go on from it; lifeboat wal status",
+            physical.stop_lsn
+        ));
+    }
+    Ok(Some(arrived))
 }
 
 /// A place that cannot be a repository is told before anything else is done.

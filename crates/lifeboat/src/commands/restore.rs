@@ -117,24 +117,26 @@ fn way(
     let reader = WalReader::new(repository, cluster, trust, session::identities(settings, restore.identity.as_ref())?);
     let choice = locate::choose(&reader, &archive, &backups, &wanted, &std::env::temp_dir())?;
     let Some(probe) = probe(&archive, &choice) else {
-        // Its own WAL is all there is.
+        // Nothing on the way is in the archive: its own WAL is all there is.
         return Ok(None);
     };
-    if !restore.dry_run {
-        // A wrong identity fails before anything is written, not in the middle of recovery.
+    if !restore.dry_run && archive.held(probe) == Held::Whole {
+        // A wrong identity fails before anything is written, not in the middle of recovery. (Of an open segment the pieces were read already.)
         reader.check_opens(WalFile::Segment(probe))?;
     }
     let restore_command = restore_command(restore, settings, cluster, &choice)?;
     Ok(Some(Way { recovery: ArchiveRecovery { choice, restore_command }, probe: probe.file_name(archive.segment_size()) }))
 }
 
-/// A whole segment on the way.
+/// A segment on the way that the archive has, best a whole one.
 fn probe(archive: &Archive, choice: &Choice) -> Option<Segment> {
     let path = archive.path(choice.timeline).ok()?;
     let size = archive.segment_size();
-    segments_between(choice.timeline, choice.from, choice.to, size)
-        .filter_map(|segment| archive.source(&path, segment.start(size).max(choice.from)))
-        .find(|segment| archive.held(*segment) == Held::Whole)
+    let there = || {
+        let segments = segments_between(choice.timeline, choice.from, choice.to, size);
+        segments.filter_map(|segment| archive.source(&path, segment.start(size).max(choice.from)))
+    };
+    there().find(|segment| archive.held(*segment) == Held::Whole).or_else(|| there().next())
 }
 
 /// What the restored server runs to get WAL: this program, with everything that it was told here.
@@ -244,7 +246,6 @@ fn request(restore: &Restore) -> Result<RestoreRequest, Failure> {
             Archiving::Off => ArchiveMode::Off,
             Archiving::Preserve => ArchiveMode::Preserve,
         },
-        ..RestoreRequest::default()
     })
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use lifeboat_engine::postgres::{Connection, Dsn, Purpose};
 use lifeboat_engine::wal::restore_point::{self, MAX_NAME_BYTES};
+use lifeboat_engine::wal::{Cluster, arrival};
 
 use crate::cli::RestorePoint;
 use crate::config::{Settings, parse_span};
@@ -28,7 +29,10 @@ pub(super) fn run(command: &RestorePoint, settings: &Settings, out: &Output) -> 
     let connection = Connection::open(&Dsn::parse(&dsn.value)?, Purpose::Sql)?;
     let point = restore_point::create(&connection, name)?;
     let archived = match &repository {
-        Some((repository, wait)) => Some(restore_point::wait_until_archived(repository, &point, *wait)?),
+        Some((repository, wait)) => {
+            let cluster = Cluster { system_id: point.system_id, segment_size: point.segment_size };
+            Some(arrival::wait(repository, cluster, point.timeline, point.lsn, *wait)?)
+        }
         None => None,
     };
     if archived == Some(false) {

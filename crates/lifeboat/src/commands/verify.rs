@@ -1,7 +1,13 @@
 //! `lifeboat verify`
 
+use jiff::Timestamp;
 use lifeboat_core::verify::{Depth, Finding, Verdict, verdict};
+use lifeboat_core::wal::SystemId;
+use lifeboat_engine::repository::Repository;
+use lifeboat_engine::signing::Trust;
 use lifeboat_engine::verify::{self, VerifySettings};
+use lifeboat_engine::wal::verify::{Verified, WalReport};
+use lifeboat_engine::wal::{self, Cluster, WalReader};
 
 use crate::cli::Verify;
 use crate::config::Settings;
@@ -65,8 +71,10 @@ pub(super) fn run(verify: &Verify, settings: &Settings, out: &Output) -> Result<
         progress.finish();
         reports.push(report?);
     }
-    let all = verdict(reports.iter().flat_map(|report| &report.findings));
-    out.result(&serde_json::json!({"verdict": all, "reports": reports}), || {
+    let wal = if verify.backup.is_none() { wal(verify, settings, &repository, &trust)? } else { Vec::new() };
+    let all = verdict(reports.iter().flat_map(|report| &report.findings).chain(wal.iter().flat_map(|(_, report)| &report.findings)));
+    let documents: Vec<_> = wal.iter().map(|(system_id, report)| serde_json::json!({"system_id": system_id, "report": report})).collect();
+    out.result(&serde_json::json!({"verdict": all, "reports": reports, "wal": documents}), || {
         let mut text = String::new();
         for report in &reports {
             let word = match verdict(&report.findings) {
@@ -93,10 +101,41 @@ pub(super) fn run(verify: &Verify, settings: &Settings, out: &Output) -> Result<
             }
             text.push('\n');
         }
+        for (system_id, report) in &wal {
+            let word = if report.findings.is_empty() { "verified" } else { "FAILED" };
+            let depth = match report.depth {
+                Depth::Stored => "stored bytes compared with their checksums (no identity here)",
+                Depth::Opened => "every frame opened and compared",
+            };
+            text.push_str(&format!(
+                "WAL of cluster {system_id}  {word}: {} objects, {}; {depth}\n",
+                report.objects,
+                output::bytes(report.bytes)
+            ));
+        }
         text
     });
     for report in &reports {
         say_findings(&report.findings);
     }
+    for (_, report) in &wal {
+        say_findings(&report.findings);
+    }
     Ok(code(all))
+}
+
+/// Everything that the repository has of WAL, read back.
+fn wal(verify: &Verify, settings: &Settings, repository: &Repository, trust: &Trust) -> Result<Vec<(SystemId, WalReport)>, Failure> {
+    let mut reports = Vec::new();
+    for system_id in wal::clusters(repository)? {
+        let Some(archive) = wal::archive::load(repository, system_id, trust)? else { continue };
+        let cluster = Cluster { system_id, segment_size: archive.segment_size() };
+        let reader = WalReader::new(repository, cluster, trust, session::identities(settings, verify.identity.as_ref())?);
+        let opens = wal::verify::opens(&reader)?.unwrap_or(false);
+        let progress = Shown::new();
+        let report = wal::verify::verify(&reader, &Verified::default(), opens, settings.workers.value, Timestamp::now(), &progress);
+        progress.finish();
+        reports.push((system_id, report?));
+    }
+    Ok(reports)
 }

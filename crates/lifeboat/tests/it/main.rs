@@ -14,6 +14,7 @@ mod scripts;
 mod verify;
 mod wal_fetch;
 mod wal_push;
+mod wal_receive;
 mod wal_record;
 mod wal_recovery;
 

@@ -7,11 +7,16 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use lifeboat_engine::keys::Identities;
+use lifeboat_engine::repository::Repository;
+use lifeboat_engine::signing::Trust;
+use lifeboat_engine::store;
+use lifeboat_engine::wal::{self, WalReader};
 use tempfile::TempDir;
 
-use crate::cluster::{Cluster, Owner, Postgres, expect_success, restored_cluster, setting, temp_dir};
+use crate::cluster::{Cluster, Owner, Postgres, Stop, expect_success, restored_cluster, setting, temp_dir};
 use crate::orchestrator;
-use crate::program::{Output, Program};
+use crate::program::{Output, Program, reachable_binary};
 
 /// A home with a repository in it, and the keys that the first backup made.
 struct Taken {
@@ -439,4 +444,162 @@ fn a_repository_of_format_1_is_read_by_rescue() {
     // The host's own identity opens file tables, and no data.
     let host = trusting("restore", GOLDEN_BACKUPS[0]).arg("--identity").arg(golden("keys/host-identity.txt"));
     host.arg("--to").arg(target.path().join("host")).run().expect_code(12);
+}
+
+/// Whether the servers' user can reach a path.
+fn is_open(path: &Path) -> bool {
+    path.ancestors().all(|path| fs::metadata(path).is_ok_and(|meta| meta.mode() & 0o001 != 0))
+}
+
+/// A shell command that runs rescue.py for the servers' user: it, its packages, and the interpreter where that stands in a closed
+/// directory, are copied.
+fn rescue_for_servers(home: &TempDir) -> String {
+    let python = setting("LIFEBOAT_TEST_PYTHON").expect("LIFEBOAT_TEST_PYTHON is not set: run scripts/setup test");
+    let ask =
+        "import sys, sysconfig as s; print(sys._base_executable, s.get_path('platlib'), sys.base_prefix, s.get_path('stdlib'), sep='\\n')";
+    let told = expect_success(std::process::Command::new(python).args(["-c", ask]));
+    let told = String::from_utf8(told.stdout).unwrap();
+    let [interpreter, packages, prefix, library] = told.lines().collect::<Vec<_>>().try_into().expect("four lines");
+    let place = home.path().join("rescue");
+    fs::create_dir(&place).unwrap();
+    let copy = |what: &dyn AsRef<std::ffi::OsStr>| {
+        expect_success(std::process::Command::new("cp").args(["-R", "-L", "-p"]).arg(what).arg(&place));
+    };
+    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tools/rescue/rescue.py"));
+    copy(&packages);
+    let real = fs::canonicalize(interpreter).unwrap();
+    let mut command = format!("PYTHONDONTWRITEBYTECODE=1 PYTHONPATH={0}/site-packages {interpreter} {0}/rescue.py", place.display());
+    if rustix::process::geteuid().is_root() && !is_open(&real) {
+        fs::create_dir_all(place.join("bin")).unwrap();
+        expect_success(std::process::Command::new("cp").arg(&real).arg(place.join("bin/python")));
+        let library = Path::new(library).strip_prefix(prefix).expect("the library is below its prefix");
+        let tar = "mkdir \"$2\"; cd \"$1\"; tar -cf - --exclude=site-packages --exclude=test --exclude='config-*' \
+                   \"$3\" $(ls -d lib/libpython*.so* 2>/dev/null) | tar -xf - -C \"$2\"";
+        expect_success(std::process::Command::new("sh").args(["-ec", tar, "sh", prefix]).arg(place.join("python")).arg(library));
+        command = format!(
+            "PYTHONHOME={0}/python LD_LIBRARY_PATH={0}/python/lib {1}",
+            place.display(),
+            command.replace(interpreter, &format!("{}/bin/python", place.display()))
+        );
+    }
+    Owner::current().own_tree(&place);
+    command
+}
+
+#[test]
+fn c080_a_server_recovers_along_the_archive_with_rescue_alone() {
+    let home = temp_dir();
+    let at = |name: &str| home.path().join(name);
+    let lifeboat = || Program::as_owner(&home);
+    fs::create_dir(at("repository")).unwrap();
+    Owner::current().own(&at("repository"));
+    lifeboat().arg("--repository").arg(at("repository")).args(["init", "--write-config", "lifeboat.toml"]).run().success();
+    let push = format!(
+        "HOME={0} LIFEBOAT_SPOOL={0}/spool {1} --config {0}/lifeboat.toml wal push %p",
+        home.path().display(),
+        reachable_binary().display()
+    );
+    let builder = Cluster::builder(Postgres::V16).wal_segment_size(1).config("archive_mode", "on").config("archive_command", &push);
+    let mut source = builder.start();
+    source.psql("CREATE TABLE beat (n serial, what text)");
+    let system_id = source.psql("SELECT system_identifier FROM pg_control_system()");
+    let base = |name: &str| {
+        let output = source.run_as_owner(source.program("pg_basebackup").args(["-c", "fast", "-X", "none", "-D"]).arg(at(name)));
+        assert!(output.status.success(), "{output:?}");
+        at(name)
+    };
+    let copies = [base("whole"), base("holed")];
+    let mut names = Vec::new();
+    for beat in 0..6 {
+        source.psql(&format!("INSERT INTO beat (what) SELECT repeat(md5(i::text), 10) FROM generate_series({beat}, 500) i"));
+        names.push(source.psql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())"));
+        source.psql("SELECT pg_switch_wal()");
+    }
+    let archived = at("repository").join("wal").join(&system_id).join("00000001").join(names.last().unwrap());
+    let begun = std::time::Instant::now();
+    while !archived.is_file() {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(120), "{}", source.log());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let question = "SELECT count(*), sum(n), md5(string_agg(what, ',' ORDER BY n)) FROM beat";
+    let expected = source.psql(question);
+    source.stop(Stop::Immediate);
+
+    let listed = rescue(&home, &at("repository")).args(["wal", "list", "--key"]).arg(at(".config/lifeboat/signing.pub")).run().success();
+    assert!(listed.stdout.contains(&system_id) && !listed.stdout.contains("GAP"), "{listed}");
+    // As the README says: whatever keeps Python from running must not be the end of the archive either.
+    let keys = at(".config/lifeboat");
+    let fetch = format!(
+        "{} {} wal fetch --ended 77 --key {2}/signing.pub --identity {2}/identity.txt %f %p; \
+         case $? in 0) ;; 77) exit 1 ;; *) exit 200 ;; esac",
+        rescue_for_servers(&home),
+        at("repository").display(),
+        keys.display()
+    );
+    for data in &copies {
+        fs::write(data.join("recovery.signal"), "").unwrap();
+        fs::write(data.join("postgresql.auto.conf"), format!("restore_command = '{fetch}'\narchive_mode = off\n")).unwrap();
+        Owner::current().own_tree(data);
+    }
+    let recovered = restored_cluster(&copies[0], Postgres::V16).unwrap_or_else(|failure| panic!("{failure}"));
+    assert_eq!(recovered.psql(question), expected);
+    assert_eq!(recovered.psql("SELECT timeline_id FROM pg_control_checkpoint()"), "2");
+    drop(recovered);
+
+    // A hole stops the server, which goes on where it was when the hole is mended.
+    let object = archived.with_file_name(&names[2]);
+    fs::rename(&object, at("aside")).unwrap();
+    let failure = restored_cluster(&copies[1], Postgres::V16).expect_err("the server took a hole for the end of the archive");
+    assert!(failure.log.contains("WAL is missing in between") && failure.log.contains("FATAL"), "{failure}");
+    assert!(!failure.log.contains("archive recovery complete"), "{failure}");
+    let listed = rescue(&home, &at("repository")).args(["wal", "list"]).run().success();
+    assert!(listed.stdout.contains("GAP"), "{listed}");
+    fs::rename(at("aside"), &object).unwrap();
+    let recovered = restored_cluster(&copies[1], Postgres::V16).unwrap_or_else(|failure| panic!("{failure}"));
+    assert_eq!(recovered.psql(question), expected);
+}
+
+#[test]
+fn wal_of_format_1_is_read_by_lifeboat_and_by_rescue() {
+    let home = temp_dir();
+    let text = fs::read_to_string(golden("wal.sha256")).unwrap();
+    let expected: Vec<(&str, &str)> = text.lines().map(|line| line.split_once("  ").expect("as sha256sum prints it")).collect();
+    assert_eq!(expected.len(), 7);
+    let archive = rescue(&home, &golden("repository")).args(["wal", "list", "--key"]).arg(golden("keys/signing.pub")).run().success();
+    for part in ["3 segments, 000000010000000000000006 to", "open 000000010000000000000009", "history: left timeline 1 at 0/9000A0"] {
+        assert!(archive.stdout.contains(part), "{archive}");
+    }
+    let (key, identity) = (golden("keys/signing.pub"), golden("keys/identity.txt"));
+    let [by_rescue, by_lifeboat] = ["rescue", "lifeboat"].map(|name| home.path().join(name));
+    for directory in [&by_rescue, &by_lifeboat] {
+        fs::create_dir(directory).unwrap();
+    }
+    for (_, name) in &expected {
+        let rescue = rescue(&home, &golden("repository")).args(["wal", "get", name, "--key"]).arg(&key).arg("--identity").arg(&identity);
+        rescue.arg("--out").arg(by_rescue.join(name)).run().success();
+    }
+    let repository = Repository::open(store::open(golden("repository").to_str().unwrap(), false).unwrap()).unwrap();
+    let trust = Trust::from_pems([fs::read_to_string(&key).unwrap().as_str()]).unwrap();
+    let [system_id] = wal::clusters(&repository).unwrap().try_into().expect("one cluster");
+    let segment_size = wal::cluster(&repository, system_id).unwrap().expect("it is described").segment_size;
+    let cluster = wal::Cluster { system_id, segment_size };
+    let reader = WalReader::new(&repository, cluster, &trust, Identities::parse(&fs::read_to_string(&identity).unwrap()).unwrap());
+    for (file, _) in wal::list(&repository, cluster).unwrap() {
+        reader.read(file, &mut fs::File::create(by_lifeboat.join(file.file_name(segment_size))).unwrap()).unwrap();
+    }
+    for directory in [&by_rescue, &by_lifeboat] {
+        let found = orchestrator::sha256sum(directory, expected.iter().map(|(_, name)| *name));
+        assert_eq!(found, expected.iter().map(|(digest, _)| (*digest).to_owned()).collect::<Vec<_>>(), "{}", directory.display());
+    }
+    // The segment in which the first timeline was left, and the end of both.
+    let settings = home.path().join("golden.toml");
+    fs::write(&settings, format!("[trust]\nkeys = [{key:?}]\n[encryption]\nidentity_file = {identity:?}\n")).unwrap();
+    for (name, code) in [("000000010000000000000009", 0), ("00000003.history", 1), ("000000010000000000000005", 200)] {
+        let ask = rescue(&home, &golden("repository")).args(["wal", "fetch", name]).arg(by_rescue.join("RECOVERYXLOG"));
+        ask.arg("--key").arg(&key).arg("--identity").arg(&identity).run().expect_code(code);
+        let lifeboat = Program::new(&home).env("LIFEBOAT_CONFIG", &settings).arg("--repository").arg(golden("repository"));
+        let system_id = system_id.to_string();
+        lifeboat.args(["wal", "fetch", "--system-id", &system_id, name]).arg(by_lifeboat.join("RECOVERYXLOG")).run().expect_code(code);
+    }
+    assert!(fs::read(by_rescue.join("RECOVERYXLOG")).unwrap() == fs::read(by_lifeboat.join("RECOVERYXLOG")).unwrap());
 }

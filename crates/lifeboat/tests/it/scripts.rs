@@ -257,7 +257,7 @@ fn the_binary_is_found_or_built() {
     };
     let checkout = place.path("a checkout");
     fs::create_dir_all(checkout.join("scripts")).unwrap();
-    for script in ["backup.sh", "restore.sh"] {
+    for script in ["backup.sh", "restore.sh", "entry-point.sh"] {
         fs::copy(scripts().join(script), checkout.join("scripts").join(script)).unwrap();
     }
     // A runbook may reach the script through a link.

@@ -268,7 +268,8 @@ fn c081_files_are_given_again_in_any_order_and_names_that_cannot_be_are_told_apa
         let _ = fs::remove_file(&target);
         fetch(&[name, target.to_str().unwrap()]).success();
         assert!(fs::read(&target).unwrap() == fs::read(archive.place("copies").join(name)).unwrap(), "{name}");
-        assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o600);
+        // The directory's group may read it, as in a data directory that lets its group in.
+        assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o640);
     };
     for at in [0, 1, 1, 2, 3, 0, 6, 5, 4, 6, 2] {
         bring(&names[at]);
@@ -445,45 +446,4 @@ fn a_fetch_that_is_told_to_end_dies_of_the_signal() {
     rustix::process::kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().signal(), Some(15));
     drop(writer);
-}
-
-/// Not a test of what is right: how long replay takes with `cp` and with `wal fetch`. Run it with `--release -- --ignored`.
-#[test]
-#[ignore = "measures; says nothing in a debug build"]
-fn bench_replay_with_cp_and_with_fetch() {
-    let archive = Archive::new();
-    let text = fs::read_to_string(archive.place("lifeboat.toml")).unwrap();
-    archive.write("lifeboat.toml", &text.replace("fetch_ahead = 2", "fetch_ahead = 16"));
-    let archive_command = format!("cp %p {}/%f && {}", archive.place("copies").display(), archive.command("push %p"));
-    let builder = Cluster::builder(Postgres::V15).config("archive_mode", "on").config("archive_command", &archive_command);
-    let mut source = builder.config("max_wal_size", "4GB").config("checkpoint_timeout", "1h").start();
-    source.psql("CREATE TABLE beat (n serial)");
-    source.pgbench_init(20);
-    archive.fill(&source, 1);
-    let data = archive.base(&source, "base", "to be replaced");
-    let begun = source.psql("SELECT pg_current_wal_lsn()");
-    while source.psql(&format!("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '{begun}') < 50 * 16 * 1024 * 1024::bigint")) == "t" {
-        source.pgbench_load(5);
-    }
-    archive.fill(&source, 1);
-    let segments = fs::read_dir(archive.place("copies")).unwrap().count();
-    source.stop(Stop::Immediate);
-    println!("{segments} segments");
-    let replay = |name: &str, command: &str| {
-        let copy = archive.place(name);
-        expect_success(Command::new("cp").args(["-a"]).arg(&data).arg(&copy));
-        archive
-            .write(&format!("{name}/postgresql.auto.conf"), &format!("restore_command = '{command}'\narchive_mode = off\nfsync = off\n"));
-        let _ = fs::remove_dir_all(archive.place("spool"));
-        let server = restored_cluster(&copy, Postgres::V15).unwrap();
-        let log = server.log();
-        let line = log.lines().find(|line| line.contains("redo done at")).unwrap_or_default().to_owned();
-        println!("{name}: {}", line.split("system usage: ").nth(1).unwrap_or_default());
-        drop(server);
-        fs::remove_dir_all(&copy).unwrap();
-    };
-    for round in 0..3 {
-        replay(&format!("cp-{round}"), &format!("cp {}/%f %p", archive.place("copies").display()));
-        replay(&format!("fetch-{round}"), &archive.command("fetch %f %p"));
-    }
 }

@@ -90,6 +90,17 @@ impl Place {
         name
     }
 
+    /// Writes segments until the server says that it could not archive one.
+    fn beat_until_failing(&self, cluster: &Cluster) {
+        let begun = Instant::now();
+        while cluster.psql("SELECT failed_count > 0 FROM pg_stat_archiver") != "t" {
+            assert!(begun.elapsed() < DEADLINE, "{}", cluster.log());
+            cluster.psql("SELECT pg_switch_wal()");
+            cluster.psql("CREATE TABLE IF NOT EXISTS filler (); DROP TABLE filler");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     fn restore(&self, data: &str, words: &[&str]) -> Output {
         let mut all = vec!["restore", "--start", "--json", "--pgdata"];
         let data = self.path(data).display().to_string();
@@ -318,6 +329,39 @@ fn c076_branches_of_history_are_told_apart() {
     assert!(error.contains("history of timeline 2"), "{error}");
 }
 
+/// c058: what was received of the segment that was open when the server was lost comes back, with nothing else in the archive.
+#[test]
+fn an_open_segment_comes_back_from_its_pieces() {
+    for version in [Postgres::V15, Postgres::V18] {
+        let place = Place::new();
+        let mut cluster = place.server(version);
+        let path = place.path("lifeboat.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        place.write("lifeboat.toml", &text.replace("[wal]", "[wal]\nmode = \"sync\"\ndurability = \"repository\""));
+        cluster.psql("ALTER SYSTEM SET archive_command = ''");
+        cluster.psql("SELECT pg_reload_conf()");
+        // The slot is made by the backup: nothing is lost between both.
+        let output = place.lifeboat(&["backup", "--copy", "stream", "--json"]).run().success();
+        assert!(output.stderr.contains("slot lifeboat was not there and has been made"), "{output}");
+        let mut receiver = place.lifeboat(&["wal", "receive"]).spawn();
+        cluster.psql("ALTER SYSTEM SET synchronous_standby_names = 'lifeboat'");
+        cluster.psql("SELECT pg_reload_conf()");
+        // Acknowledged, so in the repository.
+        for n in 1..=20 {
+            Place::beat(&cluster, n);
+        }
+        cluster.kill9();
+        receiver.kill().unwrap();
+        receiver.wait().unwrap();
+        fs::remove_dir_all(cluster.data_directory()).unwrap();
+        fs::remove_dir_all(place.path("spool")).unwrap();
+        let all = (1..=20).map(|n: u32| n.to_string()).collect::<Vec<_>>().join(",");
+        let (moments, document) = place.recovered("data", &["latest"]);
+        assert_eq!(moments, all, "{version:?} {document:#}");
+        assert_eq!(document["measured"]["reached_lsn"], document["measured"]["promised_lsn"]);
+    }
+}
+
 /// What only the server's user may not read is noticed before the server starts.
 #[test]
 fn a_restore_command_that_the_servers_user_cannot_run_is_noticed() {
@@ -337,4 +381,57 @@ fn a_restore_command_that_the_servers_user_cannot_run_is_noticed() {
     assert!(command.contains(&place.path(".config/lifeboat/identity.txt").display().to_string()), "{command}");
     assert!(command.contains(&place.path("lifeboat.toml").display().to_string()), "{command}");
     assert!(command.contains("--promised 1:") && command.ends_with("%f %p"), "{command}");
+}
+
+/// Received, in the repository, verified there: told apart, and damage told from both.
+#[test]
+fn wal_status_tells_what_was_read_back_and_what_is_damaged() {
+    let place = Place::new();
+    let cluster = place.server(Postgres::V15);
+    assert!(place.lifeboat(&["wal", "status"]).run().expect_code(3).stdout.contains("no WAL of this cluster"));
+    place.backup();
+    let mut names = Vec::new();
+    for n in 1..=3 {
+        Place::beat(&cluster, n);
+        names.push(place.archive(&cluster));
+    }
+    cluster.psql("ALTER SYSTEM SET archive_timeout = '60s'");
+    cluster.psql("SELECT pg_reload_conf()");
+    let status = || place.lifeboat(&["wal", "status", "--json"]).run().success().json();
+    assert_eq!(status()["clusters"][0]["verified"]["until"], serde_json::json!({}));
+    let looked = place.lifeboat(&["wal", "status", "--verify", "--json"]).run().success().json();
+    let mark = &looked["clusters"][0]["verified"]["until"]["1"];
+    assert_eq!((&mark["lsn"], &mark["opened"]), (&looked["clusters"][0]["timelines"][0]["last"], &Value::Bool(true)), "{looked:#}");
+    // It is remembered, and what was read once is not read again.
+    assert_eq!(status()["clusters"][0]["verified"]["until"]["1"], *mark);
+    let path = object(&place, &cluster, &names[1]);
+    let mut bytes = fs::read(&path).unwrap();
+    // Behind the header with its signature: in what was sealed.
+    let at = bytes.len() - 40;
+    bytes[at] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    place.lifeboat(&["wal", "status", "--verify"]).run().success();
+    let found = place.lifeboat(&["verify", "--all", "--json"]).run().expect_code(21).json();
+    let finding = &found["wal"][0]["report"]["findings"][0];
+    assert_eq!((&finding["kind"], found["wal"][0]["report"]["findings"].as_array().map(Vec::len)), (&Value::from("corrupt"), Some(1)));
+    assert!(finding["object"].as_str().unwrap().ends_with(&names[1]), "{finding}");
+    // And recovery stops there instead of ending.
+    let output = place.restore("data", &["latest"]);
+    assert!(output.code != Some(0), "{output}");
+}
+
+/// c093 and the list after a backup: whether recovery can go on from it is said at once.
+#[test]
+fn a_backup_says_whether_the_archive_reaches_its_end() {
+    let place = Place::new();
+    let cluster = place.server(Postgres::V16);
+    let backup = || place.lifeboat(&["backup", "--copy", "stream", "--json"]).run().success();
+    assert_eq!(backup().json()["wal_archived"], Value::Bool(true));
+    cluster.psql("ALTER SYSTEM SET archive_command = 'false'");
+    cluster.psql("SELECT pg_reload_conf()");
+    // The archiver may be in the middle of a file: only what comes after is certain not to arrive.
+    place.beat_until_failing(&cluster);
+    let output = backup();
+    assert_eq!(output.json()["wal_archived"], Value::Bool(false));
+    assert!(output.stderr.contains("recovery cannot go on from it"), "{output}");
 }

@@ -518,7 +518,7 @@ fn a_search_counts_from_a_place_on_and_up_to_a_number() {
     let found = |wanted: Wanted, from: Lsn, most| {
         let mut search = Search::new(wanted, size()).from(from).up_to(most);
         search.begin(segment(0));
-        wal.segment(0).chunks(7).for_each(|piece| drop(search.push(piece).unwrap()));
+        wal.segment(0).chunks(7).for_each(|piece| assert!(search.push(piece).is_ok()));
         search.found().iter().map(|found| found.lsn).collect::<Vec<_>>()
     };
     let again = || Wanted::RestorePoint("again".into());
@@ -531,7 +531,7 @@ fn a_search_counts_from_a_place_on_and_up_to_a_number() {
     let last = |wanted: Wanted, to: Lsn| {
         let mut search = Search::new(wanted, size()).last_before(to);
         search.begin(segment(0));
-        wal.segment(0).chunks(7).for_each(|piece| drop(search.push(piece).unwrap()));
+        wal.segment(0).chunks(7).for_each(|piece| assert!(search.push(piece).is_ok()));
         search.found().iter().map(|found| found.lsn).collect::<Vec<_>>()
     };
     assert_eq!(last(Wanted::Record, Lsn(u64::MAX)), [commit]);

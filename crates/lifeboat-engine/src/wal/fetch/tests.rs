@@ -44,7 +44,7 @@ impl Place {
         let writer = WalWriter::new(&self.repository, self.cluster, &self.signer, &self.trust, &self.protection, 1);
         let summary = end.map(|end| Summary { end: Some(Lsn(end)), ..Summary::default() });
         let segment_size = self.cluster.segment_size;
-        let predicate = WalPredicate { bytes: bytes.len() as u64, segment_size, page_magic: None, summary };
+        let predicate = WalPredicate { summary, ..WalPredicate::new(bytes.len() as u64, segment_size) };
         writer.put_bytes(file, &predicate, bytes).unwrap();
     }
 
@@ -378,7 +378,6 @@ fn c082_nothing_half_or_changed_comes_out_of_the_spool() {
     fs::write(path("04"), "half").unwrap();
     assert!(!take(4));
     // Others may write into it; it is a link to elsewhere.
-    use std::os::unix::fs::PermissionsExt as _;
     fs::set_permissions(path("05"), fs::Permissions::from_mode(0o666)).unwrap();
     assert!(!take(5));
     fill();
@@ -416,6 +415,22 @@ fn c082_nothing_half_or_changed_comes_out_of_the_spool() {
 }
 
 #[test]
+fn files_are_for_those_who_may_read_the_directory() {
+    let place = Place::new();
+    place.put_whole(1, 3);
+    place.put_whole(1, 4);
+    let spool = spool_of(&place, 2);
+    for (directory, expected) in [(0o700, 0o600), (0o750, 0o640)] {
+        fs::set_permissions(place.home.path(), Permissions::from_mode(directory)).unwrap();
+        place.ask(whole(1, 3), None, false).unwrap();
+        assert_eq!(fs::metadata(place.target()).unwrap().mode() & 0o777, expected);
+        place.with_reader(|reader| spool.fill(reader, segment(1, 3), 1).unwrap());
+        assert!(spool.take(segment(1, 4), &place.target()).unwrap());
+        assert_eq!(fs::metadata(place.target()).unwrap().mode() & 0o777, expected);
+    }
+}
+
+#[test]
 fn c083_a_spool_in_a_data_directory_is_refused() {
     let home = tempfile::tempdir().unwrap();
     let (data, wal) = (home.path().join("data"), home.path().join("wal"));
@@ -434,7 +449,6 @@ fn c083_a_spool_in_a_data_directory_is_refused() {
 
 #[test]
 fn a_spool_that_others_may_write_into_is_not_used() {
-    use std::os::unix::fs::PermissionsExt as _;
     let place = Place::new();
     let directory = spool_of(&place, 2).directory().to_owned();
     for (part, mode) in

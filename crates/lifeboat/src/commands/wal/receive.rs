@@ -1,10 +1,140 @@
 //! `lifeboat wal receive`
 
-use crate::cli::WalReceive;
-use crate::config::Settings;
-use crate::failure::Failure;
-use crate::output::Output;
+use std::sync::{Arc, Mutex};
 
-pub(super) fn run(_receive: &WalReceive, _settings: &Settings, _out: &Output) -> Result<u8, Failure> {
-    Err(Failure::usage("wal receive: not built yet").hint("lifeboat --help"))
+use lifeboat_core::wal::Lsn;
+use lifeboat_engine::postgres::Dsn;
+use lifeboat_engine::wal::receive::{self, Event, Mode, RealDisk, ReceiveError, ReceiveRequest, Status, Stop, Watcher};
+
+use crate::cli::WalReceive;
+use crate::config::{Durability, OnFallout, Settings, WalMode};
+use crate::failure::{EXIT_FAILED, EXIT_LEASED, EXIT_UNVERIFIED, Failure, chain};
+use crate::output::{self, Output};
+use crate::{session, signals};
+
+/// Tells people on stderr, and programs one JSON object in a line on stdout.
+struct Told {
+    json: bool,
+    last: Mutex<Option<Status>>,
+}
+
+impl Told {
+    fn line(&self, document: &serde_json::Value) {
+        use std::io::Write as _;
+        if self.json {
+            let _ = writeln!(std::io::stdout(), "{document}");
+        }
+    }
+}
+
+impl Watcher for Told {
+    fn event(&self, event: &Event) {
+        if event.loud {
+            output::warn(&event.text);
+        } else {
+            output::say(&event.text);
+        }
+        self.line(&serde_json::json!(event));
+    }
+
+    fn progress(&self, status: &Status) {
+        let mut last = self.last.lock().expect("no panic while held");
+        if last.as_ref() == Some(status) {
+            return;
+        }
+        *last = Some(status.clone());
+        drop(last);
+        let lag = |lsn: Lsn| output::bytes(status.server.0.saturating_sub(lsn.0));
+        output::say(&format!(
+            "timeline {}: received {}, stored {} ({} behind the server), acknowledged {}; {} wait for the repository",
+            status.timeline.map_or(0, |timeline| timeline.0),
+            status.received,
+            status.stored,
+            lag(status.stored),
+            status.acknowledged,
+            output::bytes(status.waiting_bytes),
+        ));
+        self.line(&serde_json::json!({
+            "event": "progress",
+            "host": status.host,
+            "timeline": status.timeline,
+            "received": status.received,
+            "stored": status.stored,
+            "acknowledged": status.acknowledged,
+            "server": status.server,
+            "waiting_bytes": status.waiting_bytes,
+            "degraded": status.degraded,
+        }));
+    }
+}
+
+pub(super) fn run(receive: &WalReceive, settings: &Settings, out: &Output) -> Result<u8, Failure> {
+    // Without a connection string libpq's own defaults count, as for psql.
+    let dsn = Dsn::parse(settings.dsn.as_ref().map_or("", |setting| setting.value.as_str()))?;
+    let slot = settings.wal_slot.value.clone();
+    if receive.create_slot_only {
+        let made = receive::create_slot(&dsn, &slot)?;
+        let text = if made { format!("made slot {slot}\n") } else { format!("slot {slot} is there already\n") };
+        out.result(&serde_json::json!({"slot": slot, "created": made}), || text);
+        return Ok(0);
+    }
+    if receive.drop_slot {
+        let dropped = receive::drop_slot(&dsn, &slot)?;
+        let text = if dropped { format!("dropped slot {slot}\n") } else { format!("there is no slot {slot}\n") };
+        out.result(&serde_json::json!({"slot": slot, "dropped": dropped}), || text);
+        return Ok(0);
+    }
+    let stop = Arc::new(Stop::default());
+    let asked = Arc::clone(&stop);
+    signals::on_stop(move || asked.request());
+    let signer = session::signer(settings)?;
+    let trust = session::trust(settings)?;
+    let protection = session::protection(settings)?;
+    let repository = session::open_repository(settings)?;
+    let mode = match (settings.wal_mode.value, settings.wal_durability.value) {
+        // Who runs a receiver beside the archiver wants the open segment too.
+        (WalMode::Archive | WalMode::Stream, _) => Mode::Stream,
+        (WalMode::Sync, Durability::Spool) => Mode::SyncSpool,
+        (WalMode::Sync, Durability::Repository) => Mode::SyncRepository,
+    };
+    let request = ReceiveRequest {
+        dsn,
+        slot,
+        spool: settings.wal_spool.value.clone(),
+        spool_limit: settings.wal_spool_limit.value,
+        memory_bytes: settings.memory_bytes.value,
+        flush_interval: settings.wal_flush_interval.value,
+        mode,
+        degrade_after: (settings.wal_on_fallout.value == OnFallout::Degrade).then_some(settings.wal_degrade_after.value),
+        accept_fork: receive.accept_fork,
+        once: receive.once,
+        signer: &signer,
+        trust: &trust,
+        protection: &protection,
+        level: settings.compression_level.value,
+        host: session::host(),
+        program: session::PROGRAM.to_owned(),
+        disk: &RealDisk,
+    };
+    let told = Told { json: out.is_json(), last: Mutex::default() };
+    receive::run(&repository, &request, &told, &stop).map_err(failure)?;
+    Ok(0)
+}
+
+fn failure(error: ReceiveError) -> Failure {
+    let (code, hint) = match error {
+        ReceiveError::Postgres(error) => return error.into(),
+        ReceiveError::Locked { .. } => (EXIT_LEASED, "stop the other receiver, or give this one a spool of its own: wal.spool"),
+        ReceiveError::Spool { .. } => (EXIT_FAILED, "make room, or choose another place for wal.spool: lifeboat config show"),
+        ReceiveError::OtherCluster { .. } => (EXIT_FAILED, "postgres.dsn names another cluster than before: lifeboat config show"),
+        ReceiveError::Diverged { .. } => (
+            EXIT_UNVERIFIED,
+            "two servers write the same timeline (a copy was promoted without recovery?): find out which of them is yours; lifeboat wal status shows what there is",
+        ),
+        ReceiveError::Wal(_) => (
+            EXIT_UNVERIFIED,
+            "the repository has, or would get, WAL that is not of this server: lifeboat wal status shows what there is; nothing was overwritten",
+        ),
+    };
+    Failure::new(code, chain(&error)).hint(hint)
 }

@@ -1,20 +1,46 @@
 //! `lifeboat wal status`: to which moments recovery can go, what is missing, and what is wrong with the way there.
 
 use jiff::Timestamp;
-use lifeboat_core::wal::SystemId;
+use lifeboat_core::verify::verdict;
 use lifeboat_core::wal::catalog::{Moment, Window};
-use lifeboat_core::wal::status::{ServerWal, Severity, WalFacts, WalFinding, assess};
+use lifeboat_core::wal::status::{ReceiverSeen, ServerWal, Severity, WalFacts, WalFinding, assess};
+use lifeboat_core::wal::{Lsn, SystemId};
 use lifeboat_engine::postgres::{Connection, Dsn, Purpose, wal_facts};
-use lifeboat_engine::wal;
 use lifeboat_engine::wal::survey::{Survey, survey};
+use lifeboat_engine::wal::verify::{self, Verified};
+use lifeboat_engine::wal::{self, Cluster, WalReader};
 
 use crate::cli::WalStatus;
 use crate::config::{Settings, WalMode};
 use crate::failure::{EXIT_FINDINGS, Failure, chain};
 use crate::output::{self, Output, table};
+use crate::progress::Shown;
 use crate::session;
 
-pub(super) fn run(WalStatus {}: &WalStatus, settings: &Settings, out: &Output) -> Result<u8, Failure> {
+/// The receiver's own word (`status.json` in the spool), as far as it is looked at here.
+#[derive(serde::Deserialize, serde::Serialize)]
+struct ReceiverStatus {
+    updated: Timestamp,
+    state: String,
+    mode: String,
+    received: Lsn,
+    spooled: Lsn,
+    stored: Lsn,
+    acknowledged: Lsn,
+    waiting_bytes: u64,
+    degraded: bool,
+}
+
+/// Everything that is known of one cluster.
+#[derive(serde::Serialize)]
+struct Known {
+    #[serde(flatten)]
+    survey: Survey,
+    receiver: Option<ReceiverStatus>,
+    verified: Verified,
+}
+
+pub(super) fn run(command: &WalStatus, settings: &Settings, out: &Output) -> Result<u8, Failure> {
     let repository = session::open_repository(settings)?;
     let trust = session::trust(settings)?;
     let server = settings.dsn.as_ref().map(|dsn| ask(&dsn.value));
@@ -22,22 +48,49 @@ pub(super) fn run(WalStatus {}: &WalStatus, settings: &Settings, out: &Output) -
         Some(Ok(server)) => vec![server.system_id],
         _ => wal::clusters(&repository).map_err(Failure::from)?,
     };
-    let mut surveys = Vec::new();
+    let (mut known, mut damage) = (Vec::new(), Vec::new());
     for system_id in system_ids {
-        surveys.extend(survey(&repository, system_id, &trust)?);
+        let Some(survey) = survey(&repository, system_id, &trust)? else { continue };
+        let spool = wal::spool_of(&settings.wal_spool.value, &repository, system_id);
+        let receiver = std::fs::read(spool.join("receive/status.json")).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let mut verified = Verified::remembered(&spool);
+        if command.verify {
+            let cluster = Cluster { system_id, segment_size: survey.archive().segment_size() };
+            let reader = WalReader::new(&repository, cluster, &trust, session::identities(settings, command.identity.as_ref())?);
+            let opens = verify::opens(&reader)?.unwrap_or(false);
+            let progress = Shown::new();
+            let report = verify::verify(&reader, &verified, opens, settings.workers.value, Timestamp::now(), &progress);
+            progress.finish();
+            let report = report?;
+            damage.extend(report.findings);
+            verified = report.verified;
+            if let Err(error) = verified.remember(&spool) {
+                output::warn(&format!("what was verified is not remembered in {}: {error}", spool.display()));
+            }
+        }
+        known.push(Known { survey, receiver, verified });
     }
     let ours = match &server {
-        Some(Ok(server)) => surveys.iter().find(|survey| survey.system_id == server.system_id),
-        _ => surveys.first(),
+        Some(Ok(server)) => known.iter().find(|known| known.survey.system_id == server.system_id),
+        _ => known.first(),
     };
     let findings = assess(&facts(settings, server.as_ref(), ours));
     let asked = server.as_ref().and_then(|server| server.as_ref().ok());
     let document = serde_json::json!({
-        "repository": repository.store().url(), "server": asked, "clusters": surveys, "findings": findings,
+        "repository": repository.store().url(), "server": asked, "clusters": known, "findings": findings, "damage": damage,
     });
-    out.result(&document, || text(asked, &surveys));
+    out.result(&document, || text(asked, &known));
     say(&findings);
-    Ok(if findings.is_empty() && surveys.iter().all(|survey| survey.not_counted.is_empty()) { 0 } else { EXIT_FINDINGS })
+    crate::commands::verify::say_findings(&damage);
+    let bad = crate::commands::verify::code(verdict(&damage));
+    let quiet = findings.is_empty() && known.iter().all(|known| known.survey.not_counted.is_empty());
+    Ok(if bad != 0 {
+        bad
+    } else if quiet {
+        0
+    } else {
+        EXIT_FINDINGS
+    })
 }
 
 fn ask(dsn: &str) -> Result<ServerWal, String> {
@@ -45,7 +98,14 @@ fn ask(dsn: &str) -> Result<ServerWal, String> {
     ask().map_err(|error| chain(&error))
 }
 
-fn facts<'a>(settings: &'a Settings, server: Option<&'a Result<ServerWal, String>>, survey: Option<&Survey>) -> WalFacts<'a> {
+fn facts<'a>(settings: &'a Settings, server: Option<&'a Result<ServerWal, String>>, known: Option<&Known>) -> WalFacts<'a> {
+    let survey = known.map(|known| &known.survey);
+    let now = Timestamp::now();
+    let receiver = known.and_then(|known| known.receiver.as_ref()).map(|receiver| ReceiverSeen {
+        age_seconds: now.duration_since(receiver.updated).as_secs().max(0).unsigned_abs(),
+        degraded: receiver.degraded,
+        connected: matches!(receiver.state.as_str(), "streaming" | "paused"),
+    });
     let asked = server.and_then(|server| server.as_ref().ok());
     // Without a server, the archive is compared with nothing.
     let timeline = asked.map(|server| server.timeline);
@@ -58,9 +118,9 @@ fn facts<'a>(settings: &'a Settings, server: Option<&'a Result<ServerWal, String
         receives: settings.wal_mode.value != WalMode::Archive,
         synchronous: settings.wal_mode.value == WalMode::Sync,
         slot: &settings.wal_slot.value,
-        receiver: None,
+        receiver,
         rpo: settings.rpo.value,
-        now: Timestamp::now(),
+        now,
     }
 }
 
@@ -107,12 +167,12 @@ fn window(window: &Window) -> String {
     text
 }
 
-fn text(server: Option<&ServerWal>, surveys: &[Survey]) -> String {
+fn text(server: Option<&ServerWal>, known: &[Known]) -> String {
     let mut text = String::new();
-    if surveys.is_empty() {
+    if known.is_empty() {
         text.push_str("the repository has no WAL of this cluster\n");
     }
-    for survey in surveys {
+    for Known { survey, receiver, verified } in known {
         text.push_str(&format!("cluster {}\n", survey.system_id));
         match survey.windows.as_slice() {
             [] => text.push_str("  no moment can be gone back to: no backup has the WAL that it needs\n"),
@@ -142,6 +202,22 @@ fn text(server: Option<&ServerWal>, surveys: &[Survey]) -> String {
         text.push_str(&table(&["TIMELINE", "FROM", "TO", "SEGMENTS", "STORED", "GAPS"], &cells));
         for gap in survey.timelines.iter().flat_map(|state| &state.gaps) {
             text.push_str(&format!("  {gap}\n"));
+        }
+        if let Some(receiver) = receiver {
+            text.push_str(&format!(
+                "receiver {} ({}): received {}, durable in the spool {}, in the repository {}, acknowledged {}; {} wait\n",
+                receiver.state,
+                receiver.mode,
+                receiver.received,
+                receiver.spooled,
+                receiver.stored,
+                receiver.acknowledged,
+                output::bytes(receiver.waiting_bytes)
+            ));
+        }
+        for (timeline, mark) in &verified.until {
+            let how = if mark.opened { "every byte opened" } else { "stored bytes" };
+            text.push_str(&format!("timeline {timeline} was read back up to {} and is whole ({how}, {:.0})\n", mark.lsn, mark.at));
         }
         if let Some(server) = server.filter(|server| server.system_id == survey.system_id) {
             text.push_str(&lag(server, survey));

@@ -1,0 +1,284 @@
+//! What a receiver of WAL decides: where it begins, whom it follows, what it stores next, and what it may acknowledge.
+//!
+//! Values in, values out. Facts from PostgreSQL: manual, "Streaming Replication Protocol"; `src/bin/pg_basebackup/receivelog.c`;
+//! `src/backend/replication/walsender.c`.
+
+pub mod ledger;
+pub mod message;
+pub mod standby_names;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::file::WalFile;
+use super::history::History;
+use super::{Lsn, Segment, SegmentSize, Timeline};
+
+/// A place in a cluster's WAL. Greater is later, as long as the later timeline descends from the earlier one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Position {
+    /// On this timeline,
+    pub timeline: Timeline,
+    /// before this byte.
+    pub lsn: Lsn,
+}
+
+impl std::fmt::Display for Position {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} on timeline {}", self.lsn, self.timeline)
+    }
+}
+
+/// Bytes that came in any order: how far they join from the first on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Prefix {
+    end: u64,
+    ahead: BTreeMap<u64, u64>,
+}
+
+impl Prefix {
+    /// Adds the bytes [from, to).
+    pub fn add(&mut self, from: u64, to: u64) {
+        if to <= self.end {
+            return;
+        }
+        let longest = self.ahead.entry(from).or_insert(to);
+        *longest = to.max(*longest);
+        while let Some((&from, &to)) = self.ahead.first_key_value() {
+            if from > self.end {
+                break;
+            }
+            self.end = self.end.max(to);
+            self.ahead.pop_first();
+        }
+    }
+
+    /// How far the bytes from 0 on go.
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+}
+
+/// What is known to be safe of one segment.
+#[derive(Debug, Clone, Default)]
+struct Safe {
+    whole: bool,
+    pieces: Prefix,
+}
+
+/// What is safe in the repository and in the spool, by its segments.
+#[derive(Debug, Clone)]
+pub struct Inventory {
+    size: SegmentSize,
+    segments: BTreeMap<Segment, Safe>,
+}
+
+impl Inventory {
+    /// Nothing yet.
+    pub fn new(size: SegmentSize) -> Self {
+        Self { size, segments: BTreeMap::new() }
+    }
+
+    /// A file of the repository.
+    pub fn add(&mut self, file: WalFile) {
+        match file {
+            WalFile::Segment(segment) => self.segments.entry(segment).or_default().whole = true,
+            WalFile::Piece { segment, from, to } => {
+                self.segments.entry(segment).or_default().pieces.add(u64::from(from), u64::from(to));
+            }
+            // The last of a timeline; how far it goes only its summary says. Whoever follows goes on on the next timeline.
+            WalFile::Partial(_) | WalFile::BackupHistory { .. } | WalFile::History(_) => {}
+        }
+    }
+
+    /// The first `bytes` of a segment, in the spool.
+    pub fn add_start(&mut self, segment: Segment, bytes: u64) {
+        self.segments.entry(segment).or_default().pieces.add(0, bytes);
+    }
+
+    /// The pieces of a segment that join from its first byte on.
+    pub fn start_of(&self, segment: Segment) -> u64 {
+        self.segments.get(&segment).map_or(0, |safe| if safe.whole { self.size.bytes() } else { safe.pieces.end() })
+    }
+
+    /// Whether there is a whole object of a segment.
+    pub fn is_whole(&self, segment: Segment) -> bool {
+        self.segments.get(&segment).is_some_and(|safe| safe.whole)
+    }
+
+    /// The highest timeline of which there is something.
+    pub fn timeline(&self) -> Option<Timeline> {
+        self.segments.keys().next_back().map(|segment| segment.timeline)
+    }
+
+    fn is_complete(&self, segment: Segment) -> bool {
+        self.start_of(segment) == self.size.bytes()
+    }
+
+    /// How far the WAL of a timeline is safe, as far as a receiver has to know. `kept` is the first byte that its slot keeps: what is before
+    /// that was safe once, so a hole there is not ours to fill; a hole behind it is.
+    pub fn safe_until(&self, timeline: Timeline, kept: Option<Lsn>) -> Option<Lsn> {
+        let first = |number| Segment { timeline, number };
+        let mut all =
+            self.segments.range(first(0)..=first(u64::MAX)).map(|(segment, _)| *segment).filter(|segment| self.start_of(*segment) > 0);
+        let kept = kept.map(|lsn| Segment::containing(timeline, lsn, self.size));
+        let mut at = match kept {
+            Some(kept) => all.take_while(|segment| *segment <= kept).last()?,
+            None => all.next_back()?,
+        };
+        while self.is_complete(at) && self.start_of(at.next()) > 0 {
+            at = at.next();
+        }
+        Some(Lsn(at.start(self.size).0 + self.start_of(at)))
+    }
+}
+
+/// Where a stream has to begin so that it comes to `lsn`: at the start of a segment, as `pg_receivewal` does.
+pub fn stream_start(lsn: Lsn, size: SegmentSize) -> Lsn {
+    Lsn(lsn.0 - lsn.0 % size.bytes())
+}
+
+/// What a server is to a receiver that has WAL already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Relation {
+    /// It writes the timeline that we are on, or one that descends from it behind all that we have: go on on this timeline.
+    Continue(Timeline),
+    /// It left our timeline at `fork`, before the end of what we have: what is behind is not in its history.
+    ForkedBefore {
+        /// Where.
+        fork: Lsn,
+        /// The timeline that it went to from there.
+        next: Timeline,
+    },
+    /// It is on an older timeline than one that we have: demoted, or never told (c061).
+    Older,
+    /// Our timeline is not in its history.
+    Unrelated,
+}
+
+/// What a server with this history is to who has WAL up to `whole_until` on `timeline`, the end of the last whole record: of a record that
+/// was only begun nothing was acknowledged to anybody, and a promotion cuts it off.
+pub fn relation(server: &History, timeline: Timeline, whole_until: Lsn) -> Relation {
+    if server.timeline < timeline {
+        return Relation::Older;
+    }
+    if server.timeline == timeline {
+        return Relation::Continue(timeline);
+    }
+    let Some(at) = server.entries.iter().position(|entry| entry.timeline == timeline) else { return Relation::Unrelated };
+    let fork = server.entries[at].switch;
+    if fork < whole_until {
+        let next = server.entries.get(at + 1).map_or(server.timeline, |entry| entry.timeline);
+        return Relation::ForkedBefore { fork, next };
+    }
+    Relation::Continue(timeline)
+}
+
+/// Bytes of the page header at `offset` of a segment (`SizeOfXLogLongPHD`, `SizeOfXLogShortPHD`, pages of 8 KiB).
+fn header_bytes(offset: u64) -> u64 {
+    if offset == 0 { super::LONG_HEADER_BYTES as u64 } else { 24 }
+}
+
+/// Where the record ends that goes over into a segment whose first page begins with `header` (`xlp_rem_len`), as an offset in the segment.
+pub fn continuation_end(header: &[u8; super::LONG_HEADER_BYTES], size: SegmentSize) -> u64 {
+    const PAGE: u64 = 8192;
+    let mut left = u64::from(u32::from_le_bytes([header[16], header[17], header[18], header[19]]));
+    let mut page = 0;
+    while left > 0 && page < size.bytes() {
+        let room = PAGE - header_bytes(page);
+        if left <= room {
+            return page + header_bytes(page) + left;
+        }
+        left -= room;
+        page += PAGE;
+    }
+    if left > 0 { size.bytes() } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wal::history::Entry;
+    use proptest::prelude::*;
+
+    const SIZE: SegmentSize = SegmentSize::DEFAULT;
+    const SEGMENT: u64 = 16 << 20;
+
+    fn segment(timeline: u32, number: u64) -> Segment {
+        Segment { timeline: Timeline(timeline), number }
+    }
+
+    fn piece(timeline: u32, number: u64, from: u32, to: u32) -> WalFile {
+        WalFile::Piece { segment: segment(timeline, number), from, to }
+    }
+
+    fn inventory(files: &[WalFile]) -> Inventory {
+        let mut inventory = Inventory::new(SIZE);
+        files.iter().for_each(|file| inventory.add(*file));
+        inventory
+    }
+
+    #[test]
+    fn a_stream_goes_on_where_bytes_end_that_join() {
+        let whole = |number| WalFile::Segment(segment(1, number));
+        let until = |files: &[WalFile], kept: Option<u64>| inventory(files).safe_until(Timeline(1), kept.map(Lsn)).map(|lsn| lsn.0);
+        assert_eq!(until(&[], Some(SEGMENT)), None);
+        assert_eq!(until(&[whole(1), whole(2)], None), Some(3 * SEGMENT));
+        assert_eq!(until(&[whole(1), whole(2)], Some(2 * SEGMENT + 5)), Some(3 * SEGMENT));
+        assert_eq!(until(&[whole(1), piece(1, 2, 0, 100), piece(1, 2, 100, 300), piece(1, 2, 400, 500)], None), Some(2 * SEGMENT + 300));
+        // All of a segment in pieces.
+        assert_eq!(until(&[piece(1, 2, 0, 100), piece(1, 2, 100, 16 << 20), whole(3)], Some(2 * SEGMENT)), Some(4 * SEGMENT));
+        // A hole behind what the slot keeps is filled, one before it is not.
+        assert_eq!(until(&[whole(1), whole(3), whole(4)], Some(SEGMENT)), Some(2 * SEGMENT));
+        assert_eq!(until(&[whole(1), whole(3), whole(4)], Some(3 * SEGMENT)), Some(5 * SEGMENT));
+        // The slot is behind the only bytes that there are, or before them.
+        assert_eq!(until(&[whole(1)], Some(9 * SEGMENT)), Some(2 * SEGMENT));
+        assert_eq!(until(&[whole(7)], Some(3 * SEGMENT)), None);
+        // Other timelines do not count.
+        assert_eq!(inventory(&[whole(1), piece(2, 9, 0, 4)]).safe_until(Timeline(1), None), Some(Lsn(2 * SEGMENT)));
+        assert_eq!(inventory(&[whole(1), piece(2, 9, 0, 4)]).timeline(), Some(Timeline(2)));
+    }
+
+    #[test]
+    fn c061_a_server_is_followed_only_where_it_has_what_we_have() {
+        let entry = |timeline, switch| Entry { timeline: Timeline(timeline), switch: Lsn(switch), reason: String::new() };
+        let server = History { timeline: Timeline(4), entries: vec![entry(1, 100), entry(3, 200)] };
+        let of = |timeline, lsn| relation(&server, Timeline(timeline), Lsn(lsn));
+        assert_eq!(of(4, 900), Relation::Continue(Timeline(4)));
+        assert_eq!(of(3, 200), Relation::Continue(Timeline(3)));
+        assert_eq!(of(3, 201), Relation::ForkedBefore { fork: Lsn(200), next: Timeline(4) });
+        assert_eq!(of(1, 60), Relation::Continue(Timeline(1)));
+        assert_eq!(of(1, 101), Relation::ForkedBefore { fork: Lsn(100), next: Timeline(3) });
+        assert_eq!(of(2, 60), Relation::Unrelated);
+        assert_eq!(of(5, 60), Relation::Older);
+        assert_eq!(relation(&History::root(Timeline(1)), Timeline(2), Lsn(1)), Relation::Older);
+    }
+
+    #[test]
+    fn a_record_that_goes_over_is_measured_with_its_page_headers() {
+        let mut header = [0; 40];
+        let mut end = |bytes: u32| {
+            header[16..20].copy_from_slice(&bytes.to_le_bytes());
+            continuation_end(&header, SIZE)
+        };
+        assert_eq!(end(0), 0);
+        assert_eq!(end(100), 140);
+        assert_eq!(end(8152), 8192);
+        assert_eq!(end(8153), 8192 + 24 + 1);
+        assert_eq!(end(u32::MAX), SEGMENT);
+    }
+
+    proptest! {
+        #[test]
+        fn a_prefix_is_what_joins(parts in proptest::collection::vec((0u64..60, 1u64..20), 0..40)) {
+            let (mut prefix, mut have) = (Prefix::default(), [false; 100]);
+            for (from, length) in parts {
+                prefix.add(from, from + length);
+                have[from as usize..(from + length) as usize].fill(true);
+                let expected = have.iter().position(|have| !have).unwrap_or(have.len());
+                prop_assert_eq!(prefix.end(), expected as u64);
+            }
+        }
+    }
+}

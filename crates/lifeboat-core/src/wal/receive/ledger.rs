@@ -1,0 +1,514 @@
+//! The book of a receiver: of every segment that is not wholly in the repository yet, what was written, what is durable where, and what has
+//! to be stored next.
+//!
+//! Nothing of a segment is stored before all of the segment before it is: should everything else be lost at that moment, the archive ends
+//! where its last bytes join, and has no hole in the middle that recovery could not go over.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::{Position, Prefix};
+use crate::wal::{Lsn, Segment, SegmentSize};
+
+/// When bytes of a segment that is still open are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pieces {
+    /// So long after the piece before them.
+    Every(Duration),
+    /// As soon as they are written, so many pieces at a time: a commit waits for one of them, not for the one before it too.
+    AtOnce {
+        /// Pieces in flight.
+        most: usize,
+    },
+}
+
+/// Something to be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Work {
+    /// A piece.
+    Piece {
+        /// Of this segment,
+        segment: Segment,
+        /// from this offset
+        from: u32,
+        /// to before this one.
+        to: u32,
+    },
+    /// A finished segment, whole.
+    Whole(Segment),
+}
+
+impl Work {
+    /// The segment that it is of.
+    pub fn segment(self) -> Segment {
+        match self {
+            Self::Piece { segment, .. } | Self::Whole(segment) => segment,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whole {
+    No,
+    Busy,
+    Stored,
+}
+
+#[derive(Debug)]
+struct Held {
+    segment: Segment,
+    written: u64,
+    /// Bytes from the first on that are durable in the spool.
+    synced: u64,
+    /// Nothing more will come: the timeline ends in it.
+    closed: bool,
+    /// Pieces in the repository.
+    stored: Prefix,
+    /// Bytes from the first on that are stored or on their way.
+    assigned: u64,
+    in_flight: usize,
+    whole: Whole,
+    /// When the last piece was begun.
+    pieced: Option<Duration>,
+}
+
+impl Held {
+    fn new(segment: Segment) -> Self {
+        Self {
+            segment,
+            written: 0,
+            synced: 0,
+            closed: false,
+            stored: Prefix::default(),
+            assigned: 0,
+            in_flight: 0,
+            whole: Whole::No,
+            pieced: None,
+        }
+    }
+
+    fn is_complete(&self, size: SegmentSize) -> bool {
+        self.written == size.bytes()
+    }
+
+    /// How many bytes from the first on are in the repository.
+    fn stored(&self, size: SegmentSize) -> u64 {
+        if self.whole == Whole::Stored { size.bytes() } else { self.stored.end() }
+    }
+
+    /// Whether all that it will ever have is in the repository, one way or the other.
+    fn is_safe(&self, size: SegmentSize) -> bool {
+        (self.is_complete(size) || self.closed) && self.stored(size) >= self.written
+    }
+
+    /// Whether there is nothing left to do with it.
+    fn is_done(&self, size: SegmentSize) -> bool {
+        self.whole == Whole::Stored || (self.closed && !self.is_complete(size) && self.in_flight == 0 && self.is_safe(size))
+    }
+}
+
+/// The book. Times are since any fixed moment.
+#[derive(Debug)]
+pub struct Ledger {
+    size: SegmentSize,
+    pieces: Pieces,
+    /// A piece has at most so many bytes.
+    piece_bytes: u64,
+    held: VecDeque<Held>,
+    /// What was before all of `held`.
+    before: Option<Position>,
+}
+
+impl Ledger {
+    /// An empty one.
+    pub fn new(size: SegmentSize, pieces: Pieces, piece_bytes: u64) -> Self {
+        Self { size, pieces, piece_bytes: piece_bytes.clamp(1, size.bytes()), held: VecDeque::new(), before: None }
+    }
+
+    fn entry(&mut self, segment: Segment) -> &mut Held {
+        if let Some(at) = self.held.iter().position(|held| held.segment == segment) {
+            return &mut self.held[at];
+        }
+        // Kept in order: what was found in a spool comes in any.
+        let at = self.held.partition_point(|held| held.segment < segment);
+        self.held.insert(at, Held::new(segment));
+        &mut self.held[at]
+    }
+
+    fn find(&mut self, segment: Segment) -> Option<&mut Held> {
+        self.held.iter_mut().find(|held| held.segment == segment)
+    }
+
+    /// All before this is in the repository, or was never ours to bring there.
+    pub fn begin_at(&mut self, position: Position) {
+        self.before = Some(position);
+    }
+
+    /// The first bytes of a segment are written, up to this offset. Less than before changes nothing: a stream begins again at the start of
+    /// a segment.
+    pub fn wrote(&mut self, segment: Segment, to: u64) {
+        let held = self.entry(segment);
+        held.written = held.written.max(to);
+    }
+
+    /// They are durable in the spool.
+    pub fn synced(&mut self, segment: Segment, to: u64) {
+        if let Some(held) = self.find(segment) {
+            held.synced = held.synced.max(to);
+        }
+    }
+
+    /// A piece, or all, of a segment was found in the repository.
+    pub fn found(&mut self, work: Work) {
+        let held = self.entry(work.segment());
+        match work {
+            Work::Piece { from, to, .. } => {
+                held.stored.add(u64::from(from), u64::from(to));
+                held.assigned = held.assigned.max(held.stored.end());
+            }
+            Work::Whole(_) => held.whole = Whole::Stored,
+        }
+    }
+
+    /// The timeline ends in this segment: what is written of it is all that there will be.
+    pub fn close(&mut self, segment: Segment) {
+        if let Some(held) = self.find(segment) {
+            held.closed = true;
+        }
+    }
+
+    /// What was written of a segment cannot be believed any more: it will be streamed again. What is in the repository stays.
+    pub fn distrust(&mut self, segment: Segment) {
+        if let Some(held) = self.find(segment) {
+            held.written = 0;
+            held.synced = 0;
+            held.assigned = held.stored.end();
+        }
+    }
+
+    /// What is to be stored next, of pieces and segments that the archive waits for. `flush`: do not wait for the time of the next piece.
+    pub fn next(&mut self, now: Duration, flush: bool) -> Option<Work> {
+        let (size, most) = (
+            self.size,
+            match self.pieces {
+                Pieces::Every(_) => 1,
+                Pieces::AtOnce { most } => most,
+            },
+        );
+        let in_flight: usize = self.held.iter().map(|held| held.in_flight).sum();
+        let held = self.held.iter_mut().find(|held| !held.is_safe(size))?;
+        if held.whole == Whole::Busy {
+            return None;
+        }
+        let whole_first = match self.pieces {
+            Pieces::Every(_) => true,
+            // Nothing of it was sent before it was full: that is catching up, where a segment is cheaper than its pieces.
+            Pieces::AtOnce { .. } => held.assigned == 0,
+        };
+        if held.is_complete(size) && whole_first {
+            held.whole = Whole::Busy;
+            return Some(Work::Whole(held.segment));
+        }
+        if held.assigned >= held.written || in_flight >= most {
+            return None;
+        }
+        if let Pieces::Every(interval) = self.pieces
+            && !flush
+            && !held.closed
+            && held.pieced.is_some_and(|pieced| now < pieced + interval)
+        {
+            return None;
+        }
+        let (from, to) = (held.assigned, held.written.min(held.assigned + self.piece_bytes));
+        // The rest of a long run must not wait for the next interval.
+        if to == held.written {
+            held.pieced = Some(now);
+        }
+        held.assigned = to;
+        held.in_flight += 1;
+        let offset = |offset| u32::try_from(offset).expect("a segment has at most 1 GiB");
+        Some(Work::Piece { segment: held.segment, from: offset(from), to: offset(to) })
+    }
+
+    /// A segment that is in the repository in pieces, and should be whole. Nobody waits for it.
+    pub fn next_whole(&mut self) -> Option<Work> {
+        let size = self.size;
+        if self.held.iter().any(|held| held.whole == Whole::Busy) {
+            return None;
+        }
+        let held = self.held.iter_mut().find(|held| held.is_complete(size) && held.is_safe(size) && held.whole == Whole::No)?;
+        held.whole = Whole::Busy;
+        Some(Work::Whole(held.segment))
+    }
+
+    /// It is in the repository.
+    pub fn stored(&mut self, work: Work) {
+        let Some(held) = self.find(work.segment()) else { return };
+        match work {
+            Work::Piece { from, to, .. } => {
+                held.stored.add(u64::from(from), u64::from(to));
+                held.in_flight -= 1;
+            }
+            Work::Whole(_) => held.whole = Whole::Stored,
+        }
+    }
+
+    /// It could not be stored; it will be asked for again.
+    pub fn failed(&mut self, work: Work) {
+        let Some(held) = self.find(work.segment()) else { return };
+        match work {
+            Work::Piece { from, .. } => {
+                held.in_flight -= 1;
+                // What others have on their way behind it is stored twice at worst, and is the same.
+                held.assigned = held.assigned.min(u64::from(from)).max(held.stored.end());
+                held.pieced = None;
+            }
+            Work::Whole(_) => held.whole = Whole::No,
+        }
+    }
+
+    /// Takes out the segments with which nothing is left to do: their files can go.
+    pub fn take_done(&mut self) -> Vec<Segment> {
+        let mut done = Vec::new();
+        while self.held.front().is_some_and(|held| held.is_done(self.size)) {
+            let held = self.held.pop_front().expect("just looked at");
+            self.before = Some(self.end_of(&held, held.written));
+            done.push(held.segment);
+        }
+        done
+    }
+
+    fn end_of(&self, held: &Held, bytes: u64) -> Position {
+        Position { timeline: held.segment.timeline, lsn: Lsn(held.segment.start(self.size).0 + bytes) }
+    }
+
+    fn prefix(&self, bytes: impl Fn(&Held) -> u64) -> Option<Position> {
+        let mut at = self.before;
+        for held in &self.held {
+            let bytes = bytes(held).min(held.written);
+            // The first segment of a timeline has the bytes of its parent up to the switch: they do not take anything back.
+            at = at.max(Some(self.end_of(held, bytes)));
+            if bytes < held.written || !(held.closed || held.is_complete(self.size)) {
+                break;
+            }
+        }
+        at
+    }
+
+    /// Up to where all is in the repository.
+    pub fn stored_until(&self) -> Option<Position> {
+        self.prefix(|held| held.stored(self.size))
+    }
+
+    /// Up to where all is durable in the spool or in the repository.
+    pub fn synced_until(&self) -> Option<Position> {
+        self.prefix(|held| held.synced.max(held.stored(self.size)))
+    }
+
+    /// Up to where all is written.
+    pub fn written_until(&self) -> Option<Position> {
+        self.prefix(|held| held.written)
+    }
+
+    /// How many of a segment's bytes are written.
+    pub fn written(&self, segment: Segment) -> u64 {
+        self.held.iter().find(|held| held.segment == segment).map_or(0, |held| held.written)
+    }
+
+    /// Whether there is still something to do with a segment.
+    pub fn holds(&self, segment: Segment) -> bool {
+        self.held.iter().any(|held| held.segment == segment)
+    }
+
+    /// The segment that is being written, and how far; `None` between segments.
+    pub fn open(&self) -> Option<(Segment, u64)> {
+        let held = self.held.back()?;
+        (!held.closed && !held.is_complete(self.size)).then_some((held.segment, held.written))
+    }
+
+    /// Bytes that wait for the repository, or in whole segments for their end.
+    pub fn waiting_bytes(&self) -> u64 {
+        self.held.iter().map(|held| held.written.saturating_sub(held.stored(self.size))).sum()
+    }
+
+    /// Bytes of the files that are held.
+    pub fn held_bytes(&self) -> u64 {
+        self.held.iter().map(|held| held.written).sum()
+    }
+
+    /// Whether everything that is written is in the repository as it should be, whole segments whole.
+    pub fn is_settled(&self) -> bool {
+        self.held.iter().all(|held| held.is_done(self.size) || (!held.is_complete(self.size) && held.stored(self.size) >= held.written))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wal::Timeline;
+    use proptest::prelude::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn size() -> SegmentSize {
+        SegmentSize::new(1 << 20).unwrap()
+    }
+
+    fn segment(number: u64) -> Segment {
+        Segment { timeline: Timeline(1), number }
+    }
+
+    fn piece(number: u64, from: u32, to: u32) -> Option<Work> {
+        Some(Work::Piece { segment: segment(number), from, to })
+    }
+
+    fn lsn(position: Option<Position>) -> u64 {
+        position.expect("it began").lsn.0
+    }
+
+    const NOW: Duration = Duration::from_secs(100);
+
+    #[test]
+    fn pieces_of_the_open_segment_go_out_in_intervals_and_the_finished_one_whole() {
+        let mut ledger = Ledger::new(size(), Pieces::Every(Duration::from_secs(5)), MIB);
+        ledger.wrote(segment(3), 100);
+        assert_eq!(ledger.next(NOW, false), piece(3, 0, 100));
+        assert_eq!(ledger.next(NOW, true), None, "one at a time");
+        ledger.wrote(segment(3), 300);
+        ledger.stored(piece(3, 0, 100).unwrap());
+        assert_eq!(lsn(ledger.stored_until()), 3 * MIB + 100);
+        assert_eq!(ledger.next(NOW + Duration::from_secs(4), false), None);
+        assert_eq!(ledger.next(NOW + Duration::from_secs(4), true), piece(3, 100, 300));
+        ledger.failed(piece(3, 100, 300).unwrap());
+        ledger.wrote(segment(3), MIB);
+        ledger.wrote(segment(4), 7);
+        assert_eq!(ledger.next(NOW, false), Some(Work::Whole(segment(3))));
+        assert_eq!(ledger.next(NOW, true), None, "nothing of the next before it");
+        assert_eq!(ledger.waiting_bytes(), MIB - 100 + 7);
+        ledger.stored(Work::Whole(segment(3)));
+        assert_eq!(ledger.take_done(), [segment(3)]);
+        assert_eq!(lsn(ledger.stored_until()), 4 * MIB);
+        assert_eq!(ledger.next(NOW, false), piece(4, 0, 7));
+        assert_eq!(ledger.open(), Some((segment(4), 7)));
+    }
+
+    #[test]
+    fn c059_several_pieces_fly_and_only_the_prefix_counts() {
+        let mut ledger = Ledger::new(size(), Pieces::AtOnce { most: 2 }, MIB);
+        ledger.wrote(segment(3), 100);
+        let first = ledger.next(NOW, false).unwrap();
+        ledger.wrote(segment(3), 200);
+        let second = ledger.next(NOW, false).unwrap();
+        ledger.wrote(segment(3), MIB);
+        assert_eq!(ledger.next(NOW, false), None, "two are flying");
+        ledger.stored(second);
+        assert_eq!(lsn(ledger.stored_until()), 3 * MIB);
+        ledger.stored(first);
+        assert_eq!(lsn(ledger.stored_until()), 3 * MIB + 200);
+        ledger.wrote(segment(4), 50);
+        let third = ledger.next(NOW, false).unwrap();
+        assert_eq!(Some(third), piece(3, 200, 1 << 20));
+        assert_eq!(ledger.next(NOW, false), None, "nothing of a segment before all of the one before it");
+        ledger.stored(third);
+        // The first bytes of the next go out before the whole object of this one.
+        assert_eq!(ledger.next(NOW, false), piece(4, 0, 50));
+        assert!(ledger.take_done().is_empty());
+        assert_eq!(ledger.next_whole(), Some(Work::Whole(segment(3))));
+        assert_eq!(ledger.next_whole(), None);
+        ledger.stored(piece(4, 0, 50).unwrap());
+        assert_eq!(lsn(ledger.stored_until()), 4 * MIB + 50);
+        ledger.stored(Work::Whole(segment(3)));
+        assert_eq!(ledger.take_done(), [segment(3)]);
+        assert!(ledger.is_settled());
+    }
+
+    #[test]
+    fn c060_a_timeline_that_ends_is_stored_to_its_end_before_the_next() {
+        let next = Segment { timeline: Timeline(2), number: 3 };
+        let mut ledger = Ledger::new(size(), Pieces::Every(Duration::from_secs(5)), MIB);
+        ledger.wrote(segment(3), 100);
+        let work = ledger.next(NOW, false).unwrap();
+        ledger.stored(work);
+        ledger.wrote(segment(3), 160);
+        ledger.close(segment(3));
+        ledger.wrote(next, 40);
+        assert_eq!(ledger.next(NOW, false), piece(3, 100, 160));
+        assert_eq!(ledger.next(NOW, false), None);
+        ledger.stored(piece(3, 100, 160).unwrap());
+        assert_eq!(ledger.take_done(), [segment(3)]);
+        // The new timeline's copy of the beginning does not take the position back.
+        assert_eq!(lsn(ledger.stored_until()), 3 * MIB);
+        assert_eq!(ledger.stored_until().unwrap().timeline, Timeline(2));
+        assert_eq!(ledger.next(NOW, false), Some(Work::Piece { segment: next, from: 0, to: 40 }));
+    }
+
+    #[test]
+    fn bytes_that_could_not_be_synced_count_no_more() {
+        let mut ledger = Ledger::new(size(), Pieces::Every(Duration::from_secs(5)), MIB);
+        ledger.wrote(segment(3), 100);
+        ledger.synced(segment(3), 100);
+        assert_eq!(lsn(ledger.synced_until()), 3 * MIB + 100);
+        let work = ledger.next(NOW, false).unwrap();
+        ledger.stored(work);
+        ledger.wrote(segment(3), 200);
+        ledger.synced(segment(3), 150);
+        ledger.distrust(segment(3));
+        assert_eq!(ledger.open(), Some((segment(3), 0)));
+        assert_eq!(ledger.waiting_bytes(), 0);
+        ledger.wrote(segment(3), 300);
+        assert_eq!(lsn(ledger.synced_until()), 3 * MIB + 100, "the repository still has these");
+    }
+
+    proptest! {
+        /// Whatever order writing and storing take: what is reported as stored is stored, and in the end all is.
+        #[test]
+        fn what_counts_as_stored_is_stored(steps in proptest::collection::vec((0u8..5, 1u64..900_000), 1..80), at_once in any::<bool>()) {
+            let pieces = if at_once { Pieces::AtOnce { most: 3 } } else { Pieces::Every(Duration::ZERO) };
+            let mut ledger = Ledger::new(size(), pieces, 300_000);
+            let (mut at, mut flying, mut have): (u64, Vec<Work>, Vec<(u64, u64)>) = (MIB, Vec::new(), Vec::new());
+            let land = |ledger: &mut Ledger, have: &mut Vec<(u64, u64)>, work: Work| {
+                have.push(match work {
+                    Work::Piece { segment, from, to } => (segment.start(size()).0 + u64::from(from), segment.start(size()).0 + u64::from(to)),
+                    Work::Whole(segment) => (segment.start(size()).0, segment.start(size()).0 + MIB),
+                });
+                ledger.stored(work);
+            };
+            let check = |ledger: &Ledger, have: &[(u64, u64)]| {
+                let until = ledger.stored_until().map_or(MIB, |position| position.lsn.0);
+                let mut joined = Prefix::default();
+                have.iter().for_each(|(from, to)| joined.add(from - MIB, to - MIB));
+                until <= MIB + joined.end()
+            };
+            for (step, amount) in steps {
+                match step {
+                    0 | 1 => {
+                        let to = (at + amount).min((at / MIB + 1) * MIB);
+                        ledger.wrote(segment(at / MIB), to - at / MIB * MIB);
+                        at = to;
+                    }
+                    2 => flying.extend(ledger.next(NOW, true).or_else(|| ledger.next_whole())),
+                    3 if !flying.is_empty() => {
+                        let work = flying.swap_remove(amount as usize % flying.len());
+                        land(&mut ledger, &mut have, work);
+                    }
+                    4 if !flying.is_empty() => {
+                        let work = flying.swap_remove(amount as usize % flying.len());
+                        ledger.failed(work);
+                    }
+                    _ => {}
+                }
+                ledger.take_done();
+                prop_assert!(check(&ledger, &have));
+            }
+            for work in flying {
+                land(&mut ledger, &mut have, work);
+            }
+            while let Some(work) = ledger.next(NOW, true).or_else(|| ledger.next_whole()) {
+                land(&mut ledger, &mut have, work);
+                ledger.take_done();
+            }
+            prop_assert!(ledger.is_settled());
+            prop_assert!(at == MIB || ledger.stored_until().unwrap().lsn.0 == at);
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! Where received WAL rests until it is in the repository: files of the segment's size and place, written in order.
+//!
+//! `<segment>.open` is being written, `<segment>` is finished and durable, `<segment>.suspect` could not be synced: it is written anew
+//! beside it, and only then goes. Which bytes of an open file count after a restart follows from the file itself: all of them as long as the
+//! machine runs since they were written; after a restart of the machine, where a file may be longer than what reached the disk, those up to
+//! the last record whose checksum is right.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use lifeboat_core::wal::receive::continuation_end;
+use lifeboat_core::wal::record::Summarizer;
+use lifeboat_core::wal::{LONG_HEADER_BYTES, Lsn, Segment, SegmentSize, SystemId, Timeline};
+use serde::{Deserialize, Serialize};
+
+/// How files are written and made durable. There is one way; tests bring disks that fail.
+pub trait Disk: Send + Sync {
+    /// Writes all of `bytes` at an offset.
+    fn write_at(&self, file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+        file.write_all_at(bytes, at)
+    }
+
+    /// Makes what was written durable. After an error nothing may be believed that was written since the last success: the kernel drops
+    /// pages that it could not write, and says so only once.
+    fn sync(&self, file: &File) -> io::Result<()> {
+        file.sync_data()
+    }
+}
+
+/// The disk as it is.
+pub struct RealDisk;
+
+impl Disk for RealDisk {}
+
+/// What a receiver has to know after a restart and cannot see from its files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SpoolState {
+    pub(super) format: u32,
+    pub(super) system_id: SystemId,
+    pub(super) segment_size: SegmentSize,
+    /// The slot, as it was named when this spool began.
+    pub(super) slot: String,
+    /// The run of the machine in which files were written last.
+    pub(super) boot: String,
+    /// What was taken out of `synchronous_standby_names`, and is to be put back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) degraded: Option<Degraded>,
+}
+
+/// A change of `synchronous_standby_names` that waits to be undone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Degraded {
+    /// Since when.
+    pub(super) since: Timestamp,
+    /// Why.
+    pub(super) reason: String,
+    /// The value before.
+    pub(super) before: String,
+    /// The value that was set.
+    pub(super) set: String,
+    /// The value before was set by `ALTER SYSTEM` too; otherwise undoing is `RESET`.
+    pub(super) by_alter_system: bool,
+}
+
+/// A segment's file, found in a spool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FoundSegment {
+    pub(super) segment: Segment,
+    /// Bytes from the first on that count.
+    pub(super) bytes: u64,
+}
+
+/// What a directory holds.
+#[derive(Debug, Default)]
+pub(super) struct FoundFiles {
+    pub(super) segments: Vec<FoundSegment>,
+    pub(super) histories: Vec<Timeline>,
+    pub(super) suspects: Vec<String>,
+    pub(super) gaps: Vec<String>,
+}
+
+/// The spool of one receiver, locked.
+#[derive(Debug)]
+pub(super) struct Spool {
+    root: PathBuf,
+    _lock: File,
+}
+
+/// The run of this machine; empty where it cannot be told, which equals no other.
+pub(super) fn boot() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Where the spool of a receiver is.
+pub fn directory(spool: &Path, repository: &str, system_id: SystemId) -> PathBuf {
+    spool.join(repository).join(system_id.to_string()).join("receive")
+}
+
+/// Clusters of which a spool has something, by its directories.
+pub(super) fn clusters(spool: &Path, repository: &str) -> Vec<SystemId> {
+    let Ok(entries) = fs::read_dir(spool.join(repository)) else { return Vec::new() };
+    let names = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    names.filter(|id| directory(spool, repository, *id).join("state.json").is_file()).collect()
+}
+
+impl Spool {
+    /// Opens a spool, and makes it if need be. `None`: another receiver has it.
+    pub(super) fn open(root: &Path) -> io::Result<Option<Self>> {
+        fs::DirBuilder::new().recursive(true).create(root.join("gaps"))?;
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(root.join("lock"))?;
+        match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Self { root: root.to_owned(), _lock: lock })),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// What was noted, if anything was.
+    pub(super) fn state(&self) -> io::Result<Option<SpoolState>> {
+        match fs::read(self.root.join("state.json")) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Notes it, durably.
+    pub(super) fn write_state(&self, state: &SpoolState) -> io::Result<()> {
+        self.write_small("state.json", &serde_json::to_vec_pretty(state).map_err(io::Error::other)?)
+    }
+
+    /// A small file, durable and whole or not there.
+    fn write_small(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let (path, aside) = (self.root.join(name), self.root.join(format!("{name}.new")));
+        let mut file = File::create(&aside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&aside, &path)?;
+        sync_directory(path.parent().unwrap_or(&self.root))
+    }
+
+    /// A file that others read at any moment, and that may be lost with the machine.
+    pub(super) fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let aside = self.root.join(format!("{name}.new"));
+        fs::write(&aside, bytes)?;
+        fs::rename(&aside, self.root.join(name))
+    }
+
+    fn path(&self, segment: Segment, size: SegmentSize, suffix: &str) -> PathBuf {
+        self.root.join(format!("{:08X}", segment.timeline.0)).join(format!("{}{suffix}", segment.file_name(size)))
+    }
+
+    /// What is there. `same_boot`: the machine runs since it was written.
+    pub(super) fn find(&self, size: SegmentSize, same_boot: bool) -> io::Result<FoundFiles> {
+        let mut found = FoundFiles::default();
+        for entry in fs::read_dir(&self.root)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if let Some(timeline) = name.strip_suffix(".history") {
+                found.histories.extend(u32::from_str_radix(timeline, 16).ok().map(Timeline));
+            }
+            if name.len() != 8 || !entry.file_type()?.is_dir() {
+                continue;
+            }
+            for file in fs::read_dir(entry.path())? {
+                let file = file?;
+                let name = file.file_name().to_string_lossy().into_owned();
+                if name.ends_with(".suspect") {
+                    found.suspects.push(file.path().display().to_string());
+                    continue;
+                }
+                let open = name.strip_suffix(".open");
+                let Ok(segment) = Segment::from_file_name(open.unwrap_or(&name), size) else { continue };
+                let length = file.metadata()?.len().min(size.bytes());
+                let bytes = match open {
+                    Some(_) if !same_boot => whole_records(&File::open(file.path())?, segment, size, length)?,
+                    _ => length,
+                };
+                found.segments.push(FoundSegment { segment, bytes });
+            }
+        }
+        for entry in fs::read_dir(self.root.join("gaps"))? {
+            found.gaps.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+        found.segments.sort_by_key(|found| found.segment);
+        found.histories.sort_unstable();
+        Ok(found)
+    }
+
+    /// Opens a segment to write it. The number is that of the bytes from its first on that are there and durable.
+    pub(super) fn open_segment(&self, segment: Segment, size: SegmentSize, believed: u64, disk: &dyn Disk) -> io::Result<(File, u64)> {
+        let path = self.path(segment, size, ".open");
+        let parent = path.parent().unwrap_or(&self.root);
+        if !parent.is_dir() {
+            fs::create_dir(parent)?;
+            sync_directory(&self.root)?;
+        }
+        let open = |create: bool| OpenOptions::new().read(true).write(true).create(create).truncate(false).mode(0o600).open(&path);
+        match open(false) {
+            Ok(file) => {
+                let length = file.metadata()?.len();
+                disk.sync(&file)?;
+                Ok((file, believed.min(length)))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let finished = self.path(segment, size, "");
+                if finished.is_file() {
+                    // Streamed again although it is finished: it is compared, byte by byte.
+                    let file = OpenOptions::new().read(true).write(true).open(&finished)?;
+                    let length = file.metadata()?.len();
+                    return Ok((file, length));
+                }
+                let file = open(true)?;
+                // Before any of its bytes is called durable.
+                sync_directory(parent)?;
+                Ok((file, 0))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Opens a segment to read it.
+    pub(super) fn read_segment(&self, segment: Segment, size: SegmentSize) -> io::Result<File> {
+        match File::open(self.path(segment, size, "")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => File::open(self.path(segment, size, ".open")),
+            other => other,
+        }
+    }
+
+    /// Gives a segment that was synced its name.
+    pub(super) fn finish(&self, segment: Segment, size: SegmentSize) -> io::Result<()> {
+        let (open, finished) = (self.path(segment, size, ".open"), self.path(segment, size, ""));
+        match fs::rename(&open, &finished) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && finished.is_file() => {}
+            other => other?,
+        }
+        let _ = fs::remove_file(self.path(segment, size, ".suspect"));
+        sync_directory(finished.parent().unwrap_or(&self.root))
+    }
+
+    /// Puts a segment aside that could not be written or synced.
+    pub(super) fn suspect(&self, segment: Segment, size: SegmentSize) -> io::Result<()> {
+        let (open, suspect) = (self.path(segment, size, ".open"), self.path(segment, size, ".suspect"));
+        let longer = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
+        if longer(&open) < longer(&suspect) {
+            return fs::remove_file(open);
+        }
+        match fs::rename(open, suspect) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Removes a segment that is in the repository.
+    pub(super) fn remove(&self, segment: Segment, size: SegmentSize) {
+        for suffix in ["", ".open", ".suspect"] {
+            // What cannot be removed is found again at the next start, and compared with the repository.
+            let _ = fs::remove_file(self.path(segment, size, suffix));
+        }
+    }
+
+    /// A timeline's history, durable.
+    pub(super) fn write_history(&self, timeline: Timeline, bytes: &[u8]) -> io::Result<()> {
+        self.write_small(&format!("{:08X}.history", timeline.0), bytes)
+    }
+
+    /// A timeline's history; `None`: there is none.
+    pub(super) fn history(&self, timeline: Timeline) -> io::Result<Option<Vec<u8>>> {
+        self.small(&format!("{:08X}.history", timeline.0))
+    }
+
+    /// A gap that is not in the repository yet, durable.
+    pub(super) fn write_gap(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        self.write_small(&format!("gaps/{name}"), bytes)
+    }
+
+    pub(super) fn gap(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        self.small(&format!("gaps/{name}"))
+    }
+
+    pub(super) fn remove_gap(&self, name: &str) {
+        let _ = fs::remove_file(self.root.join("gaps").join(name));
+    }
+
+    fn small(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        const MOST: u64 = 1 << 20;
+        let file = match File::open(self.root.join(name)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut bytes = Vec::new();
+        file.take(MOST).read_to_end(&mut bytes)?;
+        Ok(Some(bytes))
+    }
+
+    /// Up to where the bytes of an open segment are whole records; its start where that cannot be told.
+    pub(super) fn whole_records_until(&self, segment: Segment, size: SegmentSize, written: u64) -> Lsn {
+        let bytes = self.read_segment(segment, size).and_then(|file| whole_records(&file, segment, size, written)).unwrap_or(0);
+        Lsn(segment.start(size).0 + bytes)
+    }
+}
+
+/// How many of the first `length` bytes of a file end with a whole record.
+fn whole_records(file: &File, segment: Segment, size: SegmentSize, length: u64) -> io::Result<u64> {
+    let mut summarizer = Summarizer::new(segment, size);
+    let mut buffer = vec![0; 256 << 10];
+    let mut header = [0; LONG_HEADER_BYTES];
+    let mut at = 0;
+    while at < length {
+        let part = buffer.len().min(usize::try_from(length - at).unwrap_or(usize::MAX));
+        match file.read_at(&mut buffer[..part], at) {
+            Ok(0) => break,
+            Ok(read) => {
+                if let (0, Some(first)) = (at, buffer[..read].first_chunk()) {
+                    header = *first;
+                }
+                summarizer.push(&buffer[..read]);
+                at += read as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(match summarizer.finish() {
+        Ok(summary) => match summary.end {
+            Some(end) => end.0.saturating_sub(segment.start(size).0).min(length),
+            // Nothing but the rest of a record that began before: its checksum is not to be had here.
+            None => Some(continuation_end(&header, size)).filter(|end| *end <= length).unwrap_or(0),
+        },
+        Err(_) => 0,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: SegmentSize = SegmentSize::DEFAULT;
+
+    fn segment(number: u64) -> Segment {
+        Segment { timeline: Timeline(1), number }
+    }
+
+    #[test]
+    fn one_receiver_has_a_spool_at_a_time() {
+        let place = tempfile::tempdir().unwrap();
+        let first = Spool::open(place.path()).unwrap().expect("it is free");
+        assert!(Spool::open(place.path()).unwrap().is_none());
+        drop(first);
+        assert!(Spool::open(place.path()).unwrap().is_some());
+    }
+
+    #[test]
+    fn files_tell_what_they_hold() {
+        let place = tempfile::tempdir().unwrap();
+        let spool = Spool::open(place.path()).unwrap().unwrap();
+        let (file, there) = spool.open_segment(segment(3), SIZE, 0, &RealDisk).unwrap();
+        assert_eq!(there, 0);
+        file.write_all_at(&[7; 1000], 0).unwrap();
+        let found = |same_boot| spool.find(SIZE, same_boot).unwrap().segments;
+        assert_eq!(found(true), [FoundSegment { segment: segment(3), bytes: 1000 }]);
+        // After a restart of the machine only records count, and these bytes are none.
+        assert_eq!(found(false), [FoundSegment { segment: segment(3), bytes: 0 }]);
+        assert_eq!(spool.open_segment(segment(3), SIZE, 1000, &RealDisk).unwrap().1, 1000);
+        assert_eq!(spool.open_segment(segment(3), SIZE, 600, &RealDisk).unwrap().1, 600);
+        spool.suspect(segment(3), SIZE).unwrap();
+        assert!(found(true).is_empty());
+        assert_eq!(spool.find(SIZE, true).unwrap().suspects.len(), 1);
+        let (file, there) = spool.open_segment(segment(3), SIZE, 1000, &RealDisk).unwrap();
+        assert_eq!(there, 0, "what is suspect does not count");
+        file.write_all_at(&[7; 2000], 0).unwrap();
+        spool.finish(segment(3), SIZE).unwrap();
+        spool.finish(segment(3), SIZE).unwrap();
+        assert!(spool.find(SIZE, true).unwrap().suspects.is_empty());
+        assert_eq!(found(false), [FoundSegment { segment: segment(3), bytes: 2000 }]);
+        spool.remove(segment(3), SIZE);
+        assert!(found(true).is_empty());
+    }
+}

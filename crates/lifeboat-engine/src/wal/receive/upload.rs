@@ -1,0 +1,307 @@
+//! Brings what is in the spool to the repository.
+//!
+//! Trouble of the store is waited out; a file that the repository has with other bytes ends the receiver.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt as _;
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::digest;
+use jiff::Timestamp;
+use lifeboat_core::repository::{Descriptor, Sha256, layout};
+use lifeboat_core::wal::file::{WalFile, WalPredicate};
+use lifeboat_core::wal::receive::ledger::Work;
+use lifeboat_core::wal::record::{Summarizer, Summary};
+use lifeboat_core::wal::{LONG_HEADER_BYTES, Segment, check_segment_header};
+
+use super::checks::{Covering, PAGE_BYTES};
+use super::{Document, Event, EventKind, Receiver};
+use crate::repository::MAX_DOCUMENT_BYTES;
+use crate::store::StoreError;
+use crate::wal::{WalError, WalWriter};
+
+/// What is read of a segment at a time.
+const READ_BYTES: u64 = 256 << 10;
+
+/// Between attempts while the repository fails.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// What is taken from the book to be stored.
+enum Task {
+    Document(Document),
+    Work(Work),
+}
+
+/// Reads a segment from its beginning, as it was received.
+struct Checked<'a> {
+    receiver: &'a Receiver<'a>,
+    segment: Segment,
+    file: &'a File,
+    at: u64,
+    buffer: Vec<u8>,
+    used: usize,
+}
+
+impl Read for Checked<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let end = self.receiver.size().bytes();
+        if self.used == self.buffer.len() {
+            let to = (self.at + READ_BYTES).min(end);
+            self.buffer = self.receiver.read_checked(self.segment, self.file, self.at, to)?;
+            (self.at, self.used) = (to, 0);
+        }
+        let length = buffer.len().min(self.buffer.len() - self.used);
+        buffer[..length].copy_from_slice(&self.buffer[self.used..self.used + length]);
+        self.used += length;
+        Ok(length)
+    }
+}
+
+impl Receiver<'_> {
+    /// Stores documents, pieces and segments in their order, until the receiver ends.
+    pub(super) fn upload(&self, writer: &WalWriter<'_>, number: usize) {
+        self.work(writer, |book, now| {
+            if book.document_busy {
+                return None;
+            }
+            // One of the uploaders does it; the WAL behind it waits.
+            if let Some(document) = book.documents.front().cloned() {
+                return (number == 0).then(|| {
+                    book.document_busy = true;
+                    Task::Document(document)
+                });
+            }
+            book.ledger.next(now, book.flush).map(Task::Work)
+        });
+    }
+
+    /// Makes whole segments of those that are there in pieces, until the receiver ends.
+    pub(super) fn upload_whole(&self, writer: &WalWriter<'_>) {
+        self.work(writer, |book, _| book.ledger.next_whole().map(Task::Work));
+    }
+
+    fn work(&self, writer: &WalWriter<'_>, next: impl Fn(&mut super::Book, Duration) -> Option<Task>) {
+        let mut pause = SHORTEST_PAUSE;
+        loop {
+            let mut book = self.book();
+            let task = loop {
+                if book.ended {
+                    return;
+                }
+                if let Some(task) = next(&mut book, self.began.elapsed()) {
+                    break task;
+                }
+                // Long enough to cost nothing, short enough for the interval of pieces.
+                let wait = self.request.flush_interval.min(Duration::from_millis(250)) / 2;
+                book = self.changed.wait_timeout(book, wait.max(Duration::from_millis(5))).expect("no panic while held").0;
+            };
+            drop(book);
+            let there = if pause > SHORTEST_PAUSE { self.is_still_there() } else { Ok(()) };
+            let result = there.and_then(|()| match &task {
+                Task::Document(document) => self.store_document(writer, document),
+                Task::Work(work) => self.store_work(writer, *work),
+            });
+            match result {
+                Ok(()) => {
+                    pause = SHORTEST_PAUSE;
+                    match task {
+                        Task::Document(document) => {
+                            let mut book = self.book();
+                            book.document_busy = false;
+                            book.documents.retain(|waiting| *waiting != document);
+                            drop(book);
+                            self.changed.notify_all();
+                        }
+                        Task::Work(work) => self.is_stored(work),
+                    }
+                }
+                Err(error) => {
+                    self.not_stored(task, error);
+                    self.rest(pause);
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
+        }
+    }
+
+    /// Waits before the next attempt.
+    fn rest(&self, pause: Duration) {
+        let until = Instant::now() + pause;
+        let mut book = self.book();
+        while !book.ended {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            book = self.changed.wait_timeout(book, left).expect("no panic while held").0;
+        }
+    }
+
+    fn not_stored(&self, task: Task, error: WalError) {
+        let mut book = self.book();
+        match task {
+            Task::Document(_) => book.document_busy = false,
+            Task::Work(work) => book.ledger.failed(work),
+        }
+        let text = with_causes(&error);
+        let waits = match &error {
+            // Another file of that name that cannot be compared yet (it is being written), or a store that is away, full, or closed to us.
+            WalError::Store(_) => true,
+            // Streamed anew at this moment.
+            WalError::File { .. } | WalError::Changed { .. } => true,
+            _ => false,
+        };
+        let news = waits && book.store_trouble.replace(text.clone()).is_none();
+        drop(book);
+        self.changed.notify_all();
+        if !waits {
+            self.fail(error.into());
+        } else if news {
+            self.tell(Event::new(EventKind::StoreFailing, format!("the repository does not take WAL: {text}; trying again")));
+        }
+    }
+
+    fn store_document(&self, writer: &WalWriter<'_>, document: &Document) -> Result<(), WalError> {
+        let size = self.size();
+        let local = |name: &str, source| WalError::File { action: "read", path: name.to_owned(), source };
+        match document {
+            Document::History(timeline) => {
+                let name = WalFile::History(*timeline).file_name(size);
+                let Some(bytes) = self.spool.history(*timeline).map_err(|source| local(&name, source))? else { return Ok(()) };
+                writer.put_history(*timeline, &bytes).map(drop)
+            }
+            Document::Gap { name, key } => {
+                if let Some(bytes) = self.spool.gap(name).map_err(|source| local(name, source))? {
+                    match self.repository.store().create(key, &bytes) {
+                        // The same gap, found by another receiver.
+                        Ok(()) | Err(StoreError::Exists { .. }) => {}
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                self.spool.remove_gap(name);
+                Ok(())
+            }
+        }
+    }
+
+    fn store_work(&self, writer: &WalWriter<'_>, work: Work) -> Result<(), WalError> {
+        let size = self.size();
+        let segment = work.segment();
+        let name = segment.file_name(size);
+        let failed = |source| WalError::File { action: "read", path: name.clone(), source };
+        let file = self.file_of(segment).map_err(failed)?;
+        let end = match work {
+            Work::Piece { to, .. } => u64::from(to),
+            Work::Whole(_) => size.bytes(),
+        };
+        let mut magic = 0;
+        if end >= LONG_HEADER_BYTES as u64 {
+            let bytes = self.read_checked(segment, &file, 0, LONG_HEADER_BYTES as u64).map_err(failed)?;
+            let header = bytes.first_chunk().expect("as many bytes as were asked for");
+            check_segment_header(header, segment, size, self.cluster.system_id)?;
+            magic = u16::from_le_bytes([header[0], header[1]]);
+            self.claim(writer, magic)?;
+        }
+        match work {
+            Work::Piece { from, to, .. } => {
+                let bytes = self.read_checked(segment, &file, u64::from(from), u64::from(to)).map_err(failed)?;
+                let page_magic = (from == 0 && magic != 0).then_some(magic);
+                let predicate = WalPredicate { page_magic, ..WalPredicate::new(bytes.len() as u64, size) };
+                writer.put_bytes(WalFile::Piece { segment, from, to }, &predicate, &bytes).map(drop)
+            }
+            Work::Whole(_) => {
+                let (sha256, summary) = self.examine(&file, segment).map_err(failed)?;
+                let predicate = WalPredicate { page_magic: Some(magic), summary, ..WalPredicate::new(size.bytes(), size) };
+                let mut content = self.checked(&file, segment);
+                writer.put(WalFile::Segment(segment), sha256, &predicate, &mut content).map(drop)
+            }
+        }
+    }
+
+    fn checked<'s>(&'s self, file: &'s File, segment: Segment) -> Checked<'s> {
+        Checked { receiver: self, segment, file, at: 0, buffer: Vec::new(), used: 0 }
+    }
+
+    /// Bytes of a segment, compared with the checksums of what was received: a kernel that could not write a page may give back what was
+    /// there before it, and that must not be signed.
+    fn read_checked(&self, segment: Segment, file: &File, from: u64, to: u64) -> io::Result<Vec<u8>> {
+        let known = self.book().checks.get(&segment).map(|checks| checks.covering(from, to));
+        let Some(Covering { start, end, pages }) = known else {
+            let mut bytes = vec![0; usize::try_from(to - from).map_err(io::Error::other)?];
+            file.read_exact_at(&mut bytes, from)?;
+            return Ok(bytes);
+        };
+        let mut bytes = vec![0; usize::try_from(end.max(to) - start).map_err(io::Error::other)?];
+        file.read_exact_at(&mut bytes, start)?;
+        let checked = usize::try_from(end - start).map_err(io::Error::other)?;
+        if bytes[..checked].chunks(PAGE_BYTES).zip(&pages).any(|(page, crc)| crc32c::crc32c(page) != *crc) {
+            let reason = format!("{}: it does not hold what was written", segment.file_name(self.size()));
+            self.spool_broke(segment, &reason);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+        }
+        let skip = usize::try_from(from - start).map_err(io::Error::other)?;
+        bytes.drain(..skip);
+        bytes.truncate(usize::try_from(to - from).map_err(io::Error::other)?);
+        Ok(bytes)
+    }
+
+    /// After a failure: whether this is still the repository that was opened. A file system that is not mounted any more leaves an empty
+    /// directory, in which everything would succeed.
+    fn is_still_there(&self) -> Result<(), WalError> {
+        let key = layout::descriptor();
+        let bytes = self.repository.store().get(&key, MAX_DOCUMENT_BYTES)?;
+        match Descriptor::decode(&bytes) {
+            Ok(descriptor) if descriptor.repository == self.repository.descriptor().repository => Ok(()),
+            _ => Err(StoreError::NotFound { key: key.to_string() }.into()),
+        }
+    }
+
+    /// Says in the repository what its WAL is of, once in the life of a receiver.
+    fn claim(&self, writer: &WalWriter<'_>, magic: u16) -> Result<(), WalError> {
+        if self.book().claimed == Some(magic) {
+            return Ok(());
+        }
+        writer.claim_cluster(magic, Timestamp::now(), &self.request.program)?;
+        self.book().claimed = Some(magic);
+        Ok(())
+    }
+
+    /// The digest of a finished segment, and what recovery targets are in it.
+    fn examine(&self, file: &File, segment: Segment) -> io::Result<(Sha256, Option<Summary>)> {
+        let size = self.size();
+        let mut content = self.checked(file, segment);
+        let mut context = digest::Context::new(&digest::SHA256);
+        let mut summarizer = Summarizer::new(segment, size);
+        let mut buffer = vec![0; READ_BYTES as usize];
+        loop {
+            match content.read(&mut buffer)? {
+                0 => break,
+                length => {
+                    context.update(&buffer[..length]);
+                    summarizer.push(&buffer[..length]);
+                }
+            }
+        }
+        let digest = context.finish();
+        let sha256 = Sha256(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"));
+        // Records of a version that is not known: without a summary everything is only slower.
+        Ok((sha256, summarizer.finish().ok()))
+    }
+}
+
+/// An error and its causes in one line.
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let cause = source.to_string();
+        if !text.ends_with(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        next = source.source();
+    }
+    text
+}

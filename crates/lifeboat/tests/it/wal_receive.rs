@@ -1,0 +1,997 @@
+//! `lifeboat wal receive` against real servers: nothing that was acknowledged is lost, whoever is killed.
+//!
+//! What came to the repository is read back with the engine's reader and compared with the server's own files.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lifeboat_core::repository::layout::Key;
+use lifeboat_core::wal::file::{GapRecord, WalFile};
+use lifeboat_core::wal::history::History;
+use lifeboat_core::wal::receive::Prefix;
+use lifeboat_core::wal::{Lsn, Segment, SegmentSize, SystemId, Timeline};
+use lifeboat_engine::backup::Protection;
+use lifeboat_engine::keys::Identities;
+use lifeboat_engine::postgres::Dsn;
+use lifeboat_engine::repository::Repository;
+use lifeboat_engine::signing::{KeyFileSigner, Trust};
+use lifeboat_engine::store::{self, Listed, LocalStore, ObjectWriter, Store, StoreError};
+use lifeboat_engine::wal::receive::{self, Disk, Mode, RealDisk, ReceiveRequest, Watcher};
+use lifeboat_engine::wal::{self, WalReader};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::cluster::{Builder, Cluster, Owner, Postgres, Stop, restored_cluster, temp_dir};
+use crate::orchestrator::Random;
+use crate::program::{Program, reachable_binary};
+
+/// Ends tests that would wait for ever.
+const DEADLINE: Duration = Duration::from_secs(90);
+
+/// Segments are small, so that tests see many of them.
+const SIZE_MIB: u32 = 1;
+
+fn size() -> SegmentSize {
+    SegmentSize::new(SIZE_MIB << 20).expect("a power of two")
+}
+
+/// Waits until something is so.
+#[track_caller]
+fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Keys, a repository, a spool, and the receiver's configuration, all of the servers' user.
+struct Desk {
+    home: TempDir,
+    spool: PathBuf,
+}
+
+/// A running receiver; it ends with the test.
+struct Receiving<'d> {
+    desk: &'d Desk,
+    child: Child,
+}
+
+impl Desk {
+    fn new() -> Desk {
+        let home = temp_dir();
+        let desk = Desk { spool: home.path().join("spool"), home };
+        Program::as_owner(&desk.home).args(["key", "generate"]).run().success();
+        Program::as_owner(&desk.home).args(["init", "--repository"]).arg(desk.repository()).run().success();
+        desk
+    }
+
+    fn place(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
+    }
+
+    fn repository(&self) -> PathBuf {
+        self.place("repository")
+    }
+
+    fn key_text(&self, name: &str) -> String {
+        fs::read_to_string(self.place(".config/lifeboat").join(name)).expect("made with the desk").trim().to_owned()
+    }
+
+    fn configure(&self, dsn: &str, wal: &str) {
+        let text = format!(
+            "[postgres]\ndsn = \"{dsn}\"\n[[repository]]\nurl = \"{}\"\n[encryption]\nrecipients = [\"{}\"]\n\
+             identity_file = \"{keys}/identity.txt\"\n[signing]\nkey_file = \"{keys}/signing.key\"\n\
+             password = {{ file = \"{keys}/signing.password\" }}\n[trust]\nkeys = [\"{keys}/signing.pub\"]\n\
+             [wal]\nspool = \"{}\"\nflush_interval = \"200ms\"\n{wal}\n",
+            self.repository().display(),
+            self.key_text("recipients.txt"),
+            self.spool.display(),
+            keys = self.place(".config/lifeboat").display(),
+        );
+        fs::write(self.place("lifeboat.toml"), text).expect("own directory");
+        Owner::current().own(&self.place("lifeboat.toml"));
+    }
+
+    fn program(&self) -> Program {
+        Program::as_owner(&self.home).arg("--config").arg(self.place("lifeboat.toml")).args(["wal", "receive"])
+    }
+
+    /// A base backup that recovers from the repository to the end.
+    fn base(&self, cluster: &Cluster) -> PathBuf {
+        let data = self.place("base");
+        let output = cluster.run_as_owner(cluster.program("pg_basebackup").args(["-c", "fast", "-X", "none", "-N", "-D"]).arg(&data));
+        assert!(output.status.success(), "{output:?}");
+        let fetch = format!("{} --config {} wal fetch %f %p", reachable_binary().display(), self.place("lifeboat.toml").display());
+        for (name, text) in [
+            ("recovery.signal", String::new()),
+            ("postgresql.auto.conf", format!("restore_command = '{fetch}'\nsynchronous_standby_names = ''\n")),
+        ] {
+            fs::write(data.join(name), text).expect("own directory");
+            Owner::current().own(&data.join(name));
+        }
+        data
+    }
+
+    fn receive(&self) -> Receiving<'_> {
+        Receiving { desk: self, child: self.program().spawn() }
+    }
+
+    /// The receiver's directory in the spool.
+    fn receive_directory(&self) -> PathBuf {
+        let only = |path: &Path| fs::read_dir(path).ok()?.flatten().find(|entry| entry.path().is_dir()).map(|entry| entry.path());
+        only(&self.spool).and_then(|path| only(&path)).map(|path| path.join("receive")).unwrap_or_default()
+    }
+
+    fn status(&self) -> Option<Value> {
+        serde_json::from_slice(&fs::read(self.receive_directory().join("status.json")).ok()?).ok()
+    }
+
+    fn lsn(&self, member: &str) -> Lsn {
+        let status = self.status();
+        status.and_then(|status| status[member].as_str()?.parse().ok()).unwrap_or_default()
+    }
+
+    fn events(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.receive_directory().join("events.jsonl")).unwrap_or_default();
+        let events: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        for (at, event) in events.iter().enumerate() {
+            assert_eq!(event["number"], at as u64 + 1, "the history of events has a hole: {text}");
+        }
+        events
+    }
+
+    fn has_event(&self, kind: &str) -> bool {
+        self.events().iter().any(|event| event["event"] == kind)
+    }
+
+    fn archive(&self) -> Archive {
+        Archive::open(self)
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(self.place("stderr")).unwrap_or_default()
+    }
+}
+
+impl Receiving<'_> {
+    #[track_caller]
+    fn wait_for(&mut self, what: &str, mut is_so: impl FnMut(&Desk) -> bool) {
+        let begun = Instant::now();
+        while !is_so(self.desk) {
+            if let Some(status) = self.child.try_wait().expect("own child") {
+                panic!("{what}: the receiver ended with {status}\n{}", self.desk.said());
+            }
+            assert!(
+                begun.elapsed() < DEADLINE,
+                "{what}: not within {DEADLINE:?}\n{}\n{:#?}\n{:#?}",
+                self.desk.said(),
+                self.desk.status(),
+                self.desk.events()
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    #[track_caller]
+    fn wait_stored(&mut self, lsn: Lsn) {
+        self.wait_for(&format!("stored up to {lsn}"), |desk| desk.lsn("stored") >= lsn);
+    }
+
+    #[track_caller]
+    fn wait_connected(&mut self) {
+        let pid = self.child.id();
+        self.wait_for("streaming", |desk| desk.status().is_some_and(|status| status["state"] == "streaming" && status["pid"] == pid));
+    }
+
+    fn kill9(mut self) {
+        self.child.kill().expect("own child");
+        self.child.wait().expect("own child");
+    }
+
+    /// Ends it as a service manager does, and returns its exit code.
+    fn end(mut self) -> Option<i32> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("own child");
+        self.child.wait().expect("own child").code()
+    }
+}
+
+impl Drop for Receiving<'_> {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if thread::panicking() {
+            eprintln!("--- the receiver said ---\n{}", self.desk.said());
+        }
+    }
+}
+
+/// What is in the repository.
+struct Archive {
+    repository: Repository,
+    trust: Trust,
+    identities: String,
+    cluster: wal::Cluster,
+}
+
+impl Archive {
+    fn open(desk: &Desk) -> Archive {
+        let repository = Repository::open(store::open(&desk.repository().display().to_string(), false).unwrap()).unwrap();
+        let system_id: SystemId = *wal::clusters(&repository).unwrap().first().expect("there is WAL");
+        let cluster = wal::Cluster { system_id, segment_size: size() };
+        let trust = Trust::from_pems([desk.key_text("signing.pub").as_str()]).unwrap();
+        Archive { repository, trust, identities: desk.key_text("identity.txt"), cluster }
+    }
+
+    fn files(&self) -> Vec<WalFile> {
+        wal::list(&self.repository, self.cluster).unwrap().into_iter().map(|(file, _)| file).collect()
+    }
+
+    fn reader(&self) -> WalReader<'_> {
+        WalReader::new(&self.repository, self.cluster, &self.trust, Identities::parse(&self.identities).unwrap())
+    }
+
+    /// The bytes of a segment from its first on, whole or out of pieces that join; pieces must agree where they overlap.
+    fn bytes(&self, segment: Segment) -> Vec<u8> {
+        let reader = self.reader();
+        let mut bytes: Vec<u8> = Vec::new();
+        let mut known = Prefix::default();
+        for file in self.files() {
+            let (from, to) = match file {
+                WalFile::Segment(whole) if whole == segment => (0, size().bytes()),
+                WalFile::Piece { segment: of, from, to } if of == segment => (u64::from(from), u64::from(to)),
+                _ => continue,
+            };
+            let plain = reader.read_bytes(file, size().bytes()).unwrap();
+            assert_eq!(plain.len() as u64, to - from);
+            if (bytes.len() as u64) < to {
+                bytes.resize(to as usize, 0);
+            }
+            if known.end() > from {
+                let overlap = (known.end().min(to) - from) as usize;
+                assert!(bytes[from as usize..from as usize + overlap] == plain[..overlap], "{file:?} differs from what overlaps it");
+            }
+            bytes[from as usize..to as usize].copy_from_slice(&plain);
+            known.add(from, to);
+        }
+        bytes.truncate(known.end() as usize);
+        bytes
+    }
+
+    fn whole(&self, timeline: u32) -> Vec<Segment> {
+        let segments = self.files().into_iter().filter_map(|file| match file {
+            WalFile::Segment(segment) if segment.timeline.0 == timeline => Some(segment),
+            _ => None,
+        });
+        segments.collect()
+    }
+
+    fn gaps(&self) -> Vec<GapRecord> {
+        let prefix = lifeboat_core::repository::layout::wal_gaps(self.cluster.system_id);
+        let listed = self.repository.store().list(&prefix).unwrap();
+        listed.iter().map(|gap| serde_json::from_slice(&self.repository.store().get(&gap.key, 1 << 20).unwrap()).unwrap()).collect()
+    }
+
+    /// Compares all that the repository has from `from` to `to` with the server's own files, and that there is no hole.
+    #[track_caller]
+    fn equals_server(&self, cluster: &Cluster, timeline: u32, from: Lsn, to: Lsn) {
+        for segment in lifeboat_core::wal::segments_between(Timeline(timeline), from, to, size()) {
+            let ours = self.bytes(segment);
+            let wanted = (to.0 - segment.start(size()).0).min(size().bytes()) as usize;
+            let name = segment.file_name(size());
+            assert!(ours.len() >= wanted, "{name}: the repository has {} bytes of {wanted}", ours.len());
+            let theirs = fs::read(cluster.data_directory().join("pg_wal").join(&name)).unwrap();
+            assert!(ours[..wanted] == theirs[..wanted], "{name} differs from the server's");
+        }
+    }
+}
+
+/// A server that keeps its WAL, so that it can be compared.
+fn server(version: Postgres) -> Builder {
+    Cluster::builder(version).wal_segment_size(SIZE_MIB).config("wal_keep_size", "4GB").config("max_wal_size", "8GB")
+}
+
+fn flushed(cluster: &Cluster) -> Lsn {
+    cluster.psql("SELECT pg_current_wal_flush_lsn()").parse().unwrap()
+}
+
+fn slot_start(cluster: &Cluster) -> Lsn {
+    cluster.psql("SELECT restart_lsn FROM pg_replication_slots").parse().unwrap()
+}
+
+#[test]
+fn what_is_received_under_load_equals_the_servers_files() {
+    for version in Postgres::ALL {
+        let cluster = server(version).start();
+        let desk = Desk::new();
+        desk.configure(&cluster.dsn(), "mode = \"stream\"");
+        desk.program().arg("--create-slot-only").run().success();
+        let start = slot_start(&cluster);
+        let mut receiving = desk.receive();
+        receiving.wait_connected();
+        cluster.pgbench_init(1);
+        cluster.pgbench_load(2);
+        let end = flushed(&cluster);
+        receiving.wait_stored(end);
+        assert_eq!(receiving.end(), Some(0), "{}", desk.said());
+        let archive = desk.archive();
+        archive.equals_server(&cluster, 1, start, end);
+        let whole = archive.whole(1);
+        assert!(whole.len() as u64 + 1 >= (end.0 - start.0) / size().bytes(), "whole segments: {whole:?}");
+        let head = archive.reader().head(WalFile::Segment(whole[1])).unwrap();
+        assert!(head.predicate.summary.is_some_and(|summary| summary.xids.is_some()), "a segment full of transactions says so");
+        // What is in the repository is not in the spool, but for the open segment.
+        let left = fs::read_dir(desk.receive_directory().join("00000001")).unwrap().count();
+        assert!(left <= 1, "{left} files are left in the spool");
+        assert_eq!(desk.status().unwrap()["state"], "stopped");
+        drop(archive);
+    }
+}
+
+#[test]
+fn a_receiver_that_runs_once_ends_when_it_is_caught_up() {
+    let cluster = server(Postgres::V18).start();
+    let desk = Desk::new();
+    desk.configure(&cluster.dsn(), "");
+    desk.program().arg("--create-slot-only").run().success();
+    assert!(desk.program().arg("--create-slot-only").run().success().stdout.contains("already"));
+    let start = slot_start(&cluster);
+    for _ in 0..2 {
+        cluster.pgbench_init(1);
+        let end = flushed(&cluster);
+        let output = desk.program().args(["--once", "--json"]).run().success();
+        let events: Vec<Value> = output.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert!(events.iter().any(|event| event["event"] == "connected"));
+        desk.archive().equals_server(&cluster, 1, start, end);
+    }
+    desk.program().arg("--drop-slot").run().success();
+    assert_eq!(cluster.psql("SELECT count(*) FROM pg_replication_slots"), "0");
+}
+
+/// Clients that commit one row after the other and note each that was acknowledged.
+struct Clients {
+    children: Vec<Child>,
+    readers: Vec<thread::JoinHandle<Vec<(usize, u64)>>>,
+}
+
+impl Clients {
+    fn start(cluster: &Cluster, count: usize) -> Clients {
+        let (mut children, mut readers) = (Vec::new(), Vec::new());
+        for client in 0..count {
+            let mut psql = cluster.program("psql");
+            psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-f", "-"]);
+            let mut child = psql.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("psql is executable");
+            let (mut input, output) = (child.stdin.take().expect("piped"), child.stdout.take().expect("piped"));
+            // psql prints the row when the server said that the statement, and with it its commit, is done.
+            readers.push(thread::spawn(move || {
+                let mut acknowledged = Vec::new();
+                let mut lines = BufReader::new(output).lines();
+                for n in 0u64.. {
+                    if writeln!(input, "INSERT INTO note VALUES ({client}, {n}) RETURNING n;").is_err() {
+                        break;
+                    }
+                    match lines.next() {
+                        Some(Ok(line)) => assert_eq!(line, n.to_string()),
+                        _ => break,
+                    }
+                    acknowledged.push((client, n));
+                }
+                acknowledged
+            }));
+            children.push(child);
+        }
+        Clients { children, readers }
+    }
+
+    /// What was acknowledged until the server went away.
+    fn acknowledged(self) -> Vec<(usize, u64)> {
+        let noted = self.readers.into_iter().flat_map(|reader| reader.join().expect("the client does what it should")).collect();
+        for mut child in self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        noted
+    }
+}
+
+/// c058, c059: the server is lost with all its disks under load; what it acknowledged is there.
+fn nothing_acknowledged_is_lost(version: Postgres, durability: &str) {
+    let mut cluster = Cluster::builder(version).wal_segment_size(SIZE_MIB).start();
+    let desk = Desk::new();
+    desk.configure(&cluster.dsn(), &format!("mode = \"sync\"\ndurability = \"{durability}\""));
+    desk.program().arg("--create-slot-only").run().success();
+    let mut receiving = desk.receive();
+    receiving.wait_connected();
+    cluster.psql("CREATE TABLE note (client int, n int, filler text DEFAULT repeat(md5(random()::text), 20))");
+    let base = desk.base(&cluster);
+    cluster.psql("ALTER SYSTEM SET synchronous_standby_names = 'lifeboat'");
+    cluster.psql("SELECT pg_reload_conf()");
+    wait_for("the receiver is a synchronous standby", || {
+        cluster.psql("SELECT sync_state, replay_lsn IS NULL FROM pg_stat_replication WHERE application_name = 'lifeboat'") == "sync|t"
+    });
+    let clients = Clients::start(&cluster, 6);
+    thread::sleep(Duration::from_secs(4));
+    cluster.kill9();
+    receiving.kill9();
+    let acknowledged = clients.acknowledged();
+    fs::remove_dir_all(cluster.data_directory()).unwrap();
+    if durability == "repository" {
+        fs::remove_dir_all(&desk.spool).unwrap();
+    } else {
+        // The receiver finds in its spool what no server has any more.
+        let mut receiving = desk.receive();
+        let pid = receiving.child.id();
+        receiving.wait_for("the spool is in the repository", |desk| {
+            desk.status().is_some_and(|status| status["pid"] == pid && status["waiting_bytes"] == 0)
+        });
+        assert_eq!(receiving.end(), Some(0));
+    }
+    println!("{version}, {durability}: {} commits were acknowledged", acknowledged.len());
+    assert!(acknowledged.len() > 100, "only {} commits", acknowledged.len());
+    let restored = restored_cluster(&base, version).unwrap_or_else(|failure| panic!("{failure}"));
+    let there: HashSet<(usize, u64)> = restored
+        .psql("SELECT client, n FROM note")
+        .lines()
+        .map(|line| line.split_once('|').map(|(client, n)| (client.parse().unwrap(), n.parse().unwrap())).unwrap())
+        .collect();
+    let lost: Vec<_> = acknowledged.iter().filter(|row| !there.contains(row)).collect();
+    assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
+}
+
+#[test]
+fn c058_c059_no_acknowledged_commit_is_lost_with_the_server_spool() {
+    for version in Postgres::ALL {
+        nothing_acknowledged_is_lost(version, "spool");
+    }
+}
+
+#[test]
+fn c058_c059_no_acknowledged_commit_is_lost_with_the_server_repository() {
+    for version in Postgres::ALL {
+        nothing_acknowledged_is_lost(version, "repository");
+    }
+}
+
+#[test]
+fn receivers_and_servers_are_killed_and_no_byte_is_missing() {
+    let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos();
+    println!("seed {seed}");
+    let mut random = Random(u64::from(seed) | 1);
+    for (version, mode) in [
+        (Postgres::V15, "mode = \"stream\""),
+        (Postgres::V18, "mode = \"sync\""),
+        (Postgres::V16, "mode = \"sync\"\ndurability = \"repository\""),
+    ] {
+        let mut cluster = server(version).start();
+        let desk = Desk::new();
+        desk.configure(&cluster.dsn(), mode);
+        desk.program().arg("--create-slot-only").run().success();
+        let start = slot_start(&cluster);
+        cluster.pgbench_init(1);
+        let mut load = Some(cluster.pgbench_background());
+        for round in 0..9 {
+            let receiving = desk.receive();
+            thread::sleep(Duration::from_millis(150 + random.below(700) as u64));
+            match round % 3 {
+                // The server goes in the middle, and comes back while the receiver runs.
+                2 => {
+                    drop(load.take());
+                    if round == 5 {
+                        cluster.stop(Stop::Fast)
+                    } else {
+                        cluster.kill9()
+                    }
+                    cluster.start_again().unwrap();
+                    load = Some(cluster.pgbench_background());
+                    thread::sleep(Duration::from_millis(random.below(500) as u64));
+                }
+                // At once, it may come before anything was begun.
+                1 => assert!(matches!(receiving.end(), Some(0 | 130)), "{}", desk.said()),
+                _ => receiving.kill9(),
+            }
+        }
+        drop(load);
+        let end = flushed(&cluster);
+        let mut receiving = desk.receive();
+        receiving.wait_stored(end);
+        assert_eq!(receiving.end(), Some(0));
+        let archive = desk.archive();
+        archive.equals_server(&cluster, 1, start, end);
+        assert_eq!(archive.gaps(), []);
+        desk.events();
+    }
+}
+
+#[test]
+fn c056_wal_that_is_lost_with_the_slot_is_recorded_as_a_gap() {
+    let cluster = Cluster::builder(Postgres::V16)
+        .wal_segment_size(SIZE_MIB)
+        .config("max_slot_wal_keep_size", "1MB")
+        .config("min_wal_size", "2MB")
+        .config("max_wal_size", "2MB")
+        .start();
+    let desk = Desk::new();
+    desk.configure(&cluster.dsn(), "");
+    let mut receiving = desk.receive();
+    receiving.wait_connected();
+    cluster.psql("CREATE TABLE t AS SELECT 1 AS n");
+    let before = flushed(&cluster);
+    receiving.wait_stored(before);
+    assert_eq!(receiving.end(), Some(0));
+    let had = desk.lsn("stored");
+    wait_for("the slot is lost", || {
+        cluster.psql("CREATE TABLE IF NOT EXISTS filler (t text); INSERT INTO filler SELECT repeat('x', 1000) FROM generate_series(1, 3000); CHECKPOINT");
+        cluster.psql("SELECT wal_status FROM pg_replication_slots") == "lost"
+    });
+    let mut receiving = desk.receive();
+    receiving.wait_connected();
+    cluster.psql("INSERT INTO t VALUES (2)");
+    let end = flushed(&cluster);
+    receiving.wait_stored(end);
+    receiving.wait_for("the gap is in the repository", |desk| !desk.archive().gaps().is_empty());
+    let [gap] = &desk.archive().gaps()[..] else { panic!("more than one gap") };
+    assert_eq!((gap.timeline, gap.from), (Timeline(1), had));
+    assert!(gap.to > gap.from && gap.to.0 % size().bytes() == 0 && gap.to <= end);
+    assert!(desk.has_event("slot-lost") && desk.has_event("gap"));
+    receiving.wait_for("that is said", |desk| desk.said().contains("WAL IS LOST"));
+    desk.archive().equals_server(&cluster, 1, gap.to, end);
+    // The slot that is there now keeps what it should.
+    assert_eq!(cluster.psql("SELECT wal_status FROM pg_replication_slots"), "reserved");
+}
+
+#[test]
+fn the_second_receiver_of_a_spool_says_so() {
+    let cluster = server(Postgres::V18).start();
+    let desk = Desk::new();
+    desk.configure(&cluster.dsn(), "");
+    let mut receiving = desk.receive();
+    receiving.wait_connected();
+    let output = desk.program().run().expect_code(11);
+    assert!(output.stderr.contains("another receiver runs"), "{output}");
+    assert_eq!(receiving.end(), Some(0));
+}
+
+/// A standby of a cluster, streaming.
+fn standby(desk: &Desk, primary: &Cluster, name: &str) -> Cluster {
+    let data = desk.place(name);
+    let mut backup = primary.program("pg_basebackup");
+    let output = primary.run_as_owner(backup.args(["-c", "fast", "-X", "stream", "-N", "-R", "-D"]).arg(&data));
+    assert!(output.status.success(), "{output:?}");
+    let standby = Cluster::start_existing(&data, primary.version()).unwrap();
+    wait_for("the standby streams", || standby.psql("SELECT status FROM pg_stat_wal_receiver") == "streaming");
+    standby
+}
+
+fn two_hosts(a: &Cluster, b: &Cluster) -> String {
+    let host = |cluster: &Cluster| cluster.dsn().split(' ').next().unwrap().trim_start_matches("host=").to_owned();
+    format!("host={},{} port=5432 user=postgres dbname=postgres target_session_attrs=read-write", host(a), host(b))
+}
+
+fn promote(cluster: &Cluster) {
+    cluster.psql("SELECT pg_promote()");
+    wait_for("promoted", || cluster.psql("SELECT pg_is_in_recovery()") == "f");
+}
+
+fn switch_of(desk: &Desk) -> Lsn {
+    let archive = desk.archive();
+    let bytes = archive.reader().read_bytes(WalFile::History(Timeline(2)), 1 << 20).unwrap();
+    History::parse(Timeline(2), &bytes).unwrap().switch_from(Timeline(1)).unwrap()
+}
+
+#[test]
+fn c060_c061_a_promotion_is_followed_and_the_old_primary_is_not() {
+    for (version, mode) in [(Postgres::V15, "mode = \"stream\""), (Postgres::V18, "mode = \"sync\"")] {
+        let mut old = server(version).start();
+        let desk = Desk::new();
+        let mut new = standby(&desk, &old, "standby");
+        desk.configure(&two_hosts(&old, &new), mode);
+        desk.program().arg("--create-slot-only").run().success();
+        let start = slot_start(&old);
+        let mut receiving = desk.receive();
+        receiving.wait_connected();
+        old.pgbench_init(1);
+        old.pgbench_load(1);
+        let end = flushed(&old);
+        receiving.wait_stored(end);
+        wait_for("the standby has all", || new.psql("SELECT pg_last_wal_replay_lsn()").parse::<Lsn>().unwrap() >= flushed(&old));
+        old.kill9();
+        promote(&new);
+        new.pgbench_load(1);
+        let end = flushed(&new);
+        receiving.wait_for("the new timeline is stored", |desk| {
+            desk.status().is_some_and(|status| status["timeline"] == 2) && desk.lsn("stored") >= end
+        });
+        let switch = switch_of(&desk);
+        let archive = desk.archive();
+        archive.equals_server(&old, 1, start, switch);
+        archive.equals_server(&new, 2, switch, end);
+        assert!(desk.has_event("timeline-switched") && !desk.has_event("gap"));
+
+        // The old primary comes back and takes writes; the new one is away.
+        old.start_again().unwrap();
+        old.psql("CREATE TABLE of_the_old_primary (n int)");
+        new.stop(Stop::Fast);
+        receiving.wait_for("the old primary is refused", |desk| desk.has_event("refused"));
+        receiving.wait_for("that is said", |desk| desk.said().contains("NOT FOLLOWING"));
+        new.start_again().unwrap();
+        new.psql("CREATE TABLE of_the_new_primary (n int)");
+        let end = flushed(&new);
+        receiving.wait_stored(end);
+        desk.archive().equals_server(&new, 2, switch, end);
+        assert_eq!(receiving.end(), Some(0));
+    }
+}
+
+#[test]
+fn c061_a_server_that_left_our_history_is_refused_in_mode_sync() {
+    let mut old = server(Postgres::V16).start();
+    let desk = Desk::new();
+    let mut new = standby(&desk, &old, "standby");
+    desk.configure(&two_hosts(&old, &new), "mode = \"sync\"");
+    let mut receiving = desk.receive();
+    receiving.wait_connected();
+    new.stop(Stop::Fast);
+    // The standby never gets this.
+    old.psql("CREATE TABLE lost (n int)");
+    let end = flushed(&old);
+    receiving.wait_stored(end);
+    old.kill9();
+    new.start_again().unwrap();
+    promote(&new);
+    receiving.wait_for("it is refused", |desk| desk.has_event("refused"));
+    receiving.wait_for("what to do is said", |desk| desk.said().contains("--accept-fork"));
+    assert_eq!(receiving.end(), Some(0));
+    // Somebody decided.
+    new.psql("CREATE TABLE kept (n int)");
+    let end = flushed(&new);
+    desk.program().args(["--once", "--accept-fork"]).run().success();
+    assert!(desk.has_event("forked"));
+    desk.archive().equals_server(&new, 2, switch_of(&desk), end);
+}
+
+/// Whether a commit comes back within some time.
+fn commits_within(cluster: &Cluster, limit: Duration) -> bool {
+    let mut psql = cluster.program("psql");
+    let mut child =
+        psql.args(["-X", "-q", "-c", "INSERT INTO note VALUES (1)"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.success();
+        }
+        if begun.elapsed() > limit {
+            let _ = child.kill();
+            let _ = child.wait();
+            return false;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn names(cluster: &Cluster) -> String {
+    cluster.psql("SHOW synchronous_standby_names")
+}
+
+#[test]
+fn c059_commits_wait_or_go_on_as_chosen_when_the_repository_is_away() {
+    for degrade in [false, true] {
+        let cluster = server(if degrade { Postgres::V15 } else { Postgres::V18 }).start();
+        cluster.psql("CREATE TABLE note (n int)");
+        let desk = Desk::new();
+        let fallout = if degrade { "on_fallout = \"degrade\"\ndegrade_after = \"1s\"" } else { "" };
+        desk.configure(&cluster.dsn(), &format!("mode = \"sync\"\ndurability = \"repository\"\n{fallout}"));
+        let mut receiving = desk.receive();
+        receiving.wait_connected();
+        cluster.psql("ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (lifeboat)'");
+        cluster.psql("SELECT pg_reload_conf()");
+        receiving.wait_for("a synchronous standby", |_| cluster.psql("SELECT sync_state FROM pg_stat_replication") == "quorum");
+        assert!(commits_within(&cluster, DEADLINE));
+
+        let away = desk.place("away");
+        fs::rename(desk.repository(), &away).unwrap();
+        if degrade {
+            assert!(commits_within(&cluster, DEADLINE), "commits go on");
+            assert_eq!(names(&cluster), "");
+            receiving
+                .wait_for("that is told and said", |desk| desk.has_event("degraded") && desk.said().contains("COMMITS NO LONGER WAIT"));
+        } else {
+            assert!(!commits_within(&cluster, Duration::from_secs(3)), "a commit was acknowledged that the repository does not have");
+            assert_eq!(names(&cluster), "ANY 1 (lifeboat)");
+        }
+        fs::rename(&away, desk.repository()).unwrap();
+        receiving.wait_for("the repository is back", |desk| desk.has_event("store-back"));
+        receiving.wait_for("the name is back", |_| names(&cluster) == "ANY 1 (lifeboat)");
+        if degrade {
+            receiving.wait_for("that is told", |desk| desk.has_event("restored"));
+        } else {
+            assert!(!desk.has_event("degraded"));
+        }
+        assert!(commits_within(&cluster, DEADLINE));
+
+        // An orderly end.
+        assert_eq!(receiving.end(), Some(0), "{}", desk.said());
+        if degrade {
+            assert_eq!(names(&cluster), "");
+            assert!(commits_within(&cluster, DEADLINE));
+            let mut receiving = desk.receive();
+            receiving.wait_for("the name is back", |_| names(&cluster) == "ANY 1 (lifeboat)");
+            assert!(commits_within(&cluster, DEADLINE));
+        } else {
+            assert!(!commits_within(&cluster, Duration::from_secs(2)));
+        }
+    }
+}
+
+/// A receiver inside the test, for stores and disks that misbehave.
+struct Inside<'d> {
+    desk: &'d Desk,
+    repository: Repository,
+    signer: KeyFileSigner,
+    protection: Protection,
+    trust: Trust,
+}
+
+impl<'d> Inside<'d> {
+    fn new(desk: &'d Desk, store: Box<dyn Store>) -> Inside<'d> {
+        let keys = desk.place(".config/lifeboat");
+        let pem = fs::read_to_string(keys.join("signing.key")).unwrap();
+        Inside {
+            desk,
+            repository: Repository::open(store).unwrap(),
+            signer: KeyFileSigner::open(&pem, desk.key_text("signing.password").as_bytes()).unwrap(),
+            protection: Protection::Recipients { recipients: vec![desk.key_text("recipients.txt").parse().unwrap()], host: None },
+            trust: Trust::from_pems([desk.key_text("signing.pub").as_str()]).unwrap(),
+        }
+    }
+
+    fn request<'r>(&'r self, dsn: &str, mode: Mode, disk: &'r dyn Disk) -> ReceiveRequest<'r> {
+        ReceiveRequest {
+            dsn: Dsn::parse(dsn).unwrap(),
+            slot: "lifeboat".to_owned(),
+            spool: self.desk.spool.clone(),
+            spool_limit: 4 << 30,
+            memory_bytes: 64 << 20,
+            flush_interval: Duration::from_millis(100),
+            mode,
+            degrade_after: None,
+            accept_fork: false,
+            once: false,
+            signer: &self.signer,
+            trust: &self.trust,
+            protection: &self.protection,
+            level: 1,
+            host: "test".to_owned(),
+            program: "test".to_owned(),
+            disk,
+        }
+    }
+
+    /// Runs a receiver beside `body`, and ends it in order.
+    fn run(&self, request: &ReceiveRequest<'_>, body: impl FnOnce()) {
+        let stop = receive::Stop::default();
+        thread::scope(|scope| {
+            let receiver = scope.spawn(|| receive::run(&self.repository, request, &Silent, &stop));
+            // A body that panics must not leave the receiver to run for ever.
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+            stop.request();
+            let received = receiver.join().expect("the receiver does not panic");
+            if let Err(panic) = outcome {
+                eprintln!("{:#?}\n{:#?}", self.desk.status(), self.desk.events());
+                std::panic::resume_unwind(panic);
+            }
+            received.unwrap();
+        });
+    }
+}
+
+struct Silent;
+
+impl Watcher for Silent {}
+
+/// A store that takes its time for every object.
+struct SlowStore {
+    inner: LocalStore,
+    pause: Duration,
+}
+
+struct SlowWriter<'s> {
+    inner: Box<dyn ObjectWriter + 's>,
+    pause: Duration,
+}
+
+impl ObjectWriter for SlowWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.inner.write(bytes)
+    }
+
+    fn commit(self: Box<Self>, key: &Key) -> Result<(), StoreError> {
+        thread::sleep(self.pause);
+        self.inner.commit(key)
+    }
+}
+
+impl Store for SlowStore {
+    fn url(&self) -> &str {
+        self.inner.url()
+    }
+
+    fn writer(&self) -> Result<Box<dyn ObjectWriter + '_>, StoreError> {
+        Ok(Box::new(SlowWriter { inner: self.inner.writer()?, pause: self.pause }))
+    }
+
+    fn get(&self, key: &Key, limit: u64) -> Result<Vec<u8>, StoreError> {
+        self.inner.get(key, limit)
+    }
+
+    fn get_range(&self, key: &Key, range: std::ops::Range<u64>, buffer: &mut Vec<u8>) -> Result<(), StoreError> {
+        self.inner.get_range(key, range, buffer)
+    }
+
+    fn length(&self, key: &Key) -> Result<u64, StoreError> {
+        self.inner.length(key)
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>, StoreError> {
+        self.inner.list(prefix)
+    }
+
+    fn list_segments(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        self.inner.list_segments(prefix)
+    }
+
+    fn is_empty(&self) -> Result<bool, StoreError> {
+        self.inner.is_empty()
+    }
+}
+
+fn slow(desk: &Desk, pause: Duration) -> Box<dyn Store> {
+    Box::new(SlowStore { inner: LocalStore::open(&desk.repository(), false).unwrap(), pause })
+}
+
+#[test]
+fn c062_a_slow_repository_holds_the_stream_back_and_the_server_stays_connected() {
+    let cluster = server(Postgres::V15).config("wal_sender_timeout", "1s").start();
+    let desk = Desk::new();
+    desk.configure(&cluster.dsn(), "");
+    desk.program().arg("--create-slot-only").run().success();
+    let start = slot_start(&cluster);
+    let inside = Inside::new(&desk, slow(&desk, Duration::from_millis(400)));
+    let mut request = inside.request(&cluster.dsn(), Mode::Stream, &RealDisk);
+    request.spool_limit = 2 << 20;
+    inside.run(&request, || {
+        cluster.pgbench_init(1);
+        wait_for("the stream is not read any more", || desk.has_event("paused"));
+        let end = flushed(&cluster);
+        // Held back: what waits is bounded, however much there is.
+        let mut most = 0;
+        wait_for("all is stored", || {
+            most = most.max(desk.status().and_then(|status| status["waiting_bytes"].as_u64()).unwrap_or(0));
+            desk.lsn("stored") >= end
+        });
+        assert!(most <= (2 << 20) + (2 << 20), "{most} bytes waited");
+        assert!(desk.has_event("resumed"));
+        assert!(!desk.has_event("disconnected"), "{:#?}", desk.events());
+        assert!(!cluster.log().contains("replication timeout"), "{}", cluster.log());
+        desk.archive().equals_server(&cluster, 1, start, end);
+    });
+}
+
+#[test]
+fn c059_commits_share_the_time_of_a_slow_repository() {
+    const PAUSE: Duration = Duration::from_millis(100);
+    let cluster = server(Postgres::V18).start();
+    cluster.psql("CREATE TABLE note (client int, n int)");
+    let desk = Desk::new();
+    desk.configure(&cluster.dsn(), "");
+    let inside = Inside::new(&desk, slow(&desk, PAUSE));
+    let request = inside.request(&cluster.dsn(), Mode::SyncRepository, &RealDisk);
+    inside.run(&request, || {
+        wait_for("streaming", || desk.status().is_some_and(|status| status["state"] == "streaming"));
+        let end = flushed(&cluster);
+        wait_for("caught up", || desk.lsn("acknowledged") >= end);
+        cluster.psql("ALTER SYSTEM SET synchronous_standby_names = 'lifeboat'");
+        cluster.psql("SELECT pg_reload_conf()");
+        wait_for("a synchronous standby", || cluster.psql("SELECT sync_state FROM pg_stat_replication") == "sync");
+        let begun = Instant::now();
+        let clients = Clients::start(&cluster, 6);
+        thread::sleep(Duration::from_secs(5));
+        cluster.psql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'psql' AND pid <> pg_backend_pid()");
+        let acknowledged = clients.acknowledged().len() as u32;
+        let (took, one) = (begun.elapsed(), PAUSE * acknowledged / 6);
+        println!("{acknowledged} commits of 6 clients in {took:?}: {:?} each", took * 6 / acknowledged.max(1));
+        // One after the other, each would take the store's time alone.
+        assert!(acknowledged > 6 && one < took * 2);
+    });
+}
+
+/// A disk whose syncs fail now and then, and then it has none of what was written since the last success; and which is full at times.
+struct BadDisk {
+    writes: AtomicU64,
+    syncs: AtomicU64,
+    /// Of so many syncs one fails: where only finished segments are synced, there are few.
+    every_sync: u64,
+    bad: AtomicBool,
+    /// By inode: what was written since the last sync.
+    dirty: Mutex<HashMap<u64, Vec<(u64, u64)>>>,
+    failed_syncs: AtomicU64,
+    failed_writes: AtomicU64,
+}
+
+impl Disk for BadDisk {
+    fn write_at(&self, file: &fs::File, bytes: &[u8], at: u64) -> io::Result<()> {
+        if self.bad.load(Ordering::SeqCst) && self.writes.fetch_add(1, Ordering::SeqCst) % 150 == 149 {
+            self.failed_writes.fetch_add(1, Ordering::SeqCst);
+            return Err(io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error()));
+        }
+        let inode = file.metadata()?.ino();
+        self.dirty.lock().unwrap().entry(inode).or_default().push((at, bytes.len() as u64));
+        file.write_all_at(bytes, at)
+    }
+
+    fn sync(&self, file: &fs::File) -> io::Result<()> {
+        let inode = file.metadata()?.ino();
+        let dirty = self.dirty.lock().unwrap().remove(&inode).unwrap_or_default();
+        if self.bad.load(Ordering::SeqCst) && self.syncs.fetch_add(1, Ordering::SeqCst) % self.every_sync == self.every_sync - 1 {
+            for (at, length) in dirty {
+                file.write_all_at(&vec![0xEE; length as usize], at)?;
+            }
+            self.failed_syncs.fetch_add(1, Ordering::SeqCst);
+            return Err(io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error()));
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn c058_a_spool_that_cannot_be_synced_is_not_believed() {
+    for mode in [Mode::SyncSpool, Mode::Stream, Mode::SyncRepository] {
+        let mut cluster = server(Postgres::V16).start();
+        cluster.psql("CREATE TABLE note (client int, n int, filler text DEFAULT repeat(md5(random()::text), 20))");
+        let desk = Desk::new();
+        desk.configure(&cluster.dsn(), "");
+        desk.program().arg("--create-slot-only").run().success();
+        let start = slot_start(&cluster);
+        let disk = BadDisk {
+            writes: AtomicU64::new(0),
+            syncs: AtomicU64::new(0),
+            every_sync: if mode == Mode::SyncSpool { 60 } else { 3 },
+            bad: AtomicBool::new(true),
+            dirty: Mutex::default(),
+            failed_syncs: AtomicU64::new(0),
+            failed_writes: AtomicU64::new(0),
+        };
+        let inside = Inside::new(&desk, Box::new(LocalStore::open(&desk.repository(), false).unwrap()));
+        let request = inside.request(&cluster.dsn(), mode, &disk);
+        inside.run(&request, || {
+            wait_for("streaming", || desk.status().is_some());
+            cluster.psql("ALTER SYSTEM SET synchronous_standby_names = 'lifeboat'");
+            cluster.psql("SELECT pg_reload_conf()");
+            let clients = Clients::start(&cluster, 3);
+            // Some segments go by.
+            cluster.psql(
+                "SET synchronous_commit = local; CREATE TABLE filler AS SELECT repeat(md5(n::text), 30) FROM generate_series(1, 8000) n",
+            );
+            wait_for("the disk failed", || disk.failed_syncs.load(Ordering::SeqCst) >= 2 && disk.failed_writes.load(Ordering::SeqCst) >= 1);
+            disk.bad.store(false, Ordering::SeqCst);
+            thread::sleep(Duration::from_millis(300));
+            cluster.kill9();
+            let acknowledged = clients.acknowledged();
+            assert!(!acknowledged.is_empty());
+            cluster.start_again().unwrap();
+            let end = flushed(&cluster);
+            wait_for("all is stored", || desk.lsn("stored") >= end);
+            desk.archive().equals_server(&cluster, 1, start, end);
+            assert!(desk.has_event("spool-failing"));
+            wait_for("it is well again", || desk.status().is_some_and(|status| status.get("spool_trouble").is_none()));
+        });
+    }
+}
