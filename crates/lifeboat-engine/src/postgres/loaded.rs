@@ -5,6 +5,8 @@
 //!
 //! The signatures are those of `pq-sys`, whose types these are. Only functions of libpq 13 and later are here.
 
+#![expect(clippy::too_many_arguments, reason = "the signatures are libpq's")]
+
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::OnceLock;
 
