@@ -155,8 +155,9 @@ impl Bucket {
     ) -> Result<Written, S3Error> {
         let head = match self.head_of(key, None).await {
             Ok(head) => head,
-            // Deleted since: it existed when it was refused.
-            Err(error) if error.kind == Kind::NotFound => return Err(refused),
+            // Deleted since: it existed when it was refused. An upload that is gone and left nothing can be done again from the start.
+            Err(error) if error.kind == Kind::NotFound && refused.kind == Kind::Exists => return Err(refused),
+            Err(error) if error.kind == Kind::NotFound => return Err(S3Error { kind: Kind::Transient, ..refused }),
             Err(error) => return Err(error),
         };
         let ours = match (&head.write_id, bytes) {
@@ -169,7 +170,7 @@ impl Bucket {
             }
             _ => false,
         };
-        if ours && head.bytes == length { Ok(Written { version: head.version }) } else { Err(refused) }
+        if ours && head.bytes == length { Ok(Written { version: head.version }) } else { Err(S3Error { kind: Kind::Exists, ..refused }) }
     }
 
     /// The whole object, or one version of it, if it has at most `limit` bytes.

@@ -66,7 +66,7 @@ fn kind<T: std::fmt::Debug>(result: Result<T, lifeboat_s3::S3Error>) -> Kind {
 }
 
 #[test]
-fn objects_versions_and_facts() {
+fn c099_c104_objects_versions_and_facts() {
     let (server, place) = (Seaweed::start(), Place::new());
     let config = place.config(&server.endpoint(), "locked", "admin");
     assert_eq!(kind(Bucket::connect(&config)), Kind::NoBucket);
@@ -167,7 +167,7 @@ fn objects_versions_and_facts() {
 }
 
 #[test]
-fn long_objects_go_in_parts() {
+fn c096_long_objects_go_in_parts() {
     let (server, place) = (Seaweed::start(), Place::new());
     let config = place.config(&server.endpoint(), "parts", "admin");
     let bucket = Bucket::create(&config, None).unwrap();
@@ -218,7 +218,7 @@ fn breaking(server: &Seaweed, text: &'static str, count: usize, fate: Fate) -> P
 }
 
 #[test]
-fn what_breaks_is_done_again() {
+fn c095_c101_what_breaks_is_done_again() {
     let (server, place) = (Seaweed::start(), Place::new());
     let direct = Bucket::create(&place.config(&server.endpoint(), "faults", "admin"), None).unwrap();
     let through = |proxy: &Proxy| Bucket::connect(&place.config(&proxy.endpoint(), "faults", "admin")).unwrap();
@@ -317,7 +317,7 @@ fn calls_of_many_threads_run_at_the_same_time() {
 }
 
 #[test]
-fn a_server_that_is_not_there_is_told_soon() {
+fn c100_a_server_that_is_not_there_is_told_soon() {
     let place = Place::new();
     let port = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
     let error = Bucket::connect(&place.config(&format!("http://127.0.0.1:{port}"), "bucket", "admin")).expect_err("nobody listens");
