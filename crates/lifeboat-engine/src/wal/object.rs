@@ -243,7 +243,7 @@ impl<'a> WalWriter<'a> {
         let bundle = serde_json::from_str(&bundle).map_err(|e| SignError::Signer(format!("its bundle is no JSON: {e}")))?;
         let (sealing, wrapped) = self.sealing()?;
 
-        let mut out = StoreWrite { writer: self.repository.store().writer()?, failed: None };
+        let mut out = StoreWrite { writer: self.repository.store().writer_for(&key, predicate.bytes)?, failed: None };
         let mut context = digest::Context::new(&digest::SHA256);
         let mut copied = 0u64;
         let seal = || -> io::Result<Option<u64>> {
