@@ -8,6 +8,7 @@ mod demo;
 mod failure;
 mod orchestrator;
 mod program;
+#[expect(dead_code, reason = "the client's own tests ask more of it")]
 #[path = "../../../lifeboat-s3/tests/support/proxy.rs"]
 mod proxy;
 mod rescue;
