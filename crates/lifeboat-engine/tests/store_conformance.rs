@@ -16,7 +16,10 @@ use lifeboat_engine::store::{LocalStore, MemoryStore, Store, StoreError};
 
 type Make<'a> = &'a dyn Fn() -> Box<dyn Store>;
 
-const CHECKS: [(&str, fn(Make<'_>)); 14] = [
+/// A check and what it is called.
+type Check = (&'static str, fn(Make<'_>));
+
+const CHECKS: [Check; 14] = [
     ("one of many writers wins", one_of_many_writers_wins),
     ("what is written is read", what_is_written_is_read),
     ("what exists stays", what_exists_stays),
