@@ -9,6 +9,7 @@ mod failure;
 mod orchestrator;
 mod program;
 #[path = "../../../lifeboat-s3/tests/support/proxy.rs"]
+#[expect(dead_code, reason = "shared with the tests of the client, which use more of it")]
 mod proxy;
 mod rescue;
 mod restore;
