@@ -15,11 +15,9 @@ use lifeboat_core::repository::layout::Key;
 use lifeboat_engine::store::{LocalStore, MemoryStore, Store, StoreError};
 
 type Make<'a> = &'a dyn Fn() -> Box<dyn Store>;
+type Check = fn(Make<'_>);
 
-/// A check and what it is called.
-type Check = (&'static str, fn(Make<'_>));
-
-const CHECKS: [Check; 14] = [
+const CHECKS: [(&str, Check); 14] = [
     ("one of many writers wins", one_of_many_writers_wins),
     ("what is written is read", what_is_written_is_read),
     ("what exists stays", what_exists_stays),
@@ -38,8 +36,9 @@ const CHECKS: [Check; 14] = [
 
 fn run(make: Make<'_>) {
     for (name, check) in CHECKS {
-        eprintln!("{name}");
+        let begun = std::time::Instant::now();
         check(make);
+        eprintln!("{name}: {:.1} s", begun.elapsed().as_secs_f64());
     }
 }
 

@@ -317,6 +317,21 @@ fn calls_of_many_threads_run_at_the_same_time() {
 }
 
 #[test]
+fn c100_certificates_of_ones_own_are_believed_where_they_are_named() {
+    let (server, place) = (Seaweed::start_tls(), Place::new());
+    let with = |ca_file| Config { ca_file, ..place.config(&server.tls_endpoint(), "secure", "admin") };
+    let bucket = Bucket::create(&with(Some(server.ca_file())), None).unwrap();
+    let mut upload = bucket.upload("over TLS", 0, None);
+    let bytes = pattern(PART_BYTES + 1);
+    upload.write(&bytes).unwrap();
+    upload.finish().unwrap();
+    assert!(bucket.get("over TLS", None, u64::MAX).unwrap() == bytes);
+    // Not by the system: told at once, as trying again does not help.
+    let error = Bucket::connect(&with(None)).expect_err("nobody signed it");
+    assert!(error.kind == Kind::Other && error.reason.contains("certificate"), "{error}");
+}
+
+#[test]
 fn c100_a_server_that_is_not_there_is_told_soon() {
     let place = Place::new();
     let port = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();

@@ -22,13 +22,14 @@ pub(crate) const READER_SECRET: &str = "another-secret-of-the-tests";
 /// How long the server may take to answer. Generous: it only ends tests that would hang for ever.
 const DEADLINE: Duration = Duration::from_secs(90);
 
-/// Ports of one server: four services with two each, and one that cannot be switched off.
-const PORTS: usize = 10;
+/// Ports of one server: four services with two each, one more that cannot be switched off, and TLS.
+const PORTS: usize = 11;
 
 /// A running server.
 pub(crate) struct Seaweed {
     child: Child,
     port: u16,
+    tls_port: u16,
     directory: PathBuf,
     _place: tempfile::TempDir,
 }
@@ -36,18 +37,27 @@ pub(crate) struct Seaweed {
 impl Seaweed {
     /// Starts a server and waits until it answers.
     pub(crate) fn start() -> Self {
+        Self::start_with(false)
+    }
+
+    /// The same, also with TLS, by a certificate of an authority of its own.
+    pub(crate) fn start_tls() -> Self {
+        Self::start_with(true)
+    }
+
+    fn start_with(tls: bool) -> Self {
         let program = setting("LIFEBOAT_TEST_WEED").expect("LIFEBOAT_TEST_WEED is not set: run scripts/setup test");
         assert!(Path::new(&program).is_file(), "SeaweedFS is not at {program}: run scripts/setup test");
         // Between the choice of a port and its use, somebody else may take it.
         for _ in 0..5 {
-            if let Some(server) = Self::try_start(&program) {
+            if let Some(server) = Self::try_start(&program, tls) {
                 return server;
             }
         }
         panic!("SeaweedFS did not start on any of five sets of ports");
     }
 
-    fn try_start(program: &str) -> Option<Self> {
+    fn try_start(program: &str, tls: bool) -> Option<Self> {
         let place = tempfile::Builder::new().prefix("lb-weed-").tempdir().expect("can make a temporary directory");
         let directory = place.path().to_owned();
         let data = directory.join("data");
@@ -70,11 +80,17 @@ impl Seaweed {
         for (name, pair) in names.iter().zip(ports.chunks(2)) {
             command.arg(format!("-{name}.port={}", pair[0])).arg(format!("-{name}.port.grpc={}", pair[1]));
         }
+        if tls {
+            make_certificates(&directory);
+            command.arg(format!("-s3.port.https={}", ports[10]));
+            command.arg(format!("-s3.cert.file={}", directory.join("cert.pem").display()));
+            command.arg(format!("-s3.key.file={}", directory.join("key.pem").display()));
+        }
         let log = File::create(directory.join("log")).expect("own directory");
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("own file")).stderr(log);
         command.env_clear().env("HOME", &directory).env("WEED_S3_SSE_KEY", "a-key-of-the-tests").current_dir(&directory);
         let child = command.spawn().expect("SeaweedFS can be run");
-        let mut server = Self { child, port: ports[0], directory, _place: place };
+        let mut server = Self { child, port: ports[0], tls_port: ports[10], directory, _place: place };
         let begun = Instant::now();
         while !server.is_healthy() {
             if server.child.try_wait().expect("own child").is_some() {
@@ -89,6 +105,16 @@ impl Seaweed {
     /// `http://127.0.0.1:PORT`
     pub(crate) fn endpoint(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// `https://127.0.0.1:PORT` of one with TLS.
+    pub(crate) fn tls_endpoint(&self) -> String {
+        format!("https://127.0.0.1:{}", self.tls_port)
+    }
+
+    /// The authority that signed its certificate.
+    pub(crate) fn ca_file(&self) -> PathBuf {
+        self.directory.join("ca.pem")
     }
 
     /// The port of its S3 service.
@@ -116,6 +142,20 @@ impl Drop for Seaweed {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// An authority, and a certificate by it for loopback.
+fn make_certificates(directory: &Path) {
+    let openssl = |arguments: &str| {
+        let output = Command::new("openssl").args(arguments.split(' ')).current_dir(directory).output();
+        let output = output.expect("openssl can be run: run scripts/setup test");
+        assert!(output.status.success(), "{arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    fs::write(directory.join("names"), "subjectAltName=IP:127.0.0.1\n").expect("own directory");
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
+    openssl(&format!("req -x509 {key} -keyout ca.key -out ca.pem -days 2 -subj /CN=tests"));
+    openssl(&format!("req {key} -keyout key.pem -out request.pem -subj /CN=localhost"));
+    openssl("x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -out cert.pem -days 2 -extfile names");
 }
 
 /// Ports that nobody listens on now.
