@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Calls archive_command and restore_command as PostgreSQL does: one `sh -c` after the other, in the data directory.
 
-A program of its own, which becomes the server's user (whose reach this interpreter may not be in) and prints what it measured as JSON. It adopts what the commands leave behind
-themselves (asynchronous pushers, prefetchers), so that their CPU time is counted. Reads its task as JSON: `operation` (archive or
-restore), `data`, `command`, `names`, and `keep`: whether restored files stay; `user`: null, or the ids to become.
+A program of its own, which becomes the server's user (whose reach this interpreter may not be in) and prints what it measured as JSON.
+It adopts what the commands leave behind themselves (asynchronous pushers, prefetchers), so that their CPU time is counted. Reads its task
+as JSON: `operation` (archive or restore), `data`, `command`, `names`; `keep`: whether restored files stay; `user`: null, or the ids to
+become.
 """
 
 import ctypes

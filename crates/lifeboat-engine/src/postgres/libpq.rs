@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 use pq_sys::{ConnStatusType, ExecStatusType, PGVerbosity, PostgresPollingStatusType};
 
+use super::loaded;
+
 /// One option of a connection string as libpq parsed it.
 pub(super) struct ConnInfoOption {
     pub(super) keyword: String,
@@ -60,19 +62,20 @@ fn take_options(raw: *mut pq_sys::_PQconninfoOption) -> Vec<ConnInfoOption> {
         at = unsafe { at.add(1) };
     }
     // SAFETY: `raw` came from libpq and is freed once; everything was copied out of it.
-    unsafe { pq_sys::PQconninfoFree(raw) };
+    unsafe { loaded::PQconninfoFree(raw) };
     options
 }
 
 /// The options that a connection string or URI sets, no defaults; or libpq's words on what is wrong with it.
 pub(super) fn parse_conninfo(conninfo: &CStr) -> Result<Vec<ConnInfoOption>, String> {
+    loaded::load()?;
     let mut message: *mut c_char = ptr::null_mut();
     // SAFETY: the string is NUL-terminated and `message` is a valid place for a pointer.
-    let options = unsafe { pq_sys::PQconninfoParse(conninfo.as_ptr(), &raw mut message) };
+    let options = unsafe { loaded::PQconninfoParse(conninfo.as_ptr(), &raw mut message) };
     if options.is_null() {
         let reason = if message.is_null() { "out of memory".to_owned() } else { text(message) };
         // SAFETY: libpq asks that the message be freed with PQfreemem, which accepts null.
-        unsafe { pq_sys::PQfreemem(message.cast()) };
+        unsafe { loaded::PQfreemem(message.cast()) };
         return Err(reason);
     }
     Ok(take_options(options))
@@ -80,8 +83,12 @@ pub(super) fn parse_conninfo(conninfo: &CStr) -> Result<Vec<ConnInfoOption>, Str
 
 /// What libpq would use where nothing is said: `PG*` variables, a service file that they name, compiled defaults.
 pub(super) fn default_options() -> Vec<ConnInfoOption> {
+    // Whoever connects hears that it cannot be loaded.
+    if loaded::load().is_err() {
+        return Vec::new();
+    }
     // SAFETY: no arguments; null on lack of memory, which `take_options` reads as "none".
-    take_options(unsafe { pq_sys::PQconndefaults() })
+    take_options(unsafe { loaded::PQconndefaults() })
 }
 
 /// A message that the server sent beside results.
@@ -112,7 +119,7 @@ unsafe extern "C" fn receive_notice(log: *mut c_void, result: *const pq_sys::PGr
     let log = unsafe { &*log.cast::<Mutex<NoticeLog>>() };
     let field = |code: u8| {
         // SAFETY: libpq passes a valid result for the duration of this call, and any field code may be asked.
-        one_line(&text(unsafe { pq_sys::PQresultErrorField(result, c_int::from(code)) }))
+        one_line(&text(unsafe { loaded::PQresultErrorField(result, c_int::from(code)) }))
     };
     let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
     if log.kept.len() >= NOTICES_MAX {
@@ -160,14 +167,19 @@ pub(super) struct Conn {
 unsafe impl Send for Conn {}
 
 impl Conn {
+    fn load() -> Result<(), ConnectFailure> {
+        loaded::load().map_err(|message| ConnectFailure { message, needs_password: false, timed_out: false })
+    }
+
     /// Begins to connect; for a socket that never blocks nothing was sent yet.
     fn start(params: &[(CString, CString)]) -> Result<Self, ConnectFailure> {
+        Self::load()?;
         let mut keywords: Vec<*const c_char> = params.iter().map(|(keyword, _)| keyword.as_ptr()).collect();
         let mut values: Vec<*const c_char> = params.iter().map(|(_, value)| value.as_ptr()).collect();
         keywords.push(ptr::null());
         values.push(ptr::null());
         // SAFETY: both arrays hold NUL-terminated strings that outlive the call and end with null.
-        let raw = unsafe { pq_sys::PQconnectStartParams(keywords.as_ptr(), values.as_ptr(), 0) };
+        let raw = unsafe { loaded::PQconnectStartParams(keywords.as_ptr(), values.as_ptr(), 0) };
         Self::adopt(raw)
     }
 
@@ -181,7 +193,7 @@ impl Conn {
         let log = Arc::as_ptr(&notices).cast_mut().cast::<c_void>();
         // SAFETY: the connection is live; `log` lives as long as it, because both are fields of `Conn`
         // and `Drop` ends the connection first.
-        unsafe { pq_sys::PQsetNoticeReceiver(raw.as_ptr(), Some(receive_notice), log) };
+        unsafe { loaded::PQsetNoticeReceiver(raw.as_ptr(), Some(receive_notice), log) };
         Ok(Self { raw, notices })
     }
 
@@ -193,9 +205,9 @@ impl Conn {
     pub(super) fn connect(params: &[(CString, CString)], timeout: Duration) -> Result<Self, ConnectFailure> {
         let conn = Self::start(params)?;
         // SAFETY: the connection is live.
-        unsafe { pq_sys::PQsetErrorVerbosity(conn.as_ptr(), PGVerbosity::PQERRORS_VERBOSE) };
+        unsafe { loaded::PQsetErrorVerbosity(conn.as_ptr(), PGVerbosity::PQERRORS_VERBOSE) };
         // SAFETY: the connection is live; the returned array is taken over by `take_options`.
-        let effective = take_options(unsafe { pq_sys::PQconninfo(conn.as_ptr()) });
+        let effective = take_options(unsafe { loaded::PQconninfo(conn.as_ptr()) });
         let timeout = match effective.iter().find(|option| option.keyword == "connect_timeout") {
             // 0 and less mean "no limit" to libpq, and it never waits less than 2 s.
             Some(option) => match option.value.trim().parse::<i64>() {
@@ -236,7 +248,7 @@ impl Conn {
                 }
             }
             // SAFETY: the connection is live and was started without blocking.
-            wait = unsafe { pq_sys::PQconnectPoll(conn.as_ptr()) };
+            wait = unsafe { loaded::PQconnectPoll(conn.as_ptr()) };
             let now_at = conn.endpoint();
             if now_at != candidate {
                 candidate = now_at;
@@ -251,18 +263,19 @@ impl Conn {
 
     /// Connects as psql does, inside libpq, which then moves on by itself from a host that does not answer to the next.
     pub(super) fn connect_blocking(params: &[(CString, CString)]) -> Result<Self, ConnectFailure> {
+        Self::load()?;
         let mut keywords: Vec<*const c_char> = params.iter().map(|(keyword, _)| keyword.as_ptr()).collect();
         let mut values: Vec<*const c_char> = params.iter().map(|(_, value)| value.as_ptr()).collect();
         keywords.push(ptr::null());
         values.push(ptr::null());
         // SAFETY: both arrays hold NUL-terminated strings that outlive the call and end with null.
-        let conn = Self::adopt(unsafe { pq_sys::PQconnectdbParams(keywords.as_ptr(), values.as_ptr(), 0) })?;
+        let conn = Self::adopt(unsafe { loaded::PQconnectdbParams(keywords.as_ptr(), values.as_ptr(), 0) })?;
         if conn.is_usable() { Ok(conn) } else { Err(conn.connect_failure()) }
     }
 
     fn connect_failure(&self) -> ConnectFailure {
         // SAFETY: the connection is live, also when it failed.
-        let needs_password = unsafe { pq_sys::PQconnectionNeedsPassword(self.as_ptr()) } == 1;
+        let needs_password = unsafe { loaded::PQconnectionNeedsPassword(self.as_ptr()) } == 1;
         ConnectFailure { message: self.error_message(), needs_password, timed_out: false }
     }
 
@@ -274,13 +287,13 @@ impl Conn {
     pub(super) fn is_usable(&self) -> bool {
         // SAFETY: the connection is live. libpq returns only values that its headers name; those of a newer
         // libpq than our bindings belong to functions that we do not call.
-        unsafe { pq_sys::PQstatus(self.as_ptr()) != ConnStatusType::CONNECTION_BAD }
+        unsafe { loaded::PQstatus(self.as_ptr()) != ConnStatusType::CONNECTION_BAD }
     }
 
     /// What went wrong last, as libpq words it (several lines).
     pub(super) fn error_message(&self) -> String {
         // SAFETY: the connection is live; the text is copied at once.
-        text(unsafe { pq_sys::PQerrorMessage(self.as_ptr()) })
+        text(unsafe { loaded::PQerrorMessage(self.as_ptr()) })
     }
 
     /// `"host", port n` of the host being tried or connected to.
@@ -291,44 +304,44 @@ impl Conn {
     /// Host name, address or directory of the socket.
     pub(super) fn host(&self) -> String {
         // SAFETY: the connection is live; the text is copied at once.
-        text(unsafe { pq_sys::PQhost(self.as_ptr()) })
+        text(unsafe { loaded::PQhost(self.as_ptr()) })
     }
 
     /// The address that was connected to; empty for a Unix socket.
     pub(super) fn host_address(&self) -> String {
         // SAFETY: the connection is live; the text is copied at once.
-        text(unsafe { pq_sys::PQhostaddr(self.as_ptr()) })
+        text(unsafe { loaded::PQhostaddr(self.as_ptr()) })
     }
 
     /// Port, as text.
     pub(super) fn port(&self) -> String {
         // SAFETY: the connection is live; the text is copied at once.
-        text(unsafe { pq_sys::PQport(self.as_ptr()) })
+        text(unsafe { loaded::PQport(self.as_ptr()) })
     }
 
     /// Database; of a physical replication connection what was asked for, which means nothing.
     pub(super) fn database(&self) -> String {
         // SAFETY: the connection is live; the text is copied at once.
-        text(unsafe { pq_sys::PQdb(self.as_ptr()) })
+        text(unsafe { loaded::PQdb(self.as_ptr()) })
     }
 
     /// User.
     pub(super) fn user(&self) -> String {
         // SAFETY: the connection is live; the text is copied at once.
-        text(unsafe { pq_sys::PQuser(self.as_ptr()) })
+        text(unsafe { loaded::PQuser(self.as_ptr()) })
     }
 
     /// The server's version as `PQserverVersion` gives it: 150018 for 15.18.
     pub(super) fn server_version(&self) -> u32 {
         // SAFETY: the connection is live. 0 where it is broken.
-        let version = unsafe { pq_sys::PQserverVersion(self.as_ptr()) };
+        let version = unsafe { loaded::PQserverVersion(self.as_ptr()) };
         u32::try_from(version).unwrap_or(0)
     }
 
     /// The process id that the other end gave at login; a pooler makes one up.
     pub(super) fn backend_pid(&self) -> i32 {
         // SAFETY: the connection is live.
-        unsafe { pq_sys::PQbackendPID(self.as_ptr()) }
+        unsafe { loaded::PQbackendPID(self.as_ptr()) }
     }
 
     /// The notices since the last call, and how many more there were than are kept.
@@ -340,7 +353,7 @@ impl Conn {
     /// Runs a command with the simple protocol and returns the last of its results; `None` on lack of memory or a broken connection.
     pub(super) fn exec(&self, sql: &CStr) -> Option<ResultSet> {
         // SAFETY: the connection is live and the text NUL-terminated.
-        ResultSet::adopt(unsafe { pq_sys::PQexec(self.as_ptr(), sql.as_ptr()) })
+        ResultSet::adopt(unsafe { loaded::PQexec(self.as_ptr(), sql.as_ptr()) })
     }
 
     /// Runs one statement with text parameters.
@@ -349,7 +362,7 @@ impl Conn {
         // SAFETY: `values` holds `count` pointers, each null or NUL-terminated text that outlives the call;
         // null types, lengths and formats mean "infer" and "text".
         ResultSet::adopt(unsafe {
-            pq_sys::PQexecParams(self.as_ptr(), sql.as_ptr(), count, ptr::null(), values.as_ptr(), ptr::null(), ptr::null(), 0)
+            loaded::PQexecParams(self.as_ptr(), sql.as_ptr(), count, ptr::null(), values.as_ptr(), ptr::null(), ptr::null(), 0)
         })
     }
 
@@ -358,29 +371,29 @@ impl Conn {
         let Some((count, values)) = param_values(params) else { return false };
         // SAFETY: as in `exec_params`; libpq copies the parameters into its buffer before it returns.
         let sent = unsafe {
-            pq_sys::PQsendQueryParams(self.as_ptr(), sql.as_ptr(), count, ptr::null(), values.as_ptr(), ptr::null(), ptr::null(), 0)
+            loaded::PQsendQueryParams(self.as_ptr(), sql.as_ptr(), count, ptr::null(), values.as_ptr(), ptr::null(), ptr::null(), 0)
         };
         // SAFETY: the connection is live; this is the one moment at which libpq allows the call.
-        sent == 1 && unsafe { pq_sys::PQsetSingleRowMode(self.as_ptr()) } == 1
+        sent == 1 && unsafe { loaded::PQsetSingleRowMode(self.as_ptr()) } == 1
     }
 
     /// Sends a command with the simple protocol. False: see [`Conn::error_message`].
     pub(super) fn send(&self, sql: &CStr) -> bool {
         // SAFETY: the connection is live and the text NUL-terminated.
-        unsafe { pq_sys::PQsendQuery(self.as_ptr(), sql.as_ptr()) == 1 }
+        unsafe { loaded::PQsendQuery(self.as_ptr(), sql.as_ptr()) == 1 }
     }
 
     /// Waits for the next result of what was sent; `None` when there is no more.
     pub(super) fn next_result(&self) -> Option<ResultSet> {
         // SAFETY: the connection is live.
-        ResultSet::adopt(unsafe { pq_sys::PQgetResult(self.as_ptr()) })
+        ResultSet::adopt(unsafe { loaded::PQgetResult(self.as_ptr()) })
     }
 
     /// Waits for the next message of a COPY from the server.
     pub(super) fn copy_data(&self, wait: bool) -> CopyStep {
         let mut buffer: *mut c_char = ptr::null_mut();
         // SAFETY: the connection is live and `buffer` a valid place for a pointer.
-        let length = unsafe { pq_sys::PQgetCopyData(self.as_ptr(), &raw mut buffer, c_int::from(!wait)) };
+        let length = unsafe { loaded::PQgetCopyData(self.as_ptr(), &raw mut buffer, c_int::from(!wait)) };
         match (usize::try_from(length), NonNull::new(buffer.cast::<u8>())) {
             (Ok(0), _) => CopyStep::WouldBlock,
             (Ok(length), Some(start)) => CopyStep::Data(CopyData { start, length }),
@@ -392,24 +405,24 @@ impl Conn {
     /// Takes in what the socket holds. False: see [`Conn::error_message`].
     pub(super) fn consume_input(&self) -> bool {
         // SAFETY: the connection is live.
-        unsafe { pq_sys::PQconsumeInput(self.as_ptr()) == 1 }
+        unsafe { loaded::PQconsumeInput(self.as_ptr()) == 1 }
     }
 
     /// Sends one message of a COPY to the server and pushes it out. False: see [`Conn::error_message`].
     pub(super) fn put_copy_data(&self, bytes: &[u8]) -> bool {
         let Ok(length) = c_int::try_from(bytes.len()) else { return false };
         // SAFETY: the connection is live; the bytes are copied before the call returns.
-        let put = unsafe { pq_sys::PQputCopyData(self.as_ptr(), bytes.as_ptr().cast(), length) };
+        let put = unsafe { loaded::PQputCopyData(self.as_ptr(), bytes.as_ptr().cast(), length) };
         // SAFETY: the connection is live. It blocks (we never make it nonblocking), so 0 means all is sent.
-        put == 1 && unsafe { pq_sys::PQflush(self.as_ptr()) } == 0
+        put == 1 && unsafe { loaded::PQflush(self.as_ptr()) } == 0
     }
 
     /// Ends our side of a COPY. False: see [`Conn::error_message`].
     pub(super) fn put_copy_end(&self) -> bool {
         // SAFETY: the connection is live; a null message ends the copy without an error.
-        let ended = unsafe { pq_sys::PQputCopyEnd(self.as_ptr(), ptr::null()) };
+        let ended = unsafe { loaded::PQputCopyEnd(self.as_ptr(), ptr::null()) };
         // SAFETY: as in `put_copy_data`.
-        ended == 1 && unsafe { pq_sys::PQflush(self.as_ptr()) } == 0
+        ended == 1 && unsafe { loaded::PQflush(self.as_ptr()) } == 0
     }
 
     /// Waits until the socket can be read; false when the time is over.
@@ -429,7 +442,7 @@ impl Conn {
     fn wait(&self, events: c_short, other: Option<BorrowedFd<'_>>, timeout: Option<Duration>) -> io::Result<bool> {
         let deadline = timeout.map(|timeout| Instant::now() + timeout);
         // SAFETY: the connection is live. -1 where it has no socket.
-        let fd = unsafe { pq_sys::PQsocket(self.as_ptr()) };
+        let fd = unsafe { loaded::PQsocket(self.as_ptr()) };
         if fd < 0 {
             return Err(io::ErrorKind::NotConnected.into());
         }
@@ -461,7 +474,7 @@ impl Conn {
     /// A second descriptor of the socket.
     pub(super) fn duplicate_socket(&self) -> io::Result<OwnedFd> {
         // SAFETY: the connection is live. -1 where it has no socket.
-        let fd = unsafe { pq_sys::PQsocket(self.as_ptr()) };
+        let fd = unsafe { loaded::PQsocket(self.as_ptr()) };
         if fd < 0 {
             return Err(io::ErrorKind::NotConnected.into());
         }
@@ -472,14 +485,14 @@ impl Conn {
     /// What another thread needs to ask the server to stop the running statement.
     pub(super) fn cancel_handle(&self) -> Option<CancelHandle> {
         // SAFETY: the connection is live; null on failure.
-        NonNull::new(unsafe { pq_sys::PQgetCancel(self.as_ptr()) }).map(CancelHandle)
+        NonNull::new(unsafe { loaded::PQgetCancel(self.as_ptr()) }).map(CancelHandle)
     }
 }
 
 impl Drop for Conn {
     fn drop(&mut self) {
         // SAFETY: the connection is live and never used again; the notice log, dropped after this, is still there.
-        unsafe { pq_sys::PQfinish(self.as_ptr()) };
+        unsafe { loaded::PQfinish(self.as_ptr()) };
     }
 }
 
@@ -521,14 +534,14 @@ impl CancelHandle {
     pub(super) fn cancel(&self) -> bool {
         let mut message: [c_char; 256] = [0; 256];
         // SAFETY: the handle is live and the buffer has the size that is said (256, libpq's recommendation).
-        unsafe { pq_sys::PQcancel(self.0.as_ptr(), message.as_mut_ptr(), 256) == 1 }
+        unsafe { loaded::PQcancel(self.0.as_ptr(), message.as_mut_ptr(), 256) == 1 }
     }
 }
 
 impl Drop for CancelHandle {
     fn drop(&mut self) {
         // SAFETY: live, and never used again.
-        unsafe { pq_sys::PQfreeCancel(self.0.as_ptr()) };
+        unsafe { loaded::PQfreeCancel(self.0.as_ptr()) };
     }
 }
 
@@ -565,7 +578,7 @@ impl Deref for CopyData {
 impl Drop for CopyData {
     fn drop(&mut self) {
         // SAFETY: allocated by libpq for us, freed once.
-        unsafe { pq_sys::PQfreemem(self.start.as_ptr().cast()) };
+        unsafe { loaded::PQfreemem(self.start.as_ptr().cast()) };
     }
 }
 
@@ -603,7 +616,7 @@ impl ResultSet {
 
     pub(super) fn kind(&self) -> ResultKind {
         // SAFETY: the result is live. As for PQstatus: newer values belong to functions that we do not call.
-        match unsafe { pq_sys::PQresultStatus(self.0.as_ptr()) } {
+        match unsafe { loaded::PQresultStatus(self.0.as_ptr()) } {
             ExecStatusType::PGRES_COMMAND_OK | ExecStatusType::PGRES_EMPTY_QUERY => ResultKind::Command,
             ExecStatusType::PGRES_TUPLES_OK => ResultKind::Rows,
             ExecStatusType::PGRES_SINGLE_TUPLE => ResultKind::SingleRow,
@@ -616,19 +629,19 @@ impl ResultSet {
 
     pub(super) fn rows(&self) -> usize {
         // SAFETY: the result is live.
-        usize::try_from(unsafe { pq_sys::PQntuples(self.0.as_ptr()) }).unwrap_or(0)
+        usize::try_from(unsafe { loaded::PQntuples(self.0.as_ptr()) }).unwrap_or(0)
     }
 
     pub(super) fn columns(&self) -> usize {
         // SAFETY: the result is live.
-        usize::try_from(unsafe { pq_sys::PQnfields(self.0.as_ptr()) }).unwrap_or(0)
+        usize::try_from(unsafe { loaded::PQnfields(self.0.as_ptr()) }).unwrap_or(0)
     }
 
     /// The name of a column; empty where there is no such column.
     pub(super) fn column_name(&self, column: usize) -> String {
         let Ok(column) = c_int::try_from(column) else { return String::new() };
         // SAFETY: the result is live; null for a column that does not exist.
-        text(unsafe { pq_sys::PQfname(self.0.as_ptr(), column) })
+        text(unsafe { loaded::PQfname(self.0.as_ptr(), column) })
     }
 
     /// The value at a place; `None` for NULL and for a place that does not exist.
@@ -638,13 +651,13 @@ impl ResultSet {
         }
         let (row, column) = (c_int::try_from(row).ok()?, c_int::try_from(column).ok()?);
         // SAFETY: the result is live and the place exists.
-        if unsafe { pq_sys::PQgetisnull(self.0.as_ptr(), row, column) } == 1 {
+        if unsafe { loaded::PQgetisnull(self.0.as_ptr(), row, column) } == 1 {
             return None;
         }
         // SAFETY: as above.
-        let length = usize::try_from(unsafe { pq_sys::PQgetlength(self.0.as_ptr(), row, column) }).ok()?;
+        let length = usize::try_from(unsafe { loaded::PQgetlength(self.0.as_ptr(), row, column) }).ok()?;
         // SAFETY: as above.
-        let start = NonNull::new(unsafe { pq_sys::PQgetvalue(self.0.as_ptr(), row, column) })?;
+        let start = NonNull::new(unsafe { loaded::PQgetvalue(self.0.as_ptr(), row, column) })?;
         // SAFETY: libpq keeps `length` bytes at `start` as long as the result lives, and the slice borrows it.
         Some(unsafe { std::slice::from_raw_parts(start.as_ptr().cast(), length) })
     }
@@ -652,7 +665,7 @@ impl ResultSet {
     /// A field of the error in this result; `None` where it has none.
     pub(super) fn error_field(&self, code: u8) -> Option<String> {
         // SAFETY: the result is live and any field code may be asked.
-        let field = unsafe { pq_sys::PQresultErrorField(self.0.as_ptr(), c_int::from(code)) };
+        let field = unsafe { loaded::PQresultErrorField(self.0.as_ptr(), c_int::from(code)) };
         (!field.is_null()).then(|| text(field))
     }
 }
@@ -660,6 +673,6 @@ impl ResultSet {
 impl Drop for ResultSet {
     fn drop(&mut self) {
         // SAFETY: live, and never used again.
-        unsafe { pq_sys::PQclear(self.0.as_ptr()) };
+        unsafe { loaded::PQclear(self.0.as_ptr()) };
     }
 }

@@ -13,6 +13,7 @@ mod connection;
 mod dsn;
 mod facts;
 mod libpq;
+mod loaded;
 mod replication;
 mod tar_stream;
 pub mod wal_facts;

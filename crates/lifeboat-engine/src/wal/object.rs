@@ -234,20 +234,9 @@ impl<'a> WalWriter<'a> {
         if let Some(put) = self.compare(file, digest)? {
             return Ok(put);
         }
-        let Cluster { system_id, segment_size } = self.cluster;
-        let name = || file.file_name(segment_size);
-        let key = file.key(system_id, segment_size);
-        let predicate_value = serde_json::to_value(predicate).expect("a predicate has text keys only");
-        let statement = Statement::new(&file.subject(system_id, segment_size), digest.0, WAL_PREDICATE_TYPE, predicate_value);
-        let bundle = self.signer.sign_statement(&statement.to_bytes())?;
-        let bundle = serde_json::from_str(&bundle).map_err(|e| SignError::Signer(format!("its bundle is no JSON: {e}")))?;
-        let (sealing, wrapped) = self.sealing()?;
-
-        let mut out = StoreWrite { writer: self.repository.store().writer_for(&key, predicate.bytes)?, failed: None };
-        let mut context = digest::Context::new(&digest::SHA256);
-        let mut copied = 0u64;
-        let seal = || -> io::Result<Option<u64>> {
-            let mut sealer = ObjectSealer::signed(&mut out, key.as_str(), &sealing, wrapped, Some(bundle), self.level)?;
+        self.create(file, digest, predicate, |sealer| {
+            let mut context = digest::Context::new(&digest::SHA256);
+            let mut copied = 0u64;
             let mut buffer = vec![0; sealed::CONTENT_BYTES];
             loop {
                 let length = match content.read(&mut buffer) {
@@ -258,10 +247,58 @@ impl<'a> WalWriter<'a> {
                 };
                 copied += length as u64;
                 if copied > predicate.bytes {
-                    return Ok(None);
+                    return Ok(false);
                 }
                 context.update(&buffer[..length]);
                 sealer.write_all(&buffer[..length])?;
+            }
+            Ok(copied == predicate.bytes && context.finish().as_ref() == digest.0)
+        })
+    }
+
+    /// Stores a file that [`Self::compare`] did not find, out of memory. `digest` is what the caller made of these very `bytes`: they are not
+    /// hashed again. `go_on` is asked before every part; where it says no, nothing is stored and the error is of kind `TimedOut`.
+    pub(super) fn put_compared(
+        &self,
+        file: WalFile,
+        digest: Sha256,
+        predicate: &WalPredicate,
+        bytes: &[u8],
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Put, WalError> {
+        self.create(file, digest, predicate, |sealer| {
+            for part in bytes.chunks(sealed::CONTENT_BYTES) {
+                if !go_on() {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                sealer.write_all(part)?;
+            }
+            Ok(bytes.len() as u64 == predicate.bytes)
+        })
+    }
+
+    /// Creates the object; `feed` gives its bytes, and says whether they were those that are signed.
+    fn create(
+        &self,
+        file: WalFile,
+        digest: Sha256,
+        predicate: &WalPredicate,
+        feed: impl FnOnce(&mut dyn Write) -> io::Result<bool>,
+    ) -> Result<Put, WalError> {
+        let Cluster { system_id, segment_size } = self.cluster;
+        let name = || file.file_name(segment_size);
+        let key = file.key(system_id, segment_size);
+        let predicate_value = serde_json::to_value(predicate).expect("a predicate has text keys only");
+        let statement = Statement::new(&file.subject(system_id, segment_size), digest.0, WAL_PREDICATE_TYPE, predicate_value);
+        let bundle = self.signer.sign_statement(&statement.to_bytes())?;
+        let bundle = serde_json::from_str(&bundle).map_err(|e| SignError::Signer(format!("its bundle is no JSON: {e}")))?;
+        let (sealing, wrapped) = self.sealing()?;
+
+        let mut out = StoreWrite { writer: self.repository.store().writer_for(&key, predicate.bytes)?, failed: None };
+        let seal = || -> io::Result<Option<u64>> {
+            let mut sealer = ObjectSealer::signed(&mut out, key.as_str(), &sealing, wrapped, Some(bundle), self.level)?;
+            if !feed(&mut sealer)? {
+                return Ok(None);
             }
             Ok(Some(sealer.finish()?.1))
         };
@@ -270,7 +307,7 @@ impl<'a> WalWriter<'a> {
             return Err(error.into());
         }
         let stored = sealed.map_err(|source| WalError::File { action: "read", path: name(), source })?;
-        let Some(stored) = stored.filter(|_| copied == predicate.bytes && context.finish().as_ref() == digest.0) else {
+        let Some(stored) = stored else {
             return Err(WalError::Changed { file: name() });
         };
         match out.writer.commit(&key) {
@@ -532,6 +569,24 @@ mod tests {
             assert!(matches!(put, Err(WalError::Changed { .. })), "{put:?}");
             assert!(place.reader().head(file(3)).unwrap_err().is_absence());
         }
+    }
+
+    #[test]
+    fn what_was_compared_is_stored_out_of_memory_or_not_at_all() {
+        let place = Place::new();
+        let plain: Vec<u8> = (0..700_000).map(|at| (at / 3) as u8).collect();
+        let put = |bytes: &[u8], parts| {
+            let left = std::cell::Cell::new(parts);
+            place.writer().put_compared(file(3), sha256(&plain), &predicate(700_000), bytes, &|| left.replace(left.get() - 1) > 0)
+        };
+        let given_up = put(&plain, 2);
+        assert!(matches!(&given_up, Err(WalError::File { source, .. }) if source.kind() == io::ErrorKind::TimedOut), "{given_up:?}");
+        assert!(matches!(put(&plain[1..], 9), Err(WalError::Changed { .. })));
+        assert!(place.reader().head(file(3)).unwrap_err().is_absence());
+        assert!(matches!(put(&plain, 9).unwrap(), Put::Created(_)));
+        assert_eq!(place.reader().read_bytes(file(3), 700_000).unwrap(), plain);
+        // Somebody was faster.
+        assert_eq!(put(&plain, 9).unwrap(), Put::Same);
     }
 
     #[test]

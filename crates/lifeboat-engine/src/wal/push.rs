@@ -38,6 +38,13 @@ use spool::Spool;
 /// What is read at once.
 const READ_BYTES: usize = 256 << 10;
 
+/// How many bytes of segments are kept between reading them to sign them and storing them, at most: what goes beyond is read twice.
+const KEPT_BYTES: u64 = 128 << 20;
+
+/// Files at once for each processor, and at least: each of them waits for the store as long as it computes.
+const FILES_PER_WORKER: usize = 2;
+const MIN_FILES: usize = 4;
+
 /// How long after the asked file is stored others are still begun: PostgreSQL waits, and asks for them anyway.
 const BEGIN_FOR: Duration = Duration::from_secs(5);
 
@@ -401,7 +408,16 @@ struct Examined {
     predicate: WalPredicate,
     /// If a later change of the file would show.
     mark: Option<Mark>,
+    /// All its bytes were kept.
+    is_kept: bool,
     warning: Option<String>,
+}
+
+/// The bytes of the file that a thread is at.
+struct Kept {
+    /// There is room for all of a segment.
+    keeps: bool,
+    bytes: Vec<u8>,
 }
 
 struct Push<'a> {
@@ -419,10 +435,13 @@ impl Push<'_> {
     /// Pushes a batch; what was not begun has no result.
     fn all(&self, batch: &[WalFile]) -> HashMap<usize, Result<Done, PushError>> {
         let results = Mutex::new(HashMap::new());
-        let work = || {
+        let segment_bytes = self.asked.cluster.segment_size.bytes();
+        let work = |keeps: bool| {
+            // One for all files of a thread: the kernel clears every page of a new one.
+            let mut kept = Kept { keeps, bytes: Vec::new() };
             while let Some(turn) = self.turns.next() {
                 let index = turn.index;
-                let result = self.one(batch[index], turn);
+                let result = self.one(batch[index], turn, &mut kept);
                 if index == 0 {
                     self.turns.asked_ended(result.is_ok());
                 }
@@ -430,15 +449,16 @@ impl Push<'_> {
             }
         };
         thread::scope(|scope| {
-            for _ in 1..self.options.workers.min(batch.len()) {
-                scope.spawn(work);
+            let threads = (self.options.workers * FILES_PER_WORKER).max(MIN_FILES);
+            for number in 1..threads.min(batch.len()) as u64 {
+                scope.spawn(move || work((number + 1).saturating_mul(segment_bytes) <= KEPT_BYTES));
             }
-            work();
+            work(segment_bytes <= KEPT_BYTES);
         });
         results.into_inner().expect("no panic while held")
     }
 
-    fn one(&self, file: WalFile, mut turn: Turn<'_>) -> Result<Done, PushError> {
+    fn one(&self, file: WalFile, mut turn: Turn<'_>, kept: &mut Kept) -> Result<Done, PushError> {
         let name = file.file_name(self.asked.cluster.segment_size);
         let path = self.asked.directory.join(&name);
         let is_ahead = turn.index > 0;
@@ -451,7 +471,7 @@ impl Push<'_> {
             }
             Err(error) => return Err(file_error("read", &path, error)),
         };
-        let examined = self.examine(file, &name, &path, &input)?;
+        let examined = self.examine(file, &name, &path, &input, kept)?;
         if let Some(magic) = examined.predicate.page_magic {
             self.claim(magic)?;
         } else if let Some(known) = super::cluster(self.repository, self.asked.cluster.system_id)?
@@ -467,9 +487,15 @@ impl Push<'_> {
         let outcome = match there {
             Some(_) => Outcome::Same,
             None => {
-                let mut content = File::open(&path).map_err(|e| file_error("read", &path, e))?;
-                let mut content = GivenUp { turns: is_ahead.then_some(&self.turns), content: &mut content };
-                match self.writer.put(file, examined.digest, &examined.predicate, &mut content) {
+                let (digest, predicate) = (examined.digest, &examined.predicate);
+                let put = if examined.is_kept {
+                    self.writer.put_compared(file, digest, predicate, &kept.bytes, &|| !(is_ahead && self.turns.is_over()))
+                } else {
+                    let mut content = File::open(&path).map_err(|e| file_error("read", &path, e))?;
+                    let mut content = GivenUp { turns: is_ahead.then_some(&self.turns), content: &mut content };
+                    self.writer.put(file, digest, predicate, &mut content)
+                };
+                match put {
                     Ok(Put::Created(_)) => Outcome::Stored,
                     Ok(Put::Same) => Outcome::Same,
                     Err(error) => {
@@ -499,8 +525,8 @@ impl Push<'_> {
         Ok(())
     }
 
-    /// Reads a file once: is it what its name says (c052, c053), and what is in it.
-    fn examine(&self, file: WalFile, name: &str, path: &Path, mut input: &File) -> Result<Examined, PushError> {
+    /// Reads a file once: is it what its name says (c052, c053), and what is in it. Its bytes stay in `kept`, if there is room.
+    fn examine(&self, file: WalFile, name: &str, path: &Path, mut input: &File, kept: &mut Kept) -> Result<Examined, PushError> {
         let failed = |error| file_error("read", path, error);
         let segment_size = self.asked.cluster.segment_size;
         let meta = input.metadata().map_err(failed)?;
@@ -521,7 +547,8 @@ impl Push<'_> {
                 _ => WalPredicate::new(bytes.len() as u64, segment_size),
             };
             let mark = identity.map(|identity| Mark { sha256: digest, identity });
-            return Ok(Examined { digest, predicate, mark, warning: None });
+            kept.bytes = bytes;
+            return Ok(Examined { digest, predicate, mark, is_kept: true, warning: None });
         };
 
         let length = |found| PushError::Length { file: name.to_owned(), found, expected: segment_size.bytes() };
@@ -531,10 +558,14 @@ impl Push<'_> {
         let wrong = |source| PushError::Segment { file: name.to_owned(), source };
         let mut context = digest::Context::new(&digest::SHA256);
         let mut summarizer = Summarizer::new(segment, segment_size);
-        let mut buffer = vec![0; READ_BYTES];
+        let is_kept = kept.keeps;
+        let room = if is_kept { segment_size.bytes() as usize } else { READ_BYTES };
+        kept.bytes.resize(room, 0);
         let (mut at, mut page_magic) = (0u64, None);
         while at < segment_size.bytes() {
-            let part = match input.read(&mut buffer) {
+            let from = if is_kept { at as usize } else { 0 };
+            let buffer = &mut kept.bytes[from..room.min(from + READ_BYTES)];
+            let part = match input.read(buffer) {
                 Ok(0) => return Err(length(at)),
                 Ok(part) => &buffer[..part],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -553,7 +584,7 @@ impl Push<'_> {
         let digest = Sha256(context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes"));
         let predicate = WalPredicate { page_magic, summary, ..WalPredicate::new(at, segment_size) };
         let mark = identity.map(|identity| Mark { sha256: digest, identity });
-        Ok(Examined { digest, predicate, mark, warning })
+        Ok(Examined { digest, predicate, mark, is_kept, warning })
     }
 
     /// Whether the segment before this one is lost; then that is noted, once.

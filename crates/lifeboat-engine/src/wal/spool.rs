@@ -242,7 +242,8 @@ impl Spool {
         Ok(wants_more(ready.iter().map(|ready| ready.segment), asked, self.ahead) && !self.is_locked())
     }
 
-    /// Fetches what follows `asked`, until the archive has no more whole segments. What is not needed any more goes.
+    /// Fetches what follows `asked`, until as much lies ready as may, or the archive has no more whole segments. While the server takes what
+    /// lies there, it goes on: to end and to be started again costs the server a wait each time. What is not needed any more goes.
     pub fn fill(&self, reader: &WalReader<'_>, asked: Segment, workers: usize) -> Result<Filled, SpoolError> {
         let lock = self.lock()?;
         // Somebody may just be asking whether it is taken.
@@ -264,7 +265,7 @@ impl Spool {
             while !stop.load(Ordering::Relaxed) {
                 let step = next.fetch_add(1, Ordering::Relaxed);
                 let segment = Segment { number: asked.number.saturating_add(step), ..asked };
-                if step > self.ahead {
+                if step > self.ahead && !self.has_room(workers as u64).unwrap_or(false) {
                     return;
                 }
                 if kept.iter().any(|ready| ready.segment == segment) {
@@ -289,6 +290,11 @@ impl Spool {
             Some(error) => Err(error),
             None => Ok(Filled::Segments(fetched.into_inner())),
         }
+    }
+
+    /// Whether so many more segments may lie ready: the server takes them away.
+    fn has_room(&self, more: u64) -> Result<bool, SpoolError> {
+        Ok(self.content()?.ready.len() as u64 + more <= self.ahead)
     }
 
     /// Fetches one segment; `false`: the archive does not have it whole, or there is no room.

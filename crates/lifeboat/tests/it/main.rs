@@ -8,7 +8,6 @@ mod demo;
 mod failure;
 mod orchestrator;
 mod program;
-#[expect(dead_code, reason = "the client's own tests ask more of it")]
 #[path = "../../../lifeboat-s3/tests/support/proxy.rs"]
 #[expect(dead_code, reason = "shared with the tests of the client, which use more of it")]
 mod proxy;
