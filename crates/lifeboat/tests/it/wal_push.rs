@@ -174,6 +174,14 @@ fn backlog(version: Postgres, mib: u32, count: usize) -> Cluster {
     }
     // A shutdown checkpoint would come after the last segment that waits; this way nothing changes any more.
     cluster.stop(Stop::Immediate);
+    // A file that was changed a moment ago gets no mark.
+    let settled = |name: &String| {
+        let changed = fs::metadata(pg_wal(&cluster).join(name)).unwrap().modified().unwrap();
+        changed.elapsed().is_ok_and(|age| age > Duration::from_millis(200))
+    };
+    while !ready(&cluster).iter().all(settled) {
+        thread::sleep(Duration::from_millis(20));
+    }
     cluster
 }
 
@@ -676,8 +684,7 @@ fn how_many_are_pushed_is_configured_and_history_files_go_first() {
     set_status(&cluster, "00000002.history", "ready");
     // A status file that outlived its file.
     set_status(&cluster, "00000003.history", "ready");
-    let mut text = fs::read_to_string(archive.path("lifeboat.toml")).unwrap();
-    text.push_str("\n[wal]\npush_ahead = 4\n");
+    let text = fs::read_to_string(archive.path("lifeboat.toml")).unwrap().replace("[wal]\n", "[wal]\npush_ahead = 4\n");
     fs::write(archive.path("lifeboat.toml"), text).unwrap();
     let output = archive.push().arg(pg_wal(&cluster).join(&names[2])).arg("--json").run().success();
     assert_eq!(json_list(&output, "ahead"), ["00000002.history", &names[0]]);
@@ -728,7 +735,7 @@ fn c054_what_waits_is_no_gap() {
     let alone = |name: &String| {
         let home = archive.home.path();
         let file = home.join("alone.toml");
-        let text = fs::read_to_string(archive.path("lifeboat.toml")).unwrap() + "\n[wal]\npush_ahead = 1\n";
+        let text = fs::read_to_string(archive.path("lifeboat.toml")).unwrap().replace("[wal]\n", "[wal]\npush_ahead = 1\n");
         fs::write(&file, text).unwrap();
         let program = Program::as_owner(&archive.home).arg("--config").arg(file).env("LIFEBOAT_SPOOL", archive.path("spool"));
         program.args(["wal", "push", "--json"]).arg(pg_wal(&cluster).join(name)).run().success()
