@@ -103,6 +103,11 @@ pub(crate) enum Checkpoint {
 #[serde(deny_unknown_fields)]
 pub(crate) struct RepositoryTable {
     pub(crate) url: String,
+    pub(crate) endpoint: Option<String>,
+    pub(crate) region: Option<String>,
+    pub(crate) path_style: Option<bool>,
+    pub(crate) profile: Option<String>,
+    pub(crate) ca_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -224,6 +229,13 @@ pub(crate) struct Settings {
     pub(crate) scratch: Setting<PathBuf>,
     pub(crate) check_pages: Setting<bool>,
     pub(crate) repository: Option<Setting<String>>,
+    pub(crate) endpoint: Option<Setting<String>>,
+    pub(crate) region: Option<Setting<String>>,
+    pub(crate) path_style: Option<Setting<bool>>,
+    pub(crate) profile: Option<Setting<String>>,
+    pub(crate) ca_file: Option<Setting<PathBuf>>,
+    /// The URL that the file gives, whose options those are.
+    pub(crate) repository_in_file: Option<String>,
     pub(crate) artifacts: Option<Setting<PathBuf>>,
     pub(crate) reference_query: Option<Setting<String>>,
     pub(crate) recipients: Setting<Vec<String>>,
@@ -380,6 +392,25 @@ impl Source<'_> {
     }
 }
 
+/// What S3's own programs read as well. Unlike this program's own variables they come after the file: they are set for other programs.
+fn aws(variables: &[&'static str]) -> Option<Setting<String>> {
+    let (value, name) = variables.iter().find_map(|name| Some((environment(name)?, *name)))?;
+    Some(Setting { value, origin: Origin::Environment(name) })
+}
+
+/// An endpoint has no user and password; who writes them there does not see them printed.
+fn without_credentials(url: &str) -> String {
+    match url.split_once("://").map_or(url, |(_, rest)| rest).contains('@') {
+        true => "an address with credentials".to_owned(),
+        false => url.to_owned(),
+    }
+}
+
+/// The bucket of an `s3://` URL.
+fn bucket_of(url: &str) -> Option<&str> {
+    url.strip_prefix("s3://")?.split('/').next()
+}
+
 /// Any standard variable that says where the server is.
 const PG_VARIABLES: [&str; 5] = ["PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE", "PGPORT"];
 
@@ -392,6 +423,25 @@ impl Settings {
             return Err(Failure::usage("read configuration: more than one [[repository]] is not possible in this version")
                 .hint("keep one; copies of the repository directory are repositories as well: lifeboat --repository DIR list"));
         }
+        let table = file.repository.into_iter().next();
+        if let Some(table) = &table
+            && bucket_of(&table.url).is_none()
+            && (table.endpoint.is_some() || table.region.is_some() || table.profile.is_some() || table.ca_file.is_some())
+                | table.path_style.is_some()
+        {
+            return Err(Failure::usage(
+                "read configuration: endpoint, region, path_style, profile and ca_file are of an s3:// repository only",
+            )
+            .hint("write url = \"s3://bucket/prefix\", or leave them out; lifeboat config show prints the settings"));
+        }
+        let flag = cli.repository.clone().map(|value| (value, "--repository or LIFEBOAT_REPOSITORY"));
+        let repository_in_file = table.as_ref().map(|table| source.anchor_url(table.url.clone()));
+        let repository = source.pick(flag, None, repository_in_file.clone());
+        // The options of the file are of the bucket that the file names; another one has those of the environment.
+        let url = repository.as_ref().map_or("", |setting| setting.value.as_str());
+        let same = bucket_of(url) == repository_in_file.as_deref().and_then(bucket_of);
+        let table = table.filter(|_| same);
+        let in_s3 = bucket_of(url).is_some();
         let postgres_configured = file.postgres.is_some();
         let postgres = file.postgres.unwrap_or_default();
         let artifacts = file.artifacts.unwrap_or_default();
@@ -484,7 +534,6 @@ impl Settings {
             .map(PathBuf::from)
             .or_else(|| environment("HOME").map(|home| Path::new(&home).join(".local/state")))
             .map_or_else(|| PathBuf::from("/var/spool/lifeboat"), |base| base.join("lifeboat/spool"));
-        let flag = cli.repository.clone().map(|value| (value, "--repository or LIFEBOAT_REPOSITORY"));
         let or_default = |setting: Option<Setting<_>>, value| setting.unwrap_or(Setting { value, origin: Origin::Default });
         let scratch_default = std::env::var_os("XDG_CACHE_HOME")
             .map(PathBuf::from)
@@ -511,7 +560,22 @@ impl Settings {
                 .path("LIFEBOAT_SCRATCH", postgres.scratch)
                 .unwrap_or(Setting { value: scratch_default, origin: Origin::Default }),
             check_pages: source.pick(None, None, postgres.check_pages).unwrap_or(Setting { value: true, origin: Origin::Default }),
-            repository: source.pick(flag, None, file.repository.into_iter().next().map(|table| source.anchor_url(table.url))),
+            endpoint: source
+                .pick(None, None, table.as_ref().and_then(|table| table.endpoint.clone()))
+                .or_else(|| aws(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]).filter(|_| in_s3)),
+            region: source
+                .pick(None, None, table.as_ref().and_then(|table| table.region.clone()))
+                .or_else(|| aws(&["AWS_REGION", "AWS_DEFAULT_REGION"]).filter(|_| in_s3)),
+            path_style: source.pick(None, None, table.as_ref().and_then(|table| table.path_style)),
+            profile: source
+                .pick(None, None, table.as_ref().and_then(|table| table.profile.clone()))
+                .or_else(|| aws(&["AWS_PROFILE"]).filter(|_| in_s3)),
+            ca_file: source.pick(None, None, table.and_then(|table| table.ca_file).map(|path| source.anchor(path))).or_else(|| {
+                let setting = aws(&["AWS_CA_BUNDLE"]).filter(|_| in_s3)?;
+                Some(Setting { value: setting.value.into(), origin: setting.origin })
+            }),
+            repository,
+            repository_in_file,
             artifacts: source.path("LIFEBOAT_ARTIFACTS", artifacts.directory),
             reference_query: source.pick(None, None, artifacts.reference_query),
             recipients,
@@ -550,6 +614,25 @@ impl Settings {
         })
     }
 
+    /// How to reach the repository at `url`: as configured, if it is of the bucket that these settings are of.
+    pub(crate) fn store_options(&self, url: &str) -> lifeboat_engine::store::StoreOptions {
+        let mine = self.repository.as_ref().map_or("", |setting| setting.value.as_str());
+        let same = bucket_of(url) == bucket_of(mine) || bucket_of(url) == self.repository_in_file.as_deref().and_then(bucket_of);
+        // What the environment says is everybody's; a bucket that the configuration does not know has nothing else.
+        fn chosen<T: Clone>(setting: &Option<Setting<T>>, same: bool) -> Option<T> {
+            let setting = setting.as_ref().filter(|setting| same || matches!(setting.origin, Origin::Environment(_)));
+            setting.map(|setting| setting.value.clone())
+        }
+        lifeboat_engine::store::StoreOptions {
+            endpoint: chosen(&self.endpoint, same),
+            region: chosen(&self.region, same),
+            path_style: chosen(&self.path_style, same),
+            // A profile of the environment comes after credentials there; one of the configuration before.
+            profile: self.profile.as_ref().filter(|setting| same && matches!(setting.origin, Origin::File(_))).map(|s| s.value.clone()),
+            ca_file: chosen(&self.ca_file, same),
+        }
+    }
+
     /// Every setting for people and programs: key, value, origin. Secrets are not values here.
     pub(crate) fn rows(&self) -> Vec<(&'static str, serde_json::Value, String)> {
         use serde_json::json;
@@ -586,6 +669,11 @@ impl Settings {
             of("postgres.scratch", &self.scratch, path),
             of("postgres.check_pages", &self.check_pages, |on| *on),
             maybe("repository.url", self.repository.as_ref(), String::clone),
+            maybe("repository.endpoint", self.endpoint.as_ref(), |url| without_credentials(url)),
+            maybe("repository.region", self.region.as_ref(), String::clone),
+            maybe("repository.path_style", self.path_style.as_ref(), |on| *on),
+            maybe("repository.profile", self.profile.as_ref(), String::clone),
+            maybe("repository.ca_file", self.ca_file.as_ref(), path),
             maybe("artifacts.directory", self.artifacts.as_ref(), path),
             maybe("artifacts.reference_query", self.reference_query.as_ref(), String::clone),
             of("encryption.recipients", &self.recipients, |list| json!(list)),
@@ -625,6 +713,21 @@ mod tests {
         assert!(toml::from_str::<File>("[signing]\npassword = 'hunter2'").is_err(), "a secret is a reference");
         let file: File = toml::from_str("[signing]\npassword = { file = '/x' }\n[[repository]]\nurl = 'file:///r'").unwrap();
         assert_eq!(file.signing.unwrap().password, Some(Secret::File("/x".into())));
+    }
+
+    #[test]
+    fn c121_a_repository_has_no_unknown_keys_and_no_secrets() {
+        let file: File = toml::from_str(
+            "[[repository]]\nurl = 's3://b/p'\nendpoint = 'https://h:9000'\nregion = 'r'\npath_style = false\nprofile = 'p'\nca_file = 'ca.pem'",
+        )
+        .unwrap();
+        assert_eq!((file.repository[0].path_style, file.repository[0].region.as_deref()), (Some(false), Some("r")));
+        for key in ["access_key = 'x'", "secret_key = 'x'", "endpont = 'x'"] {
+            assert!(toml::from_str::<File>(&format!("[[repository]]\nurl = 's3://b/p'\n{key}")).is_err(), "{key}");
+        }
+        assert_eq!(bucket_of("s3://b/p/q"), Some("b"));
+        assert_eq!(bucket_of("file:///b"), None);
+        assert!(!without_credentials("https://me:hunter2@h").contains("hunter2"));
     }
 
     #[test]

@@ -123,6 +123,15 @@ impl From<FormatError> for Failure {
     }
 }
 
+const S3_CREDENTIALS: &str = "check the credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE, repository.profile) and what the bucket's policy allows them; lifeboat config show names the server";
+
+const S3_UNREACHABLE: &str =
+    "check repository.endpoint and repository.region with lifeboat config show, and proxy and certificates; then run the command again";
+
+fn in_s3(url: &str) -> bool {
+    url.starts_with("s3://")
+}
+
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
         match &error {
@@ -131,12 +140,14 @@ impl From<StoreError> for Failure {
                 &error,
                 "make room, then run the command again; nothing half-written counts as a backup (lifeboat list)",
             ),
+            StoreError::Denied { store, .. } if in_s3(store) => Self::of(EXIT_KEY, &error, S3_CREDENTIALS),
             StoreError::Denied { .. } => {
                 Self::of(EXIT_KEY, &error, "check who owns the repository, and as whom lifeboat runs: lifeboat config show")
             }
             StoreError::NotFound { .. } | StoreError::Short { .. } => {
                 Self::of(EXIT_UNVERIFIED, &error, "lifeboat verify --all tells what else is missing")
             }
+            StoreError::Io { store, .. } if in_s3(store) => Self::of(EXIT_FAILED, &error, S3_UNREACHABLE),
             StoreError::Exists { .. } | StoreError::Io { .. } => Self::of(
                 EXIT_FAILED,
                 &error,
@@ -152,7 +163,18 @@ impl From<OpenError> for Failure {
             OpenError::Missing(_) => {
                 Self::of(EXIT_NO_REPOSITORY, &error, "check the path, or make a repository with lifeboat init --repository DIR")
             }
-            OpenError::Scheme(_) => Self::of(EXIT_USAGE, &error, "give a directory: lifeboat --repository file:///path"),
+            OpenError::Scheme(_) | OpenError::Address { .. } => {
+                Self::of(EXIT_USAGE, &error, "give a directory or a bucket: lifeboat --repository file:///path, or s3://bucket/prefix")
+            }
+            OpenError::NoBucket(_) => Self::of(
+                EXIT_NO_REPOSITORY,
+                &error,
+                "check url and endpoint with lifeboat config show; make the bucket with versioning and Object Lock, then run lifeboat init",
+            ),
+            OpenError::Io { path, source } if in_s3(path) && source.kind() == std::io::ErrorKind::PermissionDenied => {
+                Self::of(EXIT_KEY, &error, S3_CREDENTIALS)
+            }
+            OpenError::Io { path, .. } if in_s3(path) => Self::of(EXIT_FAILED, &error, S3_UNREACHABLE),
             OpenError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotADirectory => {
                 Self::of(EXIT_NO_REPOSITORY, &error, "check the path, or make a repository with lifeboat init --repository DIR")
             }

@@ -36,14 +36,16 @@ pub(crate) fn repository_url(settings: &Settings) -> Result<&str, Failure> {
 
 /// Opens the repository that the settings name.
 pub(crate) fn open_repository(settings: &Settings) -> Result<Repository, Failure> {
-    Ok(Repository::open(store::open(repository_url(settings)?, false)?)?)
+    let url = repository_url(settings)?;
+    Ok(Repository::open(store::open(url, &settings.store_options(url), false)?)?)
 }
 
 /// Opens the repository, or makes it if its place is missing or empty.
-pub(crate) fn open_or_make_repository(url: &str) -> Result<Repository, Failure> {
-    let opened = Repository::open(store::open(url, true)?);
+pub(crate) fn open_or_make_repository(settings: &Settings, url: &str) -> Result<Repository, Failure> {
+    let open = || store::open(url, &settings.store_options(url), true);
+    let opened = Repository::open(open()?);
     match opened.map_err(Failure::from) {
-        Err(failure) if failure.code == EXIT_NO_REPOSITORY => Ok(Repository::init(store::open(url, true)?, Timestamp::now(), PROGRAM)?),
+        Err(failure) if failure.code == EXIT_NO_REPOSITORY => Ok(Repository::init(open()?, Timestamp::now(), PROGRAM)?),
         other => other,
     }
 }

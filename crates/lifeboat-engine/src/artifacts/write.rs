@@ -294,7 +294,7 @@ impl<'a> Writer<'a> {
 
     /// Writes the blob. `None`: the content was not that of the digest. 0: somebody else wrote it first.
     fn seal(&self, key: &Key, digest: Sha256, bytes: u64, content: &mut dyn Read) -> Result<Option<u64>, Trouble> {
-        let mut out = StoreWrite { writer: self.store.writer()?, failed: None };
+        let mut out = StoreWrite { writer: self.store.writer_for(key, bytes)?, failed: None };
         let mut context = digest::Context::new(&digest::SHA256);
         let mut copied = 0u64;
         let mut seal = || -> Result<u64, Trouble> {

@@ -5,7 +5,7 @@
 //!
 //! The signatures are those of `pq-sys`, whose types these are. Only functions of libpq 13 and later are here.
 
-#![expect(clippy::too_many_arguments, reason = "the signatures are libpq's")]
+#![expect(clippy::too_many_arguments, reason = "libpq's functions have as many as they have")]
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::OnceLock;

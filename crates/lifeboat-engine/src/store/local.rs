@@ -75,10 +75,13 @@ impl LocalStore {
     fn error(&self, action: &'static str, key: &str, source: io::Error) -> StoreError {
         let (key, store) = (key.to_owned(), self.url.clone());
         match source.kind() {
-            io::ErrorKind::NotFound if action != "write" => StoreError::NotFound { key },
+            // Where a key goes on below a name, or the name is that of a file, there is no object of that key.
+            io::ErrorKind::NotFound | io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory if action != "write" => {
+                StoreError::NotFound { key }
+            }
             io::ErrorKind::AlreadyExists => StoreError::Exists { key },
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Full { key, store },
-            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => StoreError::Denied { action, key, store },
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => StoreError::Denied { action, key, store, source },
             _ => StoreError::Io { action, key, store, source },
         }
     }

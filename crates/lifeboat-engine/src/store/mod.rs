@@ -6,6 +6,7 @@
 
 mod local;
 mod memory;
+mod s3;
 pub(crate) mod stream;
 
 use std::ops::Range;
@@ -14,6 +15,7 @@ use lifeboat_core::repository::layout::Key;
 
 pub use local::LocalStore;
 pub use memory::MemoryStore;
+pub use s3::S3Store;
 
 /// Why a store could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +49,9 @@ pub enum StoreError {
         key: String,
         /// The store.
         store: String,
+        /// What the store says.
+        #[source]
+        source: std::io::Error,
     },
     /// The object is shorter than what was asked of it.
     #[error("read {key}: it ends at byte {length}, before {wanted}")]
@@ -125,6 +130,13 @@ pub trait Store: Send + Sync {
     /// Begins an object whose length, or whose name, is not known yet.
     fn writer(&self) -> Result<Box<dyn ObjectWriter + '_>, StoreError>;
 
+    /// The same of an object whose name is known, and that will have about `expected` bytes: a store that needs the name first need not
+    /// keep the object in memory until the end. `commit` must be given the same name.
+    fn writer_for(&self, key: &Key, expected: u64) -> Result<Box<dyn ObjectWriter + '_>, StoreError> {
+        let _ = (key, expected);
+        self.writer()
+    }
+
     /// The whole object. `limit` bounds what is read: a longer object is an error.
     fn get(&self, key: &Key, limit: u64) -> Result<Vec<u8>, StoreError>;
 
@@ -152,15 +164,32 @@ pub trait Store: Send + Sync {
     fn is_empty(&self) -> Result<bool, StoreError>;
 }
 
-/// Opens the store at a URL: `file:///absolute/path`, or a plain path.
+/// How to reach a store, beside its URL. Only `s3://` has such options.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StoreOptions {
+    /// The server, where it is not AWS: `https://host:port`.
+    pub endpoint: Option<String>,
+    /// The region.
+    pub region: Option<String>,
+    /// Whether the bucket stands in the path and not in the host name; where nobody says, if and only if there is an endpoint.
+    pub path_style: Option<bool>,
+    /// The profile whose credentials count.
+    pub profile: Option<String>,
+    /// PEM certificates to believe instead of the system's.
+    pub ca_file: Option<std::path::PathBuf>,
+}
+
+/// Opens the store at a URL: `s3://bucket/prefix`, `file:///absolute/path`, or a plain path. `make` makes a directory that is missing;
+/// a bucket is never made, because who makes it decides about versions and Object Lock.
 ///
 /// # Errors
 ///
-/// A one-line reason: another scheme, or a path that is not absolute.
-pub fn open(url: &str, make: bool) -> Result<Box<dyn Store>, OpenError> {
+/// A one-line reason: another scheme, a path that is not absolute, a server that cannot be reached.
+pub fn open(url: &str, options: &StoreOptions, make: bool) -> Result<Box<dyn Store>, OpenError> {
     let path = match url.split_once("://") {
         None => url,
         Some(("file", path)) => path,
+        Some(("s3", _)) => return Ok(Box::new(S3Store::open(url, options)?)),
         Some((scheme, _)) => return Err(OpenError::Scheme(scheme.to_owned())),
     };
     if path.is_empty() {
@@ -173,8 +202,19 @@ pub fn open(url: &str, make: bool) -> Result<Box<dyn Store>, OpenError> {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Not a kind of store that this program knows.
-    #[error("open a store with scheme {0:?}: this build knows file://")]
+    #[error("open a store with scheme {0:?}: this build knows file:// and s3://")]
     Scheme(String),
+    /// The URL is none of a bucket and a prefix.
+    #[error("open {url}: {reason}")]
+    Address {
+        /// The URL.
+        url: String,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// There is no such bucket.
+    #[error("open {0}: no such bucket")]
+    NoBucket(String),
     /// The directory is not there.
     #[error("open {0}: no such directory")]
     Missing(String),

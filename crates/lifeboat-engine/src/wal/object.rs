@@ -294,7 +294,7 @@ impl<'a> WalWriter<'a> {
         let bundle = serde_json::from_str(&bundle).map_err(|e| SignError::Signer(format!("its bundle is no JSON: {e}")))?;
         let (sealing, wrapped) = self.sealing()?;
 
-        let mut out = StoreWrite { writer: self.repository.store().writer()?, failed: None };
+        let mut out = StoreWrite { writer: self.repository.store().writer_for(&key, predicate.bytes)?, failed: None };
         let seal = || -> io::Result<Option<u64>> {
             let mut sealer = ObjectSealer::signed(&mut out, key.as_str(), &sealing, wrapped, Some(bundle), self.level)?;
             if !feed(&mut sealer)? {

@@ -66,7 +66,8 @@ pub(super) fn run(cli: &Cli, backup: &Backup, mut settings: Settings, out: &Outp
     }
     let signer = session::signer(&settings)?;
     let protection = session::protection(&settings)?;
-    let repository = if backup.output.is_some() { session::open_or_make_repository(&url)? } else { session::open_repository(&settings)? };
+    let repository =
+        if backup.output.is_some() { session::open_or_make_repository(&settings, &url)? } else { session::open_repository(&settings)? };
     if let Some(source) = postgres.as_ref().filter(|source| settings.wal_mode.value != WalMode::Archive && !source.record_only) {
         // c057: from before the backup on, or there is a hole between it and what is received.
         if receive::create_slot(&source.dsn, &settings.wal_slot.value)? {
@@ -167,6 +168,10 @@ fn archived(repository: &Repository, manifest: &Manifest) -> Result<Option<bool>
 
 /// A place that cannot be a repository is told before anything else is done.
 fn check_output(url: &str, make: bool) -> Result<(), Failure> {
+    // A bucket is asked when it is opened.
+    if url.starts_with("s3://") {
+        return Ok(());
+    }
     let path = url.strip_prefix("file://").unwrap_or(url);
     if url.contains("://") && !url.starts_with("file://") {
         return Err(lifeboat_engine::store::OpenError::Scheme(url.split("://").next().unwrap_or_default().to_owned()).into());

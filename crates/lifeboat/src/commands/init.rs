@@ -21,7 +21,7 @@ pub(super) fn run(cli: &Cli, init: &Init, mut settings: Settings, out: &Output) 
     if session::first_keys(&settings)? {
         settings = Settings::resolve(cli)?;
     }
-    let repository = Repository::init(store::open(&url, true)?, Timestamp::now(), session::PROGRAM)?;
+    let repository = Repository::init(store::open(&url, &settings.store_options(&url), true)?, Timestamp::now(), session::PROGRAM)?;
     if let Some(path) = &init.write_config {
         write_config(path, init, &settings, repository.store().url())?;
     }
@@ -57,7 +57,16 @@ fn write_config(path: &Path, init: &Init, settings: &Settings, url: &str) -> Res
     text.push_str("# Where it is on this host: allows the fastest way to copy it.\n");
     text.push_str(&line("data_directory", init.data_directory.as_deref().map(absolute), "\"/var/lib/postgresql/15/main\""));
     text.push_str("# auto, local (from the directory), stream (replication protocol) or logical (pg_dump).\ncopy = \"auto\"\n\n");
-    text.push_str(&format!("[[repository]]\nurl = {}\n\n", quoted(url)));
+    text.push_str(&format!("[[repository]]\nurl = {}\n", quoted(url)));
+    if url.starts_with("s3://") {
+        // What was in force when the repository was made; credentials come from where AWS's own programs find them, not from here.
+        let options = settings.store_options(url);
+        text.push_str(&line("endpoint", options.endpoint.as_deref().map(quoted), "\"https://s3.example.org\""));
+        text.push_str(&line("region", options.region.as_deref().map(quoted), "\"eu-central-1\""));
+        text.push_str(&line("profile", options.profile.as_deref().map(quoted), "\"backup\""));
+        text.push_str(&line("ca_file", options.ca_file.as_deref().map(absolute), "\"/etc/ssl/own.pem\""));
+    }
+    text.push('\n');
     text.push_str("# Code archives, test results, build logs.\n[artifacts]\n");
     text.push_str(&line("directory", init.artifacts.as_deref().map(absolute), "\"/srv/artifacts\""));
     text.push_str(

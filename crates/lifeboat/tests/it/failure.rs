@@ -213,7 +213,7 @@ fn the_command_line_is_checked_before_anything_else() {
         (&["backup", "--name", "Ugly Name"], "Ugly Name"),
         (&["artifact", "get", "../../etc/passwd"], "etc/passwd"),
         (&["artifact", "list", "--versions"], "versions"),
-        (&["--repository", "s3://bucket/prefix", "list"], "s3"),
+        (&["--repository", "gs://bucket/prefix", "list"], "s3"),
         (&["backup", "--output", "gs://bucket/prefix"], "gs"),
     ] {
         let text = fails(2, || world.lifeboat().args(arguments));

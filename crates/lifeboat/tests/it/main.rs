@@ -8,9 +8,14 @@ mod demo;
 mod failure;
 mod orchestrator;
 mod program;
+#[path = "../../../lifeboat-s3/tests/support/proxy.rs"]
+#[expect(dead_code, reason = "shared with the tests of the client, which use more of it")]
+mod proxy;
 mod rescue;
 mod restore;
+mod s3;
 mod scripts;
+mod seaweed;
 mod verify;
 mod wal_fetch;
 mod wal_push;
@@ -229,7 +234,7 @@ mod fixtures {
 
     #[test]
     fn the_test_tools_are_installed() {
-        for variable in ["LIFEBOAT_TEST_PYTHON", "LIFEBOAT_TEST_NODE", "LIFEBOAT_TEST_NODE_MODULES"] {
+        for variable in ["LIFEBOAT_TEST_WEED", "LIFEBOAT_TEST_PYTHON", "LIFEBOAT_TEST_NODE", "LIFEBOAT_TEST_NODE_MODULES"] {
             let path = setting(variable).unwrap_or_else(|| panic!("{variable} is not set: run scripts/setup test"));
             assert!(fs::exists(&path).unwrap(), "{variable} names {path}, which is not there: run scripts/setup test");
         }

@@ -578,7 +578,8 @@ fn wal_of_format_1_is_read_by_lifeboat_and_by_rescue() {
         let rescue = rescue(&home, &golden("repository")).args(["wal", "get", name, "--key"]).arg(&key).arg("--identity").arg(&identity);
         rescue.arg("--out").arg(by_rescue.join(name)).run().success();
     }
-    let repository = Repository::open(store::open(golden("repository").to_str().unwrap(), false).unwrap()).unwrap();
+    let repository =
+        Repository::open(store::open(golden("repository").to_str().unwrap(), &store::StoreOptions::default(), false).unwrap()).unwrap();
     let trust = Trust::from_pems([fs::read_to_string(&key).unwrap().as_str()]).unwrap();
     let [system_id] = wal::clusters(&repository).unwrap().try_into().expect("one cluster");
     let segment_size = wal::cluster(&repository, system_id).unwrap().expect("it is described").segment_size;

@@ -71,7 +71,8 @@ impl Archive {
     }
 
     fn stored_in(&self, repository: &Path) -> BTreeMap<String, Vec<u8>> {
-        let repository = Repository::open(store::open(repository.to_str().unwrap(), false).unwrap()).unwrap();
+        let repository =
+            Repository::open(store::open(repository.to_str().unwrap(), &store::StoreOptions::default(), false).unwrap()).unwrap();
         let key = fs::read_to_string(self.path(".config/lifeboat/signing.pub")).unwrap();
         let trust = Trust::from_pems([key.as_str()]).unwrap();
         let identity = fs::read_to_string(self.path(".config/lifeboat/identity.txt")).unwrap();

@@ -225,7 +225,9 @@ struct Archive {
 
 impl Archive {
     fn open(desk: &Desk) -> Archive {
-        let repository = Repository::open(store::open(&desk.repository().display().to_string(), false).unwrap()).unwrap();
+        let repository =
+            Repository::open(store::open(&desk.repository().display().to_string(), &store::StoreOptions::default(), false).unwrap())
+                .unwrap();
         let system_id: SystemId = *wal::clusters(&repository).unwrap().first().expect("there is WAL");
         let cluster = wal::Cluster { system_id, segment_size: size() };
         let trust = Trust::from_pems([desk.key_text("signing.pub").as_str()]).unwrap();

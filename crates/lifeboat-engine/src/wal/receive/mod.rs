@@ -314,6 +314,8 @@ struct Book {
     syncs: VecDeque<SyncJob>,
     files: HashMap<Segment, Arc<File>>,
     checks: HashMap<Segment, Checks>,
+    /// How often a file of the spool was put aside, because it could not be believed any more.
+    heals: u64,
     /// Pieces do not wait for their time.
     flush: bool,
     /// No new session, no new uploads.
@@ -361,6 +363,7 @@ impl Book {
             syncs: VecDeque::new(),
             files: HashMap::new(),
             checks: HashMap::new(),
+            heals: 0,
             flush: false,
             ended: false,
             fatal: None,

@@ -218,6 +218,7 @@ impl Receiver<'_> {
     fn heal(&self, place: &mut Place) {
         let mut book = self.book();
         let Some((segment, _)) = book.broken.take() else { return };
+        book.heals += 1;
         book.ledger.distrust(segment);
         book.files.remove(&segment);
         book.checks.remove(&segment);

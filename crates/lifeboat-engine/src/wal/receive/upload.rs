@@ -39,6 +39,7 @@ struct Checked<'a> {
     receiver: &'a Receiver<'a>,
     segment: Segment,
     file: &'a File,
+    heals: u64,
     at: u64,
     buffer: Vec<u8>,
     used: usize,
@@ -49,7 +50,7 @@ impl Read for Checked<'_> {
         let end = self.receiver.size().bytes();
         if self.used == self.buffer.len() {
             let to = (self.at + READ_BYTES).min(end);
-            self.buffer = self.receiver.read_checked(self.segment, self.file, self.at, to)?;
+            self.buffer = self.receiver.read_checked(self.segment, self.file, self.heals, self.at, to)?;
             (self.at, self.used) = (to, 0);
         }
         let length = buffer.len().min(self.buffer.len() - self.used);
@@ -191,6 +192,7 @@ impl Receiver<'_> {
         let segment = work.segment();
         let name = segment.file_name(size);
         let failed = |source| WalError::File { action: "read", path: name.clone(), source };
+        let heals = self.book().heals;
         let file = self.file_of(segment).map_err(failed)?;
         let end = match work {
             Work::Piece { to, .. } => u64::from(to),
@@ -198,7 +200,7 @@ impl Receiver<'_> {
         };
         let mut magic = 0;
         if end >= LONG_HEADER_BYTES as u64 {
-            let bytes = self.read_checked(segment, &file, 0, LONG_HEADER_BYTES as u64).map_err(failed)?;
+            let bytes = self.read_checked(segment, &file, heals, 0, LONG_HEADER_BYTES as u64).map_err(failed)?;
             let header = bytes.first_chunk().expect("as many bytes as were asked for");
             check_segment_header(header, segment, size, self.cluster.system_id)?;
             magic = u16::from_le_bytes([header[0], header[1]]);
@@ -206,40 +208,55 @@ impl Receiver<'_> {
         }
         match work {
             Work::Piece { from, to, .. } => {
-                let bytes = self.read_checked(segment, &file, u64::from(from), u64::from(to)).map_err(failed)?;
+                let bytes = self.read_checked(segment, &file, heals, u64::from(from), u64::from(to)).map_err(failed)?;
                 let page_magic = (from == 0 && magic != 0).then_some(magic);
                 let predicate = WalPredicate { page_magic, ..WalPredicate::new(bytes.len() as u64, size) };
                 writer.put_bytes(WalFile::Piece { segment, from, to }, &predicate, &bytes).map(drop)
             }
             Work::Whole(_) => {
-                let (sha256, summary) = self.examine(&file, segment).map_err(failed)?;
+                let (sha256, summary) = self.examine(&file, segment, heals).map_err(failed)?;
                 let predicate = WalPredicate { page_magic: Some(magic), summary, ..WalPredicate::new(size.bytes(), size) };
-                let mut content = self.checked(&file, segment);
+                let mut content = self.checked(&file, segment, heals);
                 writer.put(WalFile::Segment(segment), sha256, &predicate, &mut content).map(drop)
             }
         }
     }
 
-    fn checked<'s>(&'s self, file: &'s File, segment: Segment) -> Checked<'s> {
-        Checked { receiver: self, segment, file, at: 0, buffer: Vec::new(), used: 0 }
+    fn checked<'s>(&'s self, file: &'s File, segment: Segment, heals: u64) -> Checked<'s> {
+        Checked { receiver: self, segment, file, heals, at: 0, buffer: Vec::new(), used: 0 }
     }
 
     /// Bytes of a segment, compared with the checksums of what was received: a kernel that could not write a page may give back what was
     /// there before it, and that must not be signed.
-    fn read_checked(&self, segment: Segment, file: &File, from: u64, to: u64) -> io::Result<Vec<u8>> {
-        let known = self.book().checks.get(&segment).map(|checks| checks.covering(from, to));
+    ///
+    /// `heals` is how often the spool had failed when the file was looked up: if it has failed since, its file may have been put aside together
+    /// with the checksums that tell, so nothing that is read of it counts. What was found in the spool at the start, and not been opened since,
+    /// has no checksums; its records were checked then.
+    fn read_checked(&self, segment: Segment, file: &File, heals: u64, from: u64, to: u64) -> io::Result<Vec<u8>> {
+        let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
+        let again = || invalid(format!("{}: it is received again", segment.file_name(self.size())));
+        let (known, trusted) = {
+            let book = self.book();
+            (book.checks.get(&segment).map(|checks| checks.covering(from, to)), book.heals == heals)
+        };
+        // The same moment for both: from here on a failure finds its pages in what is compared.
+        if !trusted {
+            return Err(again());
+        }
         let Some(Covering { start, end, pages }) = known else {
             let mut bytes = vec![0; usize::try_from(to - from).map_err(io::Error::other)?];
             file.read_exact_at(&mut bytes, from)?;
             return Ok(bytes);
         };
-        let mut bytes = vec![0; usize::try_from(end.max(to) - start).map_err(io::Error::other)?];
+        if end < to {
+            return Err(again());
+        }
+        let mut bytes = vec![0; usize::try_from(end - start).map_err(io::Error::other)?];
         file.read_exact_at(&mut bytes, start)?;
-        let checked = usize::try_from(end - start).map_err(io::Error::other)?;
-        if bytes[..checked].chunks(PAGE_BYTES).zip(&pages).any(|(page, crc)| crc32c::crc32c(page) != *crc) {
+        if bytes.chunks(PAGE_BYTES).zip(&pages).any(|(page, crc)| crc32c::crc32c(page) != *crc) {
             let reason = format!("{}: it does not hold what was written", segment.file_name(self.size()));
             self.spool_broke(segment, &reason);
-            return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+            return Err(invalid(reason));
         }
         let skip = usize::try_from(from - start).map_err(io::Error::other)?;
         bytes.drain(..skip);
@@ -269,9 +286,9 @@ impl Receiver<'_> {
     }
 
     /// The digest of a finished segment, and what recovery targets are in it.
-    fn examine(&self, file: &File, segment: Segment) -> io::Result<(Sha256, Option<Summary>)> {
+    fn examine(&self, file: &File, segment: Segment, heals: u64) -> io::Result<(Sha256, Option<Summary>)> {
         let size = self.size();
-        let mut content = self.checked(file, segment);
+        let mut content = self.checked(file, segment, heals);
         let mut context = digest::Context::new(&digest::SHA256);
         let mut summarizer = Summarizer::new(segment, size);
         let mut buffer = vec![0; READ_BYTES as usize];

@@ -1,0 +1,228 @@
+//! A repository in a bucket, below a prefix. What S3 is like is the business of `lifeboat-s3`; here its words become the store's.
+
+use std::io;
+use std::ops::Range;
+
+use lifeboat_core::repository::layout::Key;
+use lifeboat_core::repository::pack::MAX_BYTES as MAX_PACK_BYTES;
+use lifeboat_s3::{Bucket, Config, Kind, S3Error, Upload};
+
+use super::{Listed, ObjectWriter, OpenError, Store, StoreError, StoreOptions};
+
+/// The longest prefix. S3 ends keys at 1024 bytes, and the keys of a repository take up to 794 of them.
+const MAX_PREFIX_BYTES: usize = 230;
+
+/// Objects in a bucket.
+pub struct S3Store {
+    url: String,
+    /// Empty, or ending in `/`.
+    prefix: String,
+    bucket: Bucket,
+}
+
+impl S3Store {
+    /// Connects to the bucket of `s3://bucket/prefix`, and makes sure that it is there.
+    pub fn open(url: &str, options: &StoreOptions) -> Result<Self, OpenError> {
+        let address = |reason| OpenError::Address { url: url.to_owned(), reason };
+        let rest = url.strip_prefix("s3://").ok_or_else(|| address("it does not begin with s3://"))?;
+        let (name, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let prefix = prefix.trim_end_matches('/');
+        // "Bucket naming rules"; clones take a little more than AWS does.
+        let name_ok = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+        if name.len() < 3 || name.len() > 255 || !name.bytes().all(name_ok) {
+            return Err(address("a bucket's name has 3 to 63 of a-z, 0-9, . and -"));
+        }
+        // Before anybody is asked.
+        check_prefix(url, prefix)?;
+        let config = Config {
+            bucket: name.to_owned(),
+            endpoint: options.endpoint.clone(),
+            region: options.region.clone(),
+            path_style: options.path_style,
+            profile: options.profile.clone(),
+            ca_file: options.ca_file.clone(),
+            ..Config::default()
+        };
+        match Bucket::connect(&config) {
+            Ok(bucket) => Ok(Self::new(bucket, prefix)?),
+            Err(error) if error.kind == Kind::NoBucket => Err(OpenError::NoBucket(url.to_owned())),
+            Err(error) => Err(OpenError::Io { path: url.to_owned(), source: io_error(&error) }),
+        }
+    }
+
+    /// The store below a prefix of a bucket.
+    pub fn new(bucket: Bucket, prefix: &str) -> Result<Self, OpenError> {
+        let prefix = prefix.trim_end_matches('/');
+        let url = format!("s3://{}{}{prefix}", bucket.name(), if prefix.is_empty() { "" } else { "/" });
+        check_prefix(&url, prefix)?;
+        let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
+        Ok(Self { url, prefix, bucket })
+    }
+
+    /// The bucket: its versions, its facts.
+    pub fn bucket(&self) -> &Bucket {
+        &self.bucket
+    }
+
+    fn full(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    fn error(&self, action: &'static str, key: &str, wanted: u64, error: S3Error) -> StoreError {
+        let (key, store) = (key.to_owned(), self.url.clone());
+        match error.kind {
+            Kind::NotFound => StoreError::NotFound { key },
+            Kind::Exists => StoreError::Exists { key },
+            Kind::Full => StoreError::Full { key, store },
+            Kind::Denied => StoreError::Denied { action, key, store, source: io_error(&error) },
+            Kind::Short { length } => StoreError::Short { key, length, wanted },
+            _ => StoreError::Io { action, key, store, source: io_error(&error) },
+        }
+    }
+
+    fn begin(&self, key: &Key, expected: u64) -> Upload {
+        self.bucket.upload(&self.full(key.as_str()), expected, None)
+    }
+
+    fn listed(&self, found: Vec<lifeboat_s3::Listed>) -> Vec<Listed> {
+        let mine = found.into_iter().filter_map(|object| {
+            // Whatever else stands there has no key of ours: a console's placeholder for a directory, for one.
+            let key = Key::parse(object.key.strip_prefix(&self.prefix)?).ok()?;
+            Some(Listed { key, bytes: object.bytes })
+        });
+        let mut listed: Vec<Listed> = mine.collect();
+        listed.sort_by(|a, b| a.key.cmp(&b.key));
+        listed
+    }
+}
+
+fn check_prefix(url: &str, prefix: &str) -> Result<(), OpenError> {
+    if prefix.len() > MAX_PREFIX_BYTES || !(prefix.is_empty() || Key::parse(prefix).is_ok()) {
+        let reason = "a prefix has at most 230 characters of ASCII, no blank, and no empty segment";
+        return Err(OpenError::Address { url: url.to_owned(), reason });
+    }
+    Ok(())
+}
+
+/// The reason, under the kind that says what to do about it.
+fn io_error(error: &S3Error) -> io::Error {
+    let kind = match error.kind {
+        Kind::Denied => io::ErrorKind::PermissionDenied,
+        Kind::Throttled => io::ErrorKind::ResourceBusy,
+        Kind::Transient => io::ErrorKind::ConnectionReset,
+        Kind::Long { .. } => io::ErrorKind::FileTooLarge,
+        Kind::Unsupported => io::ErrorKind::Unsupported,
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, error.reason.clone())
+}
+
+/// Writes an object whose key is known: in parts, if it is long.
+struct S3Writer<'a> {
+    store: &'a S3Store,
+    key: Key,
+    upload: Upload,
+}
+
+impl ObjectWriter for S3Writer<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.upload.write(bytes).map_err(|error| self.store.error("write", self.key.as_str(), 0, error))
+    }
+
+    fn commit(self: Box<Self>, key: &Key) -> Result<(), StoreError> {
+        if *key != self.key {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, format!("it was begun as {}", self.key));
+            return Err(StoreError::Io { action: "write", key: key.to_string(), store: self.store.url.clone(), source });
+        }
+        self.upload.finish().map(drop).map_err(|error| self.store.error("write", key.as_str(), 0, error))
+    }
+}
+
+/// Collects an object whose key is known at its end: a pack, which is named by its digest.
+struct S3Collector<'a> {
+    store: &'a S3Store,
+    bytes: Vec<u8>,
+}
+
+impl ObjectWriter for S3Collector<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        if (self.bytes.len() + bytes.len()) as u64 > MAX_PACK_BYTES {
+            let source = io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {MAX_PACK_BYTES} bytes before it has a name"));
+            return Err(StoreError::Io { action: "write", key: "an object".into(), store: self.store.url.clone(), source });
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn commit(self: Box<Self>, key: &Key) -> Result<(), StoreError> {
+        let store = self.store;
+        let written = store.bucket.put_if_absent(&store.full(key.as_str()), self.bytes, None);
+        written.map(drop).map_err(|error| store.error("write", key.as_str(), 0, error))
+    }
+}
+
+impl Store for S3Store {
+    fn url(&self) -> &str {
+        &self.url
+    }
+
+    fn create(&self, key: &Key, bytes: &[u8]) -> Result<(), StoreError> {
+        let mut writer = self.writer_for(key, bytes.len() as u64)?;
+        writer.write(bytes)?;
+        writer.commit(key)
+    }
+
+    fn writer(&self) -> Result<Box<dyn ObjectWriter + '_>, StoreError> {
+        Ok(Box::new(S3Collector { store: self, bytes: Vec::new() }))
+    }
+
+    fn writer_for(&self, key: &Key, expected: u64) -> Result<Box<dyn ObjectWriter + '_>, StoreError> {
+        Ok(Box::new(S3Writer { store: self, key: key.clone(), upload: self.begin(key, expected) }))
+    }
+
+    fn get(&self, key: &Key, limit: u64) -> Result<Vec<u8>, StoreError> {
+        self.bucket.get(&self.full(key.as_str()), None, limit).map_err(|error| self.error("read", key.as_str(), limit, error))
+    }
+
+    fn get_range(&self, key: &Key, range: Range<u64>, buffer: &mut Vec<u8>) -> Result<(), StoreError> {
+        let end = range.end;
+        let read = self.bucket.get_range(&self.full(key.as_str()), None, range, buffer);
+        read.map_err(|error| self.error("read", key.as_str(), end, error))
+    }
+
+    fn length(&self, key: &Key) -> Result<u64, StoreError> {
+        let head = self.bucket.head(&self.full(key.as_str()), None);
+        head.map(|head| head.bytes).map_err(|error| self.error("read", key.as_str(), 0, error))
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>, StoreError> {
+        let found = self.bucket.list(&self.full(prefix), None, None).map_err(|error| self.error("list", prefix, 0, error))?;
+        Ok(self.listed(found))
+    }
+
+    fn list_after(&self, prefix: &str, after: &Key) -> Result<Vec<Listed>, StoreError> {
+        let from = self.full(after.as_str());
+        let found = self.bucket.list(&self.full(prefix), Some(&from), None).map_err(|error| self.error("list", prefix, 0, error))?;
+        let mut listed = self.listed(found);
+        // A server that does not know where to begin begins at the start.
+        listed.retain(|listed| listed.key > *after);
+        Ok(listed)
+    }
+
+    fn list_segments(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
+        let full = self.full(prefix);
+        let (objects, below) = self.bucket.list_below(&full).map_err(|error| self.error("list", prefix, 0, error))?;
+        let names = objects.into_iter().map(|object| object.key).chain(below);
+        let mut names: Vec<String> = names.filter_map(|name| name.strip_prefix(&full).map(str::to_owned)).collect();
+        names.retain(|name| !name.is_empty() && name != "/");
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+
+    fn is_empty(&self) -> Result<bool, StoreError> {
+        let found = self.bucket.list(&self.prefix, None, Some(2)).map_err(|error| self.error("list", "", 0, error))?;
+        // A console makes an object of the prefix's own name when one "makes a folder".
+        Ok(found.iter().all(|object| object.key == self.prefix))
+    }
+}

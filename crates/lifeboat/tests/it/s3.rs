@@ -1,0 +1,209 @@
+//! A repository in a bucket, as a user has it: against a real server, over connections that break, and with what people get wrong.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::backup::{Running, Site, pg_verifybackup};
+use crate::cluster::Postgres;
+use crate::orchestrator;
+use crate::program::{Output, Program};
+use crate::proxy::{Fate, Proxy, refusal};
+use crate::seaweed::{BUCKET, READER_KEY, READER_SECRET, SECRET_KEY, Seaweed, make_bucket, with_server};
+
+/// Nothing of a secret, and one line of a failure.
+#[track_caller]
+fn assert_one_clean_line(output: &Output) {
+    assert!(!output.stderr.contains(SECRET_KEY) && !output.stdout.contains(SECRET_KEY), "{output}");
+    let lines: Vec<&str> = output.stderr.lines().collect();
+    assert!(lines.len() <= 2 && lines[0].starts_with("error: "), "{output}");
+    assert!(lines.get(1).is_some_and(|hint| hint.starts_with("hint: ")), "{output}");
+}
+
+#[test]
+fn c099_c102_a_whole_cycle_in_a_bucket() {
+    let (site, server) = (Site::new(), Seaweed::start());
+    let bucket = make_bucket(&server, site.home.path());
+    let url = format!("s3://{BUCKET}/company/conductor/");
+    let mut cluster = site.cluster(Postgres::V15).start();
+    orchestrator::install(&cluster, 100);
+    let directory = cluster.scratch("artifacts");
+    let artifacts = orchestrator::write_artifacts(&directory, 20, 11);
+    orchestrator::record(&cluster, &artifacts);
+    let configuration = site.configuration(&format!(
+        "[postgres]\ndsn = \"{}\"\ndata_directory = \"{}\"\ncopy = \"local\"\nbin_directory = \"{}\"\n[artifacts]\ndirectory = \"{}\"\nreference_query = \"{}\"\n[[repository]]\nurl = \"{url}\"\nendpoint = \"{}\"\nregion = \"us-east-1\"\npath_style = true\n",
+        cluster.dsn(),
+        cluster.data_directory().display(),
+        Postgres::V15.bin_directory().display(),
+        directory.display(),
+        orchestrator::REFERENCE_QUERY,
+        // The file's comes before the environment's: those variables are other programs' as well.
+        server.endpoint(),
+    ));
+    let keys = site.home.path().join(".config/lifeboat");
+    let text = fs::read_to_string(&configuration).unwrap();
+    let trust = format!(
+        "{text}[encryption]\nrecipients = [\"{}\"]\nidentity_file = \"{}\"\n[signing]\nkey_file = \"{}\"\npassword = {{ file = \"{}\" }}\n[trust]\nkeys = [\"{}\"]\n",
+        fs::read_to_string(keys.join("recipients.txt")).unwrap().trim(),
+        keys.join("identity.txt").display(),
+        keys.join("signing.key").display(),
+        keys.join("signing.password").display(),
+        keys.join("signing.pub").display(),
+    );
+    fs::write(&configuration, trust).unwrap();
+    let lifeboat = || {
+        let program = with_server(Program::new(&site.home), "http://127.0.0.1:1");
+        program.arg("--config").arg(&configuration)
+    };
+
+    let shown = lifeboat().args(["config", "show"]).run().success();
+    assert!(shown.stdout.contains("repository.endpoint") && shown.stdout.contains(&server.endpoint()), "{shown}");
+    assert!(!shown.stdout.contains(SECRET_KEY), "{shown}");
+
+    let before = lifeboat().args(["list"]).run().expect_code(10);
+    assert!(before.stderr.contains("lifeboat init"), "{before}");
+    let made = lifeboat().args(["init", "--json"]).run().success().json();
+    assert_eq!(made["repository"], format!("s3://{BUCKET}/company/conductor"));
+    lifeboat().args(["init"]).run().expect_code(1);
+
+    let taken = lifeboat().args(["backup", "--json"]).run().success().json();
+    let listed = lifeboat().args(["list", "--json"]).run().success().json();
+    assert_eq!((&listed["backups"][0]["backup"], &listed["backups"][0]["state"]), (&taken["backup"], &"healthy".into()));
+    let verified = lifeboat().args(["verify", "--all", "--json"]).run().success().json();
+    assert_eq!(verified["verdict"], "verified");
+
+    // Written once: every key has one version, and the bucket keeps it.
+    let versions = bucket.versions("").unwrap();
+    assert!(versions.iter().all(|version| version.key.starts_with("company/conductor/") && !version.is_delete_marker()), "{versions:#?}");
+    let keys: BTreeMap<&str, &str> = versions.iter().map(|version| (version.key.as_str(), version.version.as_str())).collect();
+    assert_eq!(keys.len(), versions.len(), "an object was written twice: {versions:#?}");
+    let manifest = format!("company/conductor/{}/manifest.json", taken["backup"].as_str().unwrap());
+    assert!(bucket.head(&manifest, None).unwrap().retention.is_some());
+    assert!(bucket.unfinished_uploads("").unwrap().is_empty());
+
+    cluster.stop(crate::cluster::Stop::Immediate);
+    let to = site.place("restored");
+    let restore = lifeboat().args(["restore", "latest", "--json", "--start", "--pgdata"]).arg(&to);
+    let output = restore.arg("--artifacts").arg(site.place("restored-artifacts")).run().success();
+    let running = Running::new(&to, Postgres::V15, &output);
+    assert_eq!(running.report["verdict"], "verified");
+    assert_eq!(running.psql("SELECT count(*) FROM builds"), "100");
+    assert_eq!(running.psql("SELECT count(*) FROM artifacts"), "20");
+}
+
+#[test]
+fn c100_what_people_get_wrong_is_told() {
+    let (site, server) = (Site::new(), Seaweed::start());
+    let bucket = make_bucket(&server, site.home.path());
+    let lifeboat = |url: &str| with_server(Program::new(&site.home), &server.endpoint()).args(["--repository", url]);
+    let url = format!("s3://{BUCKET}/x");
+    lifeboat(&url).args(["init"]).run().success();
+
+    // Credentials: a wrong secret, none, and some that may only read.
+    let output = lifeboat(&url).env("AWS_SECRET_ACCESS_KEY", "not-it").args(["list"]).run().expect_code(12);
+    assert_one_clean_line(&output);
+    assert!(output.stderr.contains("SignatureDoesNotMatch") && output.stderr.contains("AWS_PROFILE"), "{output}");
+    let nobody = Program::new(&site.home).env("AWS_ENDPOINT_URL_S3", server.endpoint()).env("AWS_EC2_METADATA_DISABLED", "true");
+    let output = nobody.args(["--repository", &url, "list"]).run().expect_code(12);
+    assert_one_clean_line(&output);
+    assert!(output.stderr.contains("no credentials found"), "{output}");
+    let reader = |url: &str| lifeboat(url).env("AWS_ACCESS_KEY_ID", READER_KEY).env("AWS_SECRET_ACCESS_KEY", READER_SECRET);
+    reader(&url).args(["list"]).run().success();
+    let output = reader(&format!("s3://{BUCKET}/y")).args(["init"]).run().expect_code(12);
+    assert_one_clean_line(&output);
+    // A profile that is named comes before what is in the environment.
+    fs::create_dir(site.place(".aws")).unwrap();
+    let profile = format!("[reader]\naws_access_key_id = {READER_KEY}\naws_secret_access_key = {READER_SECRET}\n");
+    fs::write(site.place(".aws/credentials"), profile).unwrap();
+    let named = |profile: &str| {
+        let configuration = site.configuration(&format!("[[repository]]\nurl = \"s3://{BUCKET}/z\"\nprofile = \"{profile}\"\n"));
+        with_server(Program::new(&site.home), &server.endpoint()).arg("--config").arg(configuration)
+    };
+    named("reader").args(["init"]).run().expect_code(12);
+    assert_one_clean_line(&named("no-such-profile").args(["init"]).run().expect_code(12));
+
+    // A bucket that is not there is not made.
+    for command in ["init", "list"] {
+        let output = lifeboat("s3://lifeboat-typo/x").arg(command).run().expect_code(10);
+        assert_one_clean_line(&output);
+        assert!(output.stderr.contains("no such bucket"), "{output}");
+    }
+    lifeboat(&format!("s3://{BUCKET}/nothing-here")).args(["list"]).run().expect_code(10);
+    assert_eq!(bucket.list("", None, None).unwrap().len(), 1, "only the descriptor of the one that was made");
+
+    // A server that is not there.
+    let port = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+    let begun = Instant::now();
+    let output = lifeboat(&url).env("AWS_ENDPOINT_URL_S3", format!("http://127.0.0.1:{port}")).args(["list"]).run().expect_code(1);
+    assert_one_clean_line(&output);
+    assert!(output.stderr.contains("refused") && begun.elapsed() < Duration::from_secs(30), "{output}");
+
+    // What is no address.
+    for bad in ["s3://", "s3://b", "s3://a bucket/x", "s3://bucket/a//b", "s3://bucket/../x", "gs://bucket/x"] {
+        let output = lifeboat(bad).args(["list"]).run().expect_code(2);
+        assert_one_clean_line(&output);
+    }
+    let configuration = site.configuration("[[repository]]\nurl = \"s3://bucket/x\"\nendpoint = \"https://me:hunter2@host\"\n");
+    for command in [["config", "show"].as_slice(), &["list"]] {
+        let output = Program::new(&site.home).arg("--config").arg(&configuration).args(command).run();
+        assert!(!format!("{output}").contains("hunter2"), "{output}");
+    }
+    let configuration = site.configuration("[[repository]]\nurl = \"/repository\"\nregion = \"here\"\n");
+    Program::new(&site.home).arg("--config").arg(&configuration).args(["list"]).run().expect_code(2);
+}
+
+#[test]
+fn c101_connections_that_break_lose_nothing() {
+    let (site, server) = (Site::new(), Seaweed::start());
+    let bucket = make_bucket(&server, site.home.path());
+    let url = format!("s3://{BUCKET}/faults");
+    let cluster = site.cluster(Postgres::V15).start();
+    orchestrator::install(&cluster, 100);
+    let directory = cluster.scratch("artifacts");
+    orchestrator::write_artifacts(&directory, 10, 5);
+
+    // Of every kind of request some break, each in another way; the next try of it passes.
+    let turn = AtomicUsize::new(0);
+    let proxy = Proxy::start(server.port(), move |_, number| {
+        if number % 3 != 2 {
+            return Fate::Pass;
+        }
+        match turn.fetch_add(1, Ordering::SeqCst) % 5 {
+            0 => refusal("503 Slow Down", "SlowDown"),
+            1 => Fate::LoseAnswer,
+            2 => Fate::CutAnswer(300),
+            3 => Fate::CutRequest(700),
+            _ => Fate::CutAnswer(200_000),
+        }
+    });
+    let lifeboat = || with_server(Program::new(&site.home), &proxy.endpoint());
+    let here = || lifeboat().args(["--repository", &url]);
+    let backup = lifeboat().env("LIFEBOAT_DSN", cluster.dsn()).env("PGDATA", cluster.data_directory());
+    let backup = backup.env("LIFEBOAT_PG_BIN", Postgres::V15.bin_directory()).env("LIFEBOAT_ARTIFACTS", &directory);
+    let backup = backup.args(["backup", "--json", "--include-postgres", "--copy", "local", "--output", &url]);
+    backup.run().success();
+    here().args(["verify", "--all"]).run().success();
+    let to = site.place("restored");
+    let restore = here().args(["restore", "latest", "--json", "--pgdata"]).arg(&to).arg("--bin-directory");
+    restore.arg(Postgres::V15.bin_directory()).arg("--artifacts").arg(site.place("restored-artifacts")).run().success();
+    pg_verifybackup(Postgres::V15, &to);
+    assert!(proxy.broken() > 20, "only {} requests broke", proxy.broken());
+    // Whatever was sent twice was written once.
+    let versions = bucket.versions("").unwrap();
+    let mut keys: Vec<&str> = versions.iter().map(|version| version.key.as_str()).collect();
+    keys.dedup();
+    assert_eq!(keys.len(), versions.len(), "{versions:#?}");
+
+    // How many requests a small backup makes, when nothing breaks.
+    let quiet = Proxy::start(server.port(), |_, _| Fate::Pass);
+    let backup = with_server(Program::new(&site.home), &quiet.endpoint()).env("LIFEBOAT_DSN", cluster.dsn());
+    let backup = backup.env("PGDATA", cluster.data_directory()).env("LIFEBOAT_PG_BIN", Postgres::V15.bin_directory());
+    backup.args(["--repository", &url, "backup", "--json", "--include-postgres", "--copy", "local"]).run().success();
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for line in quiet.requests() {
+        *counts.entry(line.split(' ').next().unwrap_or_default().to_owned()).or_default() += 1;
+    }
+    eprintln!("requests of a small backup: {counts:?}\n{}", quiet.requests().join("\n"));
+    assert!(quiet.requests().len() < 60, "{counts:?}\n{:#?}", quiet.requests());
+}
