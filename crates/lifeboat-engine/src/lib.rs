@@ -5,6 +5,7 @@
 
 pub mod artifacts;
 pub mod backup;
+pub mod causes;
 pub mod copy;
 pub mod keys;
 pub mod lease;
@@ -15,6 +16,7 @@ pub mod random;
 pub mod repository;
 pub mod restore;
 pub mod seal;
+mod sha256;
 pub mod signing;
 pub mod store;
 pub mod verify;

@@ -78,17 +78,7 @@ impl Failure {
 
 /// An error and its causes in one line, none of them twice.
 pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        let cause = source.to_string();
-        if !text.ends_with(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-        next = source.source();
-    }
-    text.replace(['\n', '\r'], " ")
+    lifeboat_engine::causes::joined(error).replace(['\n', '\r'], " ")
 }
 
 impl From<clap::Error> for Failure {

@@ -16,6 +16,7 @@ use lifeboat_core::repository::{
 
 use super::{ArtifactError, Finding, Problem, problem_of};
 use crate::repository::Repository;
+use crate::sha256;
 use crate::store::stream::StoreReader;
 use crate::store::{Store, StoreError};
 
@@ -247,16 +248,10 @@ fn prove(store: &dyn Store, run: &Run) -> Result<(), ArtifactError> {
 
 fn whole(store: &dyn Store, run: &Run, key: &Key) -> Result<Vec<u8>, ArtifactError> {
     let bytes = store.get(key, run.bytes).map_err(|e| unreadable(key, e))?;
-    if sha256(&bytes) != run.sha256 {
+    if sha256::of(&bytes) != run.sha256 {
         return Err(corrupt(key, "the digest is another"));
     }
     Ok(bytes)
-}
-
-/// SHA-256 with the fast library.
-pub(super) fn sha256(bytes: &[u8]) -> Sha256 {
-    let digest = digest::digest(&digest::SHA256, bytes);
-    Sha256(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"))
 }
 
 /// The lines of one run.
@@ -476,7 +471,7 @@ impl<'a> RunsWriter<'a> {
     fn close(&mut self) {
         let Some(open) = self.open.take() else { return };
         let bytes = open.encoder.finish().expect("writing to memory does not fail");
-        let run = Run { sha256: sha256(&bytes), bytes: bytes.len() as u64, entries: open.entries, first: open.first, last: open.last };
+        let run = Run { sha256: sha256::of(&bytes), bytes: bytes.len() as u64, entries: open.entries, first: open.first, last: open.last };
         self.done.0.push(Written { run, gone: open.gone, bytes: Some(bytes) });
     }
 

@@ -25,6 +25,7 @@ use std::path::PathBuf;
 use lifeboat_core::repository::{FormatError, layout::ArtifactName};
 use serde::Serialize;
 
+use crate::causes;
 use crate::keys::KeyError;
 use crate::signing::SignError;
 use crate::store::StoreError;
@@ -211,18 +212,6 @@ impl<T> Capped<T> {
     }
 }
 
-/// An error and what led to it, in one line: for findings, which are values.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    text
-}
-
 /// What a failed read of an object that must be there means.
 fn problem_of(error: &StoreError) -> Problem {
     match error {
@@ -232,6 +221,6 @@ fn problem_of(error: &StoreError) -> Problem {
         StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::FileTooLarge => {
             Problem::Corrupt("longer than it can be".into())
         }
-        _ => Problem::NotChecked(chain(error)),
+        _ => Problem::NotChecked(causes::joined(error)),
     }
 }

@@ -18,7 +18,7 @@ use lifeboat_core::repository::{
 };
 
 use super::beneath::{self, Temporary};
-use super::catalog::{ArtifactSet, sha256};
+use super::catalog::ArtifactSet;
 use super::{ArtifactError, Finding, Problem, problem_of};
 use crate::keys::{Identities, KeyError};
 use crate::repository::Repository;
@@ -26,6 +26,7 @@ use crate::seal::{DataKey, ObjectOpener, OpenError, Sealing};
 use crate::signing::{Expected, Trust, VerifyError};
 use crate::store::stream::StoreReader;
 use crate::store::{Store, StoreError};
+use crate::{causes, sha256};
 
 /// The longest record that is read: its bundle may have 1 MiB.
 pub const MAX_RECORD_BYTES: u64 = 2 << 20;
@@ -104,7 +105,7 @@ impl<'a> Reader<'a> {
     }
 
     fn check_record(&self, bytes: &[u8], name: &ArtifactName, version: &str, entry: Option<&Entry>) -> Result<Record, Problem> {
-        if entry.is_some_and(|entry| sha256(bytes) != entry.record) {
+        if entry.is_some_and(|entry| sha256::of(bytes) != entry.record) {
             return Err(Problem::Corrupt("its digest is not the one in the catalog".into()));
         }
         let record = Record::decode(bytes).map_err(|error| match error {
@@ -131,8 +132,8 @@ impl<'a> Reader<'a> {
         let bundle = serde_json::to_vec(&record.bundle).expect("what was read as JSON is written as JSON");
         let expected = Expected::artifact(record.name.as_str(), &record.version, record.sha256.0);
         let verified = self.trust.verify(&bundle, &expected).map_err(|error| match error {
-            VerifyError::UntrustedKey { .. } => Problem::Unsigned(super::chain(&error)),
-            _ => Problem::BadSignature(super::chain(&error)),
+            VerifyError::UntrustedKey { .. } => Problem::Unsigned(causes::joined(&error)),
+            _ => Problem::BadSignature(causes::joined(&error)),
         })?;
         let predicate = &verified.statement.predicate;
         if predicate.get("bytes").and_then(serde_json::Value::as_u64) != Some(record.bytes) {

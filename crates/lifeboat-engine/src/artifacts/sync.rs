@@ -22,7 +22,8 @@ use serde::Serialize;
 use super::catalog::{ArtifactSet, RunsWriter, newest_head};
 use super::walk::{Note, Walk, WalkNotes};
 use super::write::{Known, Stored, Trouble, Writer};
-use super::{ArtifactError, Capped, beneath, chain};
+use super::{ArtifactError, Capped, beneath};
+use crate::causes;
 use crate::progress::Progress;
 
 /// Threads that a sync has at the least. They wait for the disk far longer than they work, and what several of them make durable
@@ -319,7 +320,7 @@ impl State<'_> {
                 None => None,
             },
             Err(Trouble::File(error)) => {
-                self.failed.push(Note { path, why: chain(&error) });
+                self.failed.push(Note { path, why: causes::joined(&error) });
                 None
             }
             Err(Trouble::Blob(finding)) => {

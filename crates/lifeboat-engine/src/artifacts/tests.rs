@@ -14,12 +14,13 @@ use lifeboat_core::repository::artifact::{Entry, Head, Line, Origin, RUN_LINES, 
 use lifeboat_core::repository::layout::{self, ArtifactName, Key};
 use lifeboat_core::repository::{Sha256, to_json};
 
-use super::catalog::{RunsWriter, newest_head, sha256};
+use super::catalog::{RunsWriter, newest_head};
 use super::write::Known;
 use super::*;
 use crate::keys::{Identities, Recipient, generate_identity};
 use crate::progress::Unwatched;
 use crate::repository::Repository;
+use crate::sha256;
 use crate::signing::{KeyFileSigner, SigningKey, Trust};
 use crate::store::{Listed, LocalStore, MemoryStore, ObjectWriter, Store, StoreError};
 
@@ -83,6 +84,9 @@ impl Store for Reach {
     }
     fn is_empty(&self) -> Result<bool, StoreError> {
         self.inner().is_empty()
+    }
+    fn delete(&self, key: &Key) -> Result<(), StoreError> {
+        self.inner().delete(key)
     }
 }
 
@@ -273,7 +277,7 @@ fn a_file_is_put_and_got_with_permissions_and_time() {
     assert_eq!(fs::read(&out).unwrap(), b"content");
     // Damage leaves what is there, and no leftovers.
     fs::write(&out, "mine").unwrap();
-    world.reach.damage(&layout::artifact_blob(sha256(b"content")), None);
+    world.reach.damage(&layout::artifact_blob(sha256::of(b"content")), None);
     assert!(matches!(get(Replace::Allowed), Err(ArtifactError::Finding(Finding { problem: Problem::Missing, .. }))));
     assert_eq!(fs::read(&out).unwrap(), b"mine");
     assert_eq!(tree(&world.dir()).len(), 2);
@@ -622,7 +626,7 @@ fn a_forged_record_does_not_pass_even_with_a_forged_catalog() {
             bytes: record.bytes,
             mode: record.mode,
             modified: record.modified,
-            record: sha256(&json),
+            record: sha256::of(&json),
             ..a.clone()
         };
         match world.reader().record_of(&entry).map_err(|finding| finding.problem) {
@@ -679,7 +683,7 @@ fn what_is_there_is_looked_at_before_it_is_relied_on() {
     let refused = world.writer().put(&name("x"), Source::Stream { input: &mut content, spool: world.place.path() });
     assert!(matches!(refused, Err(ArtifactError::Finding(Finding { problem: Problem::Locked(_), .. }))));
     // A damaged blob would make a new artifact that cannot be restored.
-    let key = layout::artifact_blob(sha256(b"secret once"));
+    let key = layout::artifact_blob(sha256::of(b"secret once"));
     world.reach.damage(&key, Some(b"LBSEAL1\n".to_vec()));
     world.file("copy", b"secret once");
     world.file("other", b"other");
@@ -762,7 +766,7 @@ fn references_are_compared_by_name_and_digest() {
         let rows = rows.into_iter().map(|(name, digest)| Ok::<_, ArtifactError>((name.to_owned(), digest)));
         cross_check(&world.set(), rows).unwrap()
     };
-    let (one, two) = (sha256(b"1"), sha256(b"2"));
+    let (one, two) = (sha256::of(b"1"), sha256::of(b"2"));
     let good = rows(vec![("b c", format!("\\x{two}")), ("a", one.to_string().to_uppercase()), ("a", one.to_string())]);
     assert_eq!((good.rows, good.missing_count), (3, 0));
     let bad =
@@ -781,11 +785,11 @@ fn numbered(number: u64) -> Entry {
     Entry {
         name: name(&format!("builds/{number:08}/log")),
         version: "v".into(),
-        sha256: sha256(&number.to_le_bytes()),
+        sha256: sha256::of(&number.to_le_bytes()),
         bytes: 1,
         mode: 0o644,
         modified: Timestamp::UNIX_EPOCH,
-        record: sha256(format!("{number}").as_bytes()),
+        record: sha256::of(format!("{number}").as_bytes()),
         origin: Origin::Sync,
     }
 }
@@ -831,7 +835,8 @@ fn a_run_of_another_writer_may_be_of_any_length() {
         std::io::Write::write_all(&mut encoder, b"\n").unwrap();
     }
     let bytes = encoder.finish().unwrap();
-    let run = Run { sha256: sha256(&bytes), bytes: bytes.len() as u64, entries, first: numbered(0).name, last: numbered(entries - 1).name };
+    let run =
+        Run { sha256: sha256::of(&bytes), bytes: bytes.len() as u64, entries, first: numbered(0).name, last: numbered(entries - 1).name };
     assert!(run.bytes > 12 << 20, "{} bytes", run.bytes);
     let key = layout::artifact_run(run.sha256);
     world.reach.create(&key, &bytes).unwrap();

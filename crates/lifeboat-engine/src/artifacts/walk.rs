@@ -15,8 +15,9 @@ use lifeboat_core::repository::layout::{ArtifactName, MAX_NAME_BYTES};
 use rustix::fs::{AtFlags, Dir, FileType};
 use serde::Serialize;
 
+use super::Capped;
 use super::beneath::{self, Meta};
-use super::{Capped, chain};
+use crate::causes;
 
 /// Something about a path below the directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -141,7 +142,7 @@ impl<'a> Walk<'a> {
         match opened {
             Ok(level) => self.levels.push(level),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => self.notes.borrow_mut().unreadable.push(Note { path, why: chain(&error) }),
+            Err(error) => self.notes.borrow_mut().unreadable.push(Note { path, why: causes::joined(&error) }),
         }
     }
 }

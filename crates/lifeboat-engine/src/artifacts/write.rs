@@ -25,12 +25,13 @@ use lifeboat_core::repository::{
 use serde_json::{Map, Value};
 
 use super::beneath::Meta;
-use super::catalog::{self, ArtifactSet, Lines, Lookup, RunsWriter, Sequence, newest_head, sha256};
+use super::catalog::{self, ArtifactSet, Lines, Lookup, RunsWriter, Sequence, newest_head};
 use super::read::{SMALL_BYTES, blob_finding, check_blob};
 use super::{ArtifactError, Finding, MAX_RECORD_BYTES, Problem};
 use crate::keys::{self, Recipient};
 use crate::repository::Repository;
 use crate::seal::{DataKey, ObjectSealer, Sealing};
+use crate::sha256;
 use crate::signing::Signer;
 use crate::store::stream::StoreWrite;
 use crate::store::{Store, StoreError};
@@ -204,7 +205,7 @@ impl<'a> Writer<'a> {
             let small = before.bytes <= SMALL_BYTES;
             let (digest, bytes) = if small {
                 (&mut file).take(SMALL_BYTES + 1).read_to_end(&mut memory).map_err(Trouble::File)?;
-                (sha256(&memory), memory.len() as u64)
+                (sha256::of(&memory), memory.len() as u64)
             } else {
                 hash(&mut file).map_err(Trouble::File)?
             };
@@ -235,7 +236,7 @@ impl<'a> Writer<'a> {
         input.take(SMALL_BYTES + 1).read_to_end(&mut memory).map_err(Trouble::File)?;
         let found = |bytes| Found { name: name.clone(), bytes, mode: 0o644, modified: created };
         if memory.len() as u64 <= SMALL_BYTES {
-            let (digest, bytes) = (sha256(&memory), memory.len() as u64);
+            let (digest, bytes) = (sha256::of(&memory), memory.len() as u64);
             let blob = self.blob(name, digest, bytes, &mut Cursor::new(&memory))?.expect("memory does not change");
             return self.record(&found(bytes), digest, created, Origin::Put, blob).map(Stored::Version);
         }
@@ -363,7 +364,7 @@ impl<'a> Writer<'a> {
                     bytes: record.bytes,
                     mode: record.mode,
                     modified: record.modified,
-                    record: sha256(&json),
+                    record: sha256::of(&json),
                     origin,
                 };
                 return Ok(Box::new(Version { record, entry, blob }));
@@ -510,7 +511,7 @@ fn hash(file: &mut File) -> io::Result<(Sha256, u64)> {
             Err(error) => return Err(error),
         }
     }
-    Ok((Sha256(context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")), bytes))
+    Ok((sha256::finish(context), bytes))
 }
 
 /// A file that only this process sees, and that is gone with it.

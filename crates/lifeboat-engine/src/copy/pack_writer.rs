@@ -4,7 +4,7 @@ use std::sync::Mutex;
 
 use crossbeam_channel::Receiver;
 use lifeboat_core::repository::{
-    Id, Sha256,
+    Id,
     extent::{EXTENT_BYTES, Fragment},
     layout,
     manifest::PackEntry,
@@ -13,6 +13,7 @@ use lifeboat_core::repository::{
 
 use super::{Alarm, CopyError, Shared};
 use crate::seal::{Compressor, FrameKey, Sealing, seal_frame};
+use crate::sha256;
 use crate::store::{ObjectWriter, Store, StoreError};
 
 /// Threads that make finished packs durable.
@@ -114,7 +115,7 @@ impl<'a> OpenPack<'a> {
 
     pub(super) fn close(mut self) -> Result<FullPack<'a>, CopyError> {
         self.flush()?;
-        let sha256 = Sha256(self.digest.finish().as_ref().try_into().expect("SHA-256 has 32 bytes"));
+        let sha256 = sha256::finish(self.digest);
         Ok(FullPack { index: self.index, entry: PackEntry { sha256, id: self.id, bytes: self.written }, writer: self.writer })
     }
 }

@@ -23,6 +23,7 @@ use crate::backup::Protection;
 use crate::keys::{self, Identities, KeyError};
 use crate::repository::Repository;
 use crate::seal::{DataKey, ObjectOpener, ObjectSealer, OpenError, Sealing};
+use crate::sha256;
 use crate::signing::{SignError, Signer, Trust, VerifyError};
 use crate::store::stream::{StoreReader, StoreWrite};
 use crate::store::{Store, StoreError};
@@ -328,14 +329,8 @@ impl<'a> WalWriter<'a> {
 
     /// Stores a small file out of memory: pieces, backup history files.
     pub fn put_bytes(&self, file: WalFile, predicate: &WalPredicate, bytes: &[u8]) -> Result<Put, WalError> {
-        self.put(file, sha256(bytes), predicate, &mut &*bytes)
+        self.put(file, sha256::of(bytes), predicate, &mut &*bytes)
     }
-}
-
-/// SHA-256 with the fast library.
-pub(super) fn sha256(bytes: &[u8]) -> Sha256 {
-    let digest = digest::digest(&digest::SHA256, bytes);
-    Sha256(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"))
 }
 
 /// What is signed about a WAL file.
@@ -545,7 +540,7 @@ mod tests {
         let head = place.reader().read(file(3), &mut out).unwrap();
         assert_eq!(out, plain);
         assert_eq!(head, place.reader().head(file(3)).unwrap());
-        assert_eq!((head.sha256, head.predicate), (sha256(&plain), predicate(700_000)));
+        assert_eq!((head.sha256, head.predicate), (sha256::of(&plain), predicate(700_000)));
         assert!(place.reader().head(file(4)).unwrap_err().is_absence());
     }
 
@@ -565,7 +560,7 @@ mod tests {
     fn a_file_that_changes_while_it_is_read_is_not_stored() {
         let place = Place::new();
         for content in [&[2u8; 1000][..], &[1; 999], &[1; 1001]] {
-            let put = place.writer().put(file(3), sha256(&[1; 1000]), &predicate(1000), &mut &*content);
+            let put = place.writer().put(file(3), sha256::of(&[1; 1000]), &predicate(1000), &mut &*content);
             assert!(matches!(put, Err(WalError::Changed { .. })), "{put:?}");
             assert!(place.reader().head(file(3)).unwrap_err().is_absence());
         }
@@ -577,7 +572,7 @@ mod tests {
         let plain: Vec<u8> = (0..700_000).map(|at| (at / 3) as u8).collect();
         let put = |bytes: &[u8], parts| {
             let left = std::cell::Cell::new(parts);
-            place.writer().put_compared(file(3), sha256(&plain), &predicate(700_000), bytes, &|| left.replace(left.get() - 1) > 0)
+            place.writer().put_compared(file(3), sha256::of(&plain), &predicate(700_000), bytes, &|| left.replace(left.get() - 1) > 0)
         };
         let given_up = put(&plain, 2);
         assert!(matches!(&given_up, Err(WalError::File { source, .. }) if source.kind() == io::ErrorKind::TimedOut), "{given_up:?}");

@@ -33,6 +33,7 @@ use crate::backup::Protection;
 use crate::repository::Repository;
 use crate::signing::{Signer, Trust};
 use crate::store::StoreError;
+use crate::{causes, sha256};
 use spool::Spool;
 
 /// What is read at once.
@@ -344,7 +345,7 @@ pub fn run(repository: &Repository, asked: &Asked, options: &PushOptions<'_>) ->
                 ahead.push(name());
                 warnings.extend(more);
             }
-            Some(Err(error)) if !given_up(&error) => warnings.push(format!("pushing ahead: {}", chain(&error))),
+            Some(Err(error)) if !given_up(&error) => warnings.push(format!("pushing ahead: {}", causes::joined(&error))),
             // Not begun, held back, or given up: its turn comes.
             _ => {}
         }
@@ -356,7 +357,7 @@ pub fn run(repository: &Repository, asked: &Asked, options: &PushOptions<'_>) ->
             match push.gap_before(segment, &there, statuses) {
                 Ok(Some(gap)) => gaps.push(gap),
                 Ok(None) => {}
-                Err(error) => warnings.push(format!("look for lost WAL: {}", chain(&error))),
+                Err(error) => warnings.push(format!("look for lost WAL: {}", causes::joined(&error))),
             }
         }
         push.spool
@@ -383,17 +384,6 @@ fn read_statuses(directory: &Path, size: SegmentSize) -> io::Result<Option<Statu
         names.extend(entry?.file_name().into_string());
     }
     Ok(Some(Statuses::read(names.iter().map(String::as_str), size)))
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(&format!(": {source}"));
-        next = source.source();
-    }
-    text
 }
 
 /// What became of one file of a batch; without an outcome it was held back.
@@ -541,7 +531,7 @@ impl Push<'_> {
                 return Err(PushError::Length { file: name.to_owned(), found: meta.len(), expected: MAX_TEXT_BYTES });
             }
             rules::check_text(file, &bytes).map_err(|problem| PushError::Text { file: name.to_owned(), problem })?;
-            let digest = super::object::sha256(&bytes);
+            let digest = sha256::of(&bytes);
             let predicate = match file {
                 WalFile::History(timeline) => WalPredicate::of_history(timeline, &bytes, segment_size).map_err(WalError::from)?,
                 _ => WalPredicate::new(bytes.len() as u64, segment_size),
@@ -581,7 +571,7 @@ impl Push<'_> {
             at += part.len() as u64;
         }
         let (summary, warning) = summarise(file, name, segment_size, summarizer.finish());
-        let digest = Sha256(context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes"));
+        let digest = sha256::finish(context);
         let predicate = WalPredicate { page_magic, summary, ..WalPredicate::new(at, segment_size) };
         let mark = identity.map(|identity| Mark { sha256: digest, identity });
         Ok(Examined { digest, predicate, mark, is_kept, warning })

@@ -20,6 +20,7 @@ use lifeboat_core::wal::{LONG_HEADER_BYTES, Lsn, Segment, Timeline, check_segmen
 use super::checks::Checks;
 use super::spool::FoundSegment;
 use super::{Activity, Document, Event, EventKind, LAST_UPLOAD, Mode, ReceiveError, Receiver, SyncJob, Wakeup};
+use crate::causes;
 use crate::postgres::{Connection, CopyBoth, CopyStart, Dsn, PgError, Purpose, Received, ReplicationFacts, Rows, Slot, SlotState};
 use crate::wal::WalError;
 
@@ -473,10 +474,7 @@ impl Receiver<'_> {
             Ok(listed) => listed,
             Err(error) => {
                 if !std::mem::replace(&mut place.listed, true) {
-                    self.warn(format!(
-                        "the repository cannot be listed: {}; going by the spool and the slot",
-                        super::upload::with_causes(&error)
-                    ));
+                    self.warn(format!("the repository cannot be listed: {}; going by the spool and the slot", causes::joined(&error)));
                 }
                 return inventory;
             }

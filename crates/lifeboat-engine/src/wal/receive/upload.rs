@@ -20,6 +20,7 @@ use super::{Document, Event, EventKind, Receiver};
 use crate::repository::MAX_DOCUMENT_BYTES;
 use crate::store::StoreError;
 use crate::wal::{WalError, WalWriter};
+use crate::{causes, sha256};
 
 /// What is read of a segment at a time.
 const READ_BYTES: u64 = 256 << 10;
@@ -146,7 +147,7 @@ impl Receiver<'_> {
             Task::Document(_) => book.document_busy = false,
             Task::Work(work) => book.ledger.failed(work),
         }
-        let text = with_causes(&error);
+        let text = causes::joined(&error);
         let waits = match &error {
             // Another file of that name that cannot be compared yet (it is being written), or a store that is away, full, or closed to us.
             WalError::Store(_) => true,
@@ -301,24 +302,8 @@ impl Receiver<'_> {
                 }
             }
         }
-        let digest = context.finish();
-        let sha256 = Sha256(digest.as_ref().try_into().expect("SHA-256 has 32 bytes"));
+        let sha256 = sha256::finish(context);
         // Records of a version that is not known: without a summary everything is only slower.
         Ok((sha256, summarizer.finish().ok()))
     }
-}
-
-/// An error and its causes in one line.
-pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        let cause = source.to_string();
-        if !text.ends_with(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-        next = source.source();
-    }
-    text
 }
