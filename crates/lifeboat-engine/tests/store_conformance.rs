@@ -17,7 +17,7 @@ use lifeboat_engine::store::{LocalStore, MemoryStore, Store, StoreError};
 type Make<'a> = &'a dyn Fn() -> Box<dyn Store>;
 type Check = fn(Make<'_>);
 
-const CHECKS: [(&str, Check); 14] = [
+const CHECKS: [(&str, Check); 15] = [
     ("one of many writers wins", one_of_many_writers_wins),
     ("what is written is read", what_is_written_is_read),
     ("what exists stays", what_exists_stays),
@@ -32,6 +32,7 @@ const CHECKS: [(&str, Check); 14] = [
     ("listings", listings),
     ("listings see every write", listings_see_every_write),
     ("many readers", many_readers),
+    ("what is deleted is gone", what_is_deleted_is_gone),
 ];
 
 fn run(make: Make<'_>) {
@@ -383,4 +384,26 @@ fn many_readers(make: Make<'_>) {
             });
         }
     });
+}
+
+fn what_is_deleted_is_gone(make: Make<'_>) {
+    let store = make();
+    let (one, other) = (key("x/packs/one"), key("x/packs/other"));
+    store.create(&one, &pattern(100_000)).unwrap();
+    store.create(&other, b"other").unwrap();
+    // Also for a reader that has just read it.
+    store.get_range(&one, 0..10, &mut Vec::new()).unwrap();
+    store.delete(&one).unwrap();
+    assert_absent(store.get(&one, 1 << 20));
+    assert_absent(store.length(&one));
+    assert_absent(store.get_range(&one, 0..10, &mut Vec::new()));
+    assert_eq!(keys(&*store, "x/"), ["x/packs/other"]);
+    // Twice is as good as once, and so is what never was there.
+    store.delete(&one).unwrap();
+    store.delete(&key("x/packs/other/below")).unwrap();
+    store.delete(&key("never/was")).unwrap();
+    // Its name is free again.
+    store.create(&one, b"again").unwrap();
+    assert_eq!(store.get(&one, 10).unwrap(), b"again");
+    assert_eq!(store.get(&other, 10).unwrap(), b"other");
 }

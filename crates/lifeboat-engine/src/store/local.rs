@@ -292,6 +292,21 @@ impl Store for LocalStore {
         // A file system of its own begins with lost+found.
         Ok(entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == "lost+found" || entry.file_name() == TEMPORARY)))
     }
+
+    fn delete(&self, key: &Key) -> Result<(), StoreError> {
+        let fail = |e| self.error("delete", key.as_str(), e);
+        let path = self.path(key.as_str());
+        self.open.lock().expect("no panic while held").retain(|(name, _)| name != key.as_str());
+        match fs::remove_file(&path) {
+            Ok(()) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory) => {
+                return Ok(());
+            }
+            Err(error) => return Err(fail(error)),
+        }
+        // Its directory stays: a writer may be about to link into it.
+        sync_directory(path.parent().unwrap_or(&self.root)).map_err(fail)
+    }
 }
 
 #[cfg(test)]

@@ -100,4 +100,9 @@ impl Store for MemoryStore {
     fn is_empty(&self) -> Result<bool, StoreError> {
         Ok(self.objects.lock().expect("no panic while held").is_empty())
     }
+
+    fn delete(&self, key: &Key) -> Result<(), StoreError> {
+        self.objects.lock().expect("no panic while held").remove(key);
+        Ok(())
+    }
 }

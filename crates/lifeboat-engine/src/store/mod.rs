@@ -162,6 +162,44 @@ pub trait Store: Send + Sync {
 
     /// Whether there is anything at all, also things that are no objects of ours.
     fn is_empty(&self) -> Result<bool, StoreError>;
+
+    /// Takes an object away, durably. One that is not there is success: whoever asks twice wants the same. Where the store keeps versions,
+    /// the object is hidden and its bytes stay, for as long as the store's own rules say.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Denied`] if it may not be taken away.
+    fn delete(&self, key: &Key) -> Result<(), StoreError>;
+
+    /// Other copies of one object, those to try first in front: views of stores in which this key stands for an older version of it, or
+    /// for its copy in another repository. For readers that found the object missing or damaged.
+    fn alternatives<'a>(&'a self, key: &Key) -> Result<Vec<Box<dyn Store + 'a>>, StoreError> {
+        let _ = key;
+        Ok(Vec::new())
+    }
+
+    /// The store as it was at a moment, for reading only, in stores that keep versions.
+    ///
+    /// # Errors
+    ///
+    /// Of kind [`std::io::ErrorKind::Unsupported`] where nothing older is kept.
+    fn as_of<'a>(&'a self, moment: jiff::Timestamp) -> Result<Box<dyn Store + 'a>, StoreError> {
+        Err(unsupported("read", &format!("the state of {moment}"), self.url(), "it keeps no versions"))
+    }
+
+    /// Keeps an object from being destroyed before a moment, in stores that can. A hold is only ever made longer.
+    ///
+    /// # Errors
+    ///
+    /// Of kind [`std::io::ErrorKind::Unsupported`] where the store has no such hold.
+    fn retain(&self, key: &Key, until: jiff::Timestamp) -> Result<(), StoreError> {
+        Err(unsupported("keep", &format!("{key} until {until}"), self.url(), "it has no Object Lock"))
+    }
+}
+
+fn unsupported(action: &'static str, key: &str, store: &str, why: &str) -> StoreError {
+    let source = std::io::Error::new(std::io::ErrorKind::Unsupported, why.to_owned());
+    StoreError::Io { action, key: key.to_owned(), store: store.to_owned(), source }
 }
 
 /// How to reach a store, beside its URL. Only `s3://` has such options.

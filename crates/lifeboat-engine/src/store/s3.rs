@@ -225,4 +225,12 @@ impl Store for S3Store {
         // A console makes an object of the prefix's own name when one "makes a folder".
         Ok(found.iter().all(|object| object.key == self.prefix))
     }
+
+    fn delete(&self, key: &Key) -> Result<(), StoreError> {
+        match self.bucket.delete(&self.full(key.as_str()), None) {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind == Kind::NotFound => Ok(()),
+            Err(error) => Err(self.error("delete", key.as_str(), 0, error)),
+        }
+    }
 }

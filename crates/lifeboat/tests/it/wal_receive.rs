@@ -853,6 +853,10 @@ impl Store for SlowStore {
     fn is_empty(&self) -> Result<bool, StoreError> {
         self.inner.is_empty()
     }
+
+    fn delete(&self, key: &Key) -> Result<(), StoreError> {
+        self.inner.delete(key)
+    }
 }
 
 fn slow(desk: &Desk, pause: Duration) -> Box<dyn Store> {
