@@ -145,6 +145,13 @@ fn plain_tag(aad: &[u8], plain: &[u8]) -> [u8; TAG_BYTES] {
     *hasher.finalize().as_bytes().first_chunk().expect("BLAKE3 has 32 bytes")
 }
 
+/// The lowest level with entropy coding.
+const FASTEST_LEVEL: i32 = 1;
+
+/// At that level zstd's own choice for frames of 256 KiB is a table of 64 KiB, which the caches of two threads of one core do not hold. Half of it is
+/// 10 to 15 % faster, on WAL and on tables alike, and what comes out is between 0.3 % smaller (heap pages) and 0.7 % larger (WAL).
+const FASTEST_HASH_LOG: u32 = 13;
+
 /// A zstd compressor with its memory, kept by one thread.
 pub struct Compressor {
     zstd: zstd::bulk::Compressor<'static>,
@@ -155,7 +162,11 @@ impl Compressor {
     /// One for a zstd level.
     pub fn new(level: i32) -> io::Result<Self> {
         let scratch = Vec::with_capacity(zstd::zstd_safe::compress_bound(sealed::CONTENT_BYTES));
-        Ok(Self { zstd: zstd::bulk::Compressor::new(level)?, scratch })
+        let mut zstd = zstd::bulk::Compressor::new(level)?;
+        if level == FASTEST_LEVEL {
+            zstd.set_parameter(zstd::zstd_safe::CParameter::HashLog(FASTEST_HASH_LOG))?;
+        }
+        Ok(Self { zstd, scratch })
     }
 
     /// Appends `plain` to `out`: compressed, if that is shorter. Returns whether it was.

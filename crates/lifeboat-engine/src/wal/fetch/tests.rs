@@ -386,12 +386,14 @@ fn c082_nothing_half_or_changed_comes_out_of_the_spool() {
     std::os::unix::fs::symlink(&aside, &real).unwrap();
     assert!(!take(5));
     fs::remove_file(&real).unwrap();
-    // What a killed prefetcher left is not waited for, and goes.
+    // What a killed prefetcher left is not waited for, and goes; so does what another version of this program left.
     let part = spool.directory().join("000000010000000000000005.part-x");
+    let other = spool.directory().join(format!("000000010000000000000005.{}", "ab".repeat(32)));
     fs::write(&part, "half").unwrap();
+    fs::write(&other, place.bytes(5)).unwrap();
     assert!(!take(5));
     fill();
-    assert!(!part.exists() && take(5));
+    assert!(!part.exists() && !other.exists() && take(5));
     assert!(place.got() == place.bytes(5));
 
     // One that hangs is not waited for long, and no second one is started.
