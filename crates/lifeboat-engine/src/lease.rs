@@ -59,6 +59,17 @@ fn latest(store: &dyn Store, purpose: &str) -> Result<Option<Lease>, StoreError>
     })))
 }
 
+/// Whether no epoch is above this one.
+fn is_highest(store: &dyn Store, purpose: &str, epoch: u64) -> Result<bool, StoreError> {
+    let above = store.list_after(&layout::leases(purpose), &layout::lease(purpose, epoch))?;
+    Ok(above.iter().all(|listed| layout::number_of(&listed.key).is_none()))
+}
+
+/// Whether somebody holds the lease for `purpose`, as far as the repository tells.
+pub fn is_held(store: &dyn Store, purpose: &str) -> Result<bool, StoreError> {
+    Ok(matches!(standing(latest(store, purpose)?, Timestamp::now(), |_| false), Standing::Held(_)))
+}
+
 fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }
@@ -135,6 +146,8 @@ fn take<'a>(store: &'a dyn Store, purpose: &str, host: &str) -> Result<HeldLease
             released: false,
         };
         match store.create(&layout::lease(purpose, epoch), &to_json(&lease)) {
+            // Old epochs are pruned: what was free may lie behind the present.
+            Ok(()) if !is_highest(store, purpose, epoch)? => {}
             Ok(()) => {
                 let shared = Shared {
                     purpose: purpose.to_owned(),
@@ -159,8 +172,15 @@ impl HeldLease<'_> {
         let next = Lease { epoch: current.epoch + 1, expires: now + LEASE_TIME, released, ..current.clone() };
         match self.store.create(&layout::lease(&self.shared.purpose, next.epoch), &to_json(&next)) {
             Ok(()) => {
+                let epoch = next.epoch;
                 *current = next;
-                Ok(())
+                if is_highest(self.store, &self.shared.purpose, epoch)? {
+                    return Ok(());
+                }
+                // Others went on long ago, and the epoch was free only because it was pruned.
+                let holder = latest(self.store, &self.shared.purpose)?.map_or_else(String::new, |lease| lease.holder);
+                *self.shared.lost.lock().expect("no panic while held") = Some(holder.clone());
+                Err(LeaseError::Lost { purpose: self.shared.purpose.clone(), holder })
             }
             Err(StoreError::Exists { .. }) => {
                 let holder = latest(self.store, &self.shared.purpose)?.map_or_else(String::new, |lease| lease.holder);
@@ -201,6 +221,14 @@ impl HeldLease<'_> {
             return Err(LeaseError::Lost { purpose: self.shared.purpose.clone(), holder: holder.clone() });
         }
         self.advance(false)
+    }
+
+    /// Proves that the lease is still ours without writing, as long as there is time; renews it when there is little. To be called before every
+    /// step that others must not run into.
+    pub fn check(&self) -> Result<(), LeaseError> {
+        let lost = self.shared.lost.lock().expect("no panic while held").is_some();
+        let expires = self.shared.current.lock().expect("no panic while held").expires;
+        if !lost && Timestamp::now() < expires - LEASE_TIME / 2 { Ok(()) } else { self.fence() }
     }
 
     fn release(&self) {
@@ -244,6 +272,21 @@ mod tests {
             held.fence()
         });
         assert!(matches!(result, Err(LeaseError::Lost { holder, .. }) if holder == "other:1:x"));
+    }
+
+    #[test]
+    fn c044_an_epoch_that_is_free_because_it_was_pruned_is_nobodys() {
+        let store = MemoryStore::default();
+        let result: Result<(), LeaseError> = with_lease(&store, "backup", "host", |held| {
+            held.check()?;
+            // We slept for hours: others took it, went on, and what they left behind was pruned.
+            let other = Lease { holder: "other:1:x".into(), host: "other".into(), ..latest(&store, "backup")?.unwrap() };
+            store.create(&layout::lease("backup", 9), &to_json(&Lease { epoch: 9, ..other }))?;
+            held.fence()
+        });
+        assert!(matches!(result, Err(LeaseError::Lost { holder, .. }) if holder == "other:1:x"));
+        assert!(is_held(&store, "backup").unwrap());
+        assert!(!is_held(&store, "other").unwrap());
     }
 
     #[test]

@@ -221,6 +221,9 @@ pub struct Head {
     pub count: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// The newest head, up to this one, with which a prune began: who began before it must look again at what it relies on (format 8).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pruned: Option<u64>,
 }
 
 impl Head {
