@@ -9,6 +9,7 @@ pub mod artifacts;
 pub mod attestation;
 pub mod backup;
 pub mod postgres;
+pub mod replicate;
 pub mod repository;
 pub mod restore;
 pub mod verify;

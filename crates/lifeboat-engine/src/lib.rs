@@ -13,6 +13,7 @@ pub mod opened_backup;
 pub mod postgres;
 pub mod progress;
 pub mod random;
+pub mod replicate;
 pub mod repository;
 pub mod restore;
 pub mod seal;
