@@ -11,6 +11,7 @@ pub mod backup;
 pub mod expire;
 pub mod postgres;
 pub mod prune;
+pub mod replicate;
 pub mod repository;
 pub mod restore;
 pub mod verify;

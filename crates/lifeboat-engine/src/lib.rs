@@ -16,6 +16,7 @@ pub mod postgres;
 pub mod progress;
 pub mod prune;
 pub mod random;
+pub mod replicate;
 pub mod repository;
 pub mod restore;
 pub mod retention;

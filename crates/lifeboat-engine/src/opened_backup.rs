@@ -15,7 +15,7 @@ use crate::keys::{Identities, KeyError};
 use crate::repository::{MAX_DOCUMENT_BYTES, MAX_MANIFEST_BYTES, Repository};
 use crate::seal::{self, Sealing};
 use crate::signing::{Trust, VerifyError};
-use crate::store::StoreError;
+use crate::store::{Store, StoreError, first_good};
 
 /// The most plain bytes one file table may have.
 const MAX_TABLE_BYTES: usize = 256 << 20;
@@ -64,16 +64,26 @@ fn finding(id: &BackupId, kind: FindingKind, object: &Key, problem: impl Into<St
 
 /// Reads a manifest without verifying it: for lists that say so.
 pub fn peek(repository: &Repository, id: &BackupId) -> Result<Manifest, OpenBackupError> {
-    decode(id, &read_manifest(repository, id)?)
+    let read = |store: &dyn Store| decode(id, &read_manifest(store, id)?);
+    first_good(repository.store(), &layout::manifest(id), read, damage)
 }
 
-fn read_manifest(repository: &Repository, id: &BackupId) -> Result<Vec<u8>, OpenBackupError> {
+/// What is wrong with a copy, if that is why it cannot be used: then another may be good.
+fn damage(error: &OpenBackupError) -> Option<String> {
+    match error {
+        OpenBackupError::Damaged(finding) => Some(format!("{}: {}", finding.kind.word(), finding.problem)),
+        OpenBackupError::Store(error) if error.is_absence() => Some(error.to_string()),
+        _ => None,
+    }
+}
+
+fn read_manifest(store: &dyn Store, id: &BackupId) -> Result<Vec<u8>, OpenBackupError> {
     let key = layout::manifest(id);
-    match repository.store().get(&key, MAX_MANIFEST_BYTES) {
+    match store.get(&key, MAX_MANIFEST_BYTES) {
         Ok(bytes) => Ok(bytes),
         Err(StoreError::NotFound { .. }) => {
             // A bundle without a manifest is a backup that did not finish, or lost its manifest.
-            let bundle = repository.store().length(&layout::manifest_bundle(id));
+            let bundle = store.length(&layout::manifest_bundle(id));
             if bundle.is_ok() {
                 Err(finding(id, FindingKind::Missing, &key, "the backup did not finish, or its manifest was removed"))
             } else {
@@ -94,12 +104,24 @@ fn decode(id: &BackupId, bytes: &[u8]) -> Result<Manifest, OpenBackupError> {
     }
 }
 
-/// Reads and verifies a manifest.
+/// Reads and verifies a manifest. Where manifest or signature are damaged, their other copies are tried.
 pub fn open(repository: &Repository, id: &BackupId, trust: &Trust) -> Result<VerifiedBackup, OpenBackupError> {
-    let bytes = read_manifest(repository, id)?;
+    let store = repository.store();
+    let both = |store: &dyn Store| open_from(store, store, id, trust);
+    match first_good(store, &layout::manifest(id), both, damage) {
+        Err(error) if damage(&error).is_some() => {
+            // In a store that keeps versions another copy of the one stands beside the present one of the other.
+            first_good(store, &layout::manifest_bundle(id), |bundles| open_from(store, bundles, id, trust), damage).map_err(|_| error)
+        }
+        other => other,
+    }
+}
+
+fn open_from(manifests: &dyn Store, bundles: &dyn Store, id: &BackupId, trust: &Trust) -> Result<VerifiedBackup, OpenBackupError> {
+    let bytes = read_manifest(manifests, id)?;
     let digest = Sha256::of(&bytes);
     let bundle_key = layout::manifest_bundle(id);
-    let bundle = match repository.store().get(&bundle_key, MAX_DOCUMENT_BYTES) {
+    let bundle = match bundles.get(&bundle_key, MAX_DOCUMENT_BYTES) {
         Ok(bundle) => bundle,
         Err(StoreError::NotFound { .. }) => {
             return Err(finding(id, FindingKind::Missing, &bundle_key, "the backup's signature is not there"));
@@ -166,7 +188,13 @@ impl VerifiedBackup {
     pub fn object(&self, repository: &Repository, object: &str, sha256: Sha256, bytes: u64) -> Result<Vec<u8>, OpenBackupError> {
         let corrupt = |problem: String| OpenBackupError::Damaged(self.finding(FindingKind::Corrupt, object, None, problem));
         let key = Key::parse(object).map_err(|error| corrupt(error.to_string()))?;
-        let found = match repository.store().get(&key, bytes.saturating_add(1)) {
+        first_good(repository.store(), &key, |store| self.object_from(store, &key, sha256, bytes), damage)
+    }
+
+    fn object_from(&self, store: &dyn Store, key: &Key, sha256: Sha256, bytes: u64) -> Result<Vec<u8>, OpenBackupError> {
+        let object = key.as_str();
+        let corrupt = |problem: String| OpenBackupError::Damaged(self.finding(FindingKind::Corrupt, object, None, problem));
+        let found = match store.get(key, bytes.saturating_add(1)) {
             Ok(found) => found,
             Err(StoreError::NotFound { .. }) => {
                 return Err(OpenBackupError::Damaged(self.finding(FindingKind::Missing, object, None, "it is not there")));

@@ -73,6 +73,11 @@ impl Repository {
         }
     }
 
+    /// A repository whose descriptor was read already.
+    pub(crate) fn with_descriptor(store: Box<dyn Store>, descriptor: Descriptor) -> Self {
+        Self { store, descriptor }
+    }
+
     /// What the repository says of itself.
     pub fn descriptor(&self) -> &Descriptor {
         &self.descriptor

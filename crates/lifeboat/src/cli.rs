@@ -16,6 +16,9 @@ pub(crate) struct Cli {
     /// Repository: a directory, file:// or s3://bucket/prefix
     #[arg(long, global = true, value_name = "URL", env = "LIFEBOAT_REPOSITORY")]
     pub(crate) repository: Option<String>,
+    /// Leave a configured repository out, as if it were not configured: because it is lost
+    #[arg(long, global = true, value_name = "NAME", conflicts_with = "repository")]
+    pub(crate) without_repository: Vec<String>,
     /// Print one JSON document on stdout
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -37,6 +40,8 @@ pub(crate) enum Command {
     Verify(Verify),
     /// Restore a backup
     Restore(Restore),
+    /// Bring replicas to what the primary has: compare, copy, heal
+    Replicate(Replicate),
     /// Store, fetch and check artifacts
     #[command(subcommand)]
     Artifact(Artifact),
@@ -151,6 +156,9 @@ pub(crate) struct Verify {
     /// Every backup
     #[arg(long)]
     pub(crate) all: bool,
+    /// Only this one of the configured repositories; otherwise each of them, by itself
+    #[arg(long, value_name = "NAME")]
+    pub(crate) repository_name: Option<String>,
     /// Read only so many percent of the data, another part each time
     #[arg(long, value_name = "PERCENT", default_value_t = 100.0)]
     pub(crate) sample: f64,
@@ -160,6 +168,28 @@ pub(crate) struct Verify {
     /// Restore identity: opens and compares every byte
     #[arg(long, value_name = "FILE", env = "LIFEBOAT_IDENTITY_FILE")]
     pub(crate) identity: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Replicate {
+    /// Copy from this repository instead of the primary
+    #[arg(long, value_name = "NAME")]
+    pub(crate) from: Option<String>,
+    /// Only to this one, and not to every other
+    #[arg(long, value_name = "NAME")]
+    pub(crate) to: Option<String>,
+    /// Bring only what this host knows that they missed, without comparing listings
+    #[arg(long, conflicts_with_all = ["full", "check", "dry_run"])]
+    pub(crate) missed: bool,
+    /// Read every object on both sides and heal what is damaged
+    #[arg(long)]
+    pub(crate) full: bool,
+    /// Read every object on both sides and change nothing
+    #[arg(long, conflicts_with_all = ["full", "dry_run"])]
+    pub(crate) check: bool,
+    /// Print what would be done, from the listings alone; changes nothing
+    #[arg(long, conflicts_with = "full")]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -1,14 +1,20 @@
 //! Configuration: one TOML file, joined as flag > environment > file > default, each setting with
 //! where it came from. Unknown keys are errors (c121); secrets are references, never values.
 
+mod repositories;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use lifeboat_engine::store::Part;
+
 use crate::cli::Cli;
 use crate::failure::Failure;
+
+pub(crate) use repositories::{Repositories, RepositorySettings, RepositoryTable};
 
 /// What a file may say.
 #[derive(Debug, Default, Deserialize)]
@@ -97,17 +103,6 @@ pub(crate) struct Postgres {
 pub(crate) enum Checkpoint {
     Fast,
     Spread,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct RepositoryTable {
-    pub(crate) url: String,
-    pub(crate) endpoint: Option<String>,
-    pub(crate) region: Option<String>,
-    pub(crate) path_style: Option<bool>,
-    pub(crate) profile: Option<String>,
-    pub(crate) ca_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -228,14 +223,9 @@ pub(crate) struct Settings {
     pub(crate) checkpoint: Setting<Checkpoint>,
     pub(crate) scratch: Setting<PathBuf>,
     pub(crate) check_pages: Setting<bool>,
-    pub(crate) repository: Option<Setting<String>>,
-    pub(crate) endpoint: Option<Setting<String>>,
-    pub(crate) region: Option<Setting<String>>,
-    pub(crate) path_style: Option<Setting<bool>>,
-    pub(crate) profile: Option<Setting<String>>,
-    pub(crate) ca_file: Option<Setting<PathBuf>>,
-    /// The URL that the file gives, whose options those are.
-    pub(crate) repository_in_file: Option<String>,
+    pub(crate) repositories: Repositories,
+    /// Names of repositories that were left out by hand.
+    pub(crate) without: Vec<String>,
     pub(crate) artifacts: Option<Setting<PathBuf>>,
     pub(crate) reference_query: Option<Setting<String>>,
     pub(crate) recipients: Setting<Vec<String>>,
@@ -419,29 +409,8 @@ impl Settings {
     pub(crate) fn resolve(cli: &Cli) -> Result<Self, Failure> {
         let (file, path) = read_file(cli)?;
         let source = Source { path: path.as_deref() };
-        if file.repository.len() > 1 {
-            return Err(Failure::usage("read configuration: more than one [[repository]] is not possible in this version")
-                .hint("keep one; copies of the repository directory are repositories as well: lifeboat --repository DIR list"));
-        }
-        let table = file.repository.into_iter().next();
-        if let Some(table) = &table
-            && bucket_of(&table.url).is_none()
-            && (table.endpoint.is_some() || table.region.is_some() || table.profile.is_some() || table.ca_file.is_some())
-                | table.path_style.is_some()
-        {
-            return Err(Failure::usage(
-                "read configuration: endpoint, region, path_style, profile and ca_file are of an s3:// repository only",
-            )
-            .hint("write url = \"s3://bucket/prefix\", or leave them out; lifeboat config show prints the settings"));
-        }
         let flag = cli.repository.clone().map(|value| (value, "--repository or LIFEBOAT_REPOSITORY"));
-        let repository_in_file = table.as_ref().map(|table| source.anchor_url(table.url.clone()));
-        let repository = source.pick(flag, None, repository_in_file.clone());
-        // The options of the file are of the bucket that the file names; another one has those of the environment.
-        let url = repository.as_ref().map_or("", |setting| setting.value.as_str());
-        let same = bucket_of(url) == repository_in_file.as_deref().and_then(bucket_of);
-        let table = table.filter(|_| same);
-        let in_s3 = bucket_of(url).is_some();
+        let repositories = Repositories::resolve(&source, &file.repository, flag, &cli.without_repository)?;
         let postgres_configured = file.postgres.is_some();
         let postgres = file.postgres.unwrap_or_default();
         let artifacts = file.artifacts.unwrap_or_default();
@@ -560,22 +529,8 @@ impl Settings {
                 .path("LIFEBOAT_SCRATCH", postgres.scratch)
                 .unwrap_or(Setting { value: scratch_default, origin: Origin::Default }),
             check_pages: source.pick(None, None, postgres.check_pages).unwrap_or(Setting { value: true, origin: Origin::Default }),
-            endpoint: source
-                .pick(None, None, table.as_ref().and_then(|table| table.endpoint.clone()))
-                .or_else(|| aws(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]).filter(|_| in_s3)),
-            region: source
-                .pick(None, None, table.as_ref().and_then(|table| table.region.clone()))
-                .or_else(|| aws(&["AWS_REGION", "AWS_DEFAULT_REGION"]).filter(|_| in_s3)),
-            path_style: source.pick(None, None, table.as_ref().and_then(|table| table.path_style)),
-            profile: source
-                .pick(None, None, table.as_ref().and_then(|table| table.profile.clone()))
-                .or_else(|| aws(&["AWS_PROFILE"]).filter(|_| in_s3)),
-            ca_file: source.pick(None, None, table.and_then(|table| table.ca_file).map(|path| source.anchor(path))).or_else(|| {
-                let setting = aws(&["AWS_CA_BUNDLE"]).filter(|_| in_s3)?;
-                Some(Setting { value: setting.value.into(), origin: setting.origin })
-            }),
-            repository,
-            repository_in_file,
+            repositories,
+            without: cli.without_repository.clone(),
             artifacts: source.path("LIFEBOAT_ARTIFACTS", artifacts.directory),
             reference_query: source.pick(None, None, artifacts.reference_query),
             recipients,
@@ -616,25 +571,11 @@ impl Settings {
 
     /// How to reach the repository at `url`: as configured, if it is of the bucket that these settings are of.
     pub(crate) fn store_options(&self, url: &str) -> lifeboat_engine::store::StoreOptions {
-        let mine = self.repository.as_ref().map_or("", |setting| setting.value.as_str());
-        let same = bucket_of(url) == bucket_of(mine) || bucket_of(url) == self.repository_in_file.as_deref().and_then(bucket_of);
-        // What the environment says is everybody's; a bucket that the configuration does not know has nothing else.
-        fn chosen<T: Clone>(setting: &Option<Setting<T>>, same: bool) -> Option<T> {
-            let setting = setting.as_ref().filter(|setting| same || matches!(setting.origin, Origin::Environment(_)));
-            setting.map(|setting| setting.value.clone())
-        }
-        lifeboat_engine::store::StoreOptions {
-            endpoint: chosen(&self.endpoint, same),
-            region: chosen(&self.region, same),
-            path_style: chosen(&self.path_style, same),
-            // A profile of the environment comes after credentials there; one of the configuration before.
-            profile: self.profile.as_ref().filter(|setting| same && matches!(setting.origin, Origin::File(_))).map(|s| s.value.clone()),
-            ca_file: chosen(&self.ca_file, same),
-        }
+        self.repositories.options(url)
     }
 
     /// Every setting for people and programs: key, value, origin. Secrets are not values here.
-    pub(crate) fn rows(&self) -> Vec<(&'static str, serde_json::Value, String)> {
+    pub(crate) fn rows(&self) -> Vec<(String, serde_json::Value, String)> {
         use serde_json::json;
         fn of<T: Clone, V: Into<serde_json::Value>>(
             key: &'static str,
@@ -659,7 +600,7 @@ impl Settings {
             Secret::File(path) => json!({"file": path}),
             Secret::Command(words) => json!({"command": words}),
         };
-        vec![
+        let before = vec![
             of("name", &self.name, String::clone),
             maybe("postgres.dsn", self.dsn.as_ref(), dsn),
             maybe("postgres.data_directory", self.data_directory.as_ref(), path),
@@ -668,12 +609,8 @@ impl Settings {
             of("postgres.checkpoint", &self.checkpoint, |checkpoint| json!(checkpoint)),
             of("postgres.scratch", &self.scratch, path),
             of("postgres.check_pages", &self.check_pages, |on| *on),
-            maybe("repository.url", self.repository.as_ref(), String::clone),
-            maybe("repository.endpoint", self.endpoint.as_ref(), |url| without_credentials(url)),
-            maybe("repository.region", self.region.as_ref(), String::clone),
-            maybe("repository.path_style", self.path_style.as_ref(), |on| *on),
-            maybe("repository.profile", self.profile.as_ref(), String::clone),
-            maybe("repository.ca_file", self.ca_file.as_ref(), path),
+        ];
+        let after = vec![
             maybe("artifacts.directory", self.artifacts.as_ref(), path),
             maybe("artifacts.reference_query", self.reference_query.as_ref(), String::clone),
             of("encryption.recipients", &self.recipients, |list| json!(list)),
@@ -698,7 +635,39 @@ impl Settings {
             of("wal.spool_limit", &self.wal_spool_limit, |bytes| json!(bytes)),
             of("wal.push_ahead", &self.wal_push_ahead, |count| json!(count)),
             of("wal.fetch_ahead", &self.wal_fetch_ahead, |count| json!(count)),
-        ]
+        ];
+        let owned = |rows: Vec<(&'static str, serde_json::Value, String)>| {
+            rows.into_iter().map(|(key, value, origin)| (key.to_owned(), value, origin)).collect::<Vec<_>>()
+        };
+        let mut rows = owned(before);
+        if self.repositories.used.is_empty() {
+            rows.push(("repository.url".to_owned(), serde_json::Value::Null, "not set".to_owned()));
+        }
+        let several = self.repositories.used.len() > 1;
+        for (index, one) in self.repositories.used.iter().enumerate() {
+            let part = match one.part.value {
+                _ if index == 0 => "primary",
+                Part::Required => "required",
+                Part::BestEffort => "best effort",
+                Part::KeptByStore => "kept by its store",
+            };
+            // The primary's keys have no number: most have one repository.
+            let number = if index == 0 { "repository".to_owned() } else { format!("repository.{}", index + 1) };
+            let of_one = vec![
+                of("url", &one.url, String::clone),
+                of("name", &one.name, String::clone),
+                of("part", &one.part, |_| part),
+                maybe("endpoint", one.endpoint.as_ref(), |url| without_credentials(url)),
+                maybe("region", one.region.as_ref(), String::clone),
+                maybe("path_style", one.path_style.as_ref(), |on| *on),
+                maybe("profile", one.profile.as_ref(), String::clone),
+                maybe("ca_file", one.ca_file.as_ref(), path),
+            ];
+            let shown = of_one.into_iter().filter(|(key, ..)| several || !matches!(*key, "name" | "part"));
+            rows.extend(shown.map(|(key, value, origin)| (format!("{number}.{key}"), value, origin)));
+        }
+        rows.extend(owned(after));
+        rows
     }
 }
 

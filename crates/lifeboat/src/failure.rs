@@ -12,11 +12,12 @@ use lifeboat_engine::keys::KeyError;
 use lifeboat_engine::lease::LeaseError;
 use lifeboat_engine::opened_backup::OpenBackupError;
 use lifeboat_engine::postgres::PgError;
+use lifeboat_engine::replicate::ReplicateError;
 use lifeboat_engine::repository::RepositoryError;
 use lifeboat_engine::restore::RestoreError;
 use lifeboat_engine::restore::server::ServerError;
 use lifeboat_engine::signing;
-use lifeboat_engine::store::{OpenError, StoreError};
+use lifeboat_engine::store::{OpenError, ReplicaError, StoreError};
 use lifeboat_engine::verify::VerifyError;
 use lifeboat_engine::wal::WalError;
 use lifeboat_engine::wal::locate::LocateError;
@@ -186,6 +187,43 @@ impl From<RepositoryError> for Failure {
             RepositoryError::Format(error) => error.into(),
             RepositoryError::Store(error) => error.into(),
         }
+    }
+}
+
+impl From<ReplicaError> for Failure {
+    fn from(error: ReplicaError) -> Self {
+        match error {
+            ReplicaError::Open(error) => error.into(),
+            ReplicaError::Repository(error) => error.into(),
+            ReplicaError::OtherRepository { .. } => Self::of(
+                EXIT_USAGE,
+                &error,
+                "all [[repository]] are places of one repository; give this one an empty place: lifeboat config show prints them",
+            ),
+            ReplicaError::Unusable { .. } => Self::of(
+                EXIT_FAILED,
+                &error,
+                "bring it back or make it one: lifeboat replicate; or set required = false for it, so that it is caught up later",
+            ),
+        }
+    }
+}
+
+impl From<ReplicateError> for Failure {
+    fn from(error: ReplicateError) -> Self {
+        let (code, hint) = match error {
+            ReplicateError::Store(error) => return error.into(),
+            ReplicateError::Format { source, .. } => return source.into(),
+            ReplicateError::NoSource(_) => (
+                EXIT_NO_REPOSITORY,
+                "lifeboat init makes a repository; if the primary is lost: lifeboat replicate --from REPLICA --to PRIMARY",
+            ),
+            ReplicateError::OtherRepository { .. } | ReplicateError::Occupied(_) => {
+                (EXIT_USAGE, "give the replica an empty place of its own: lifeboat config show")
+            }
+            ReplicateError::Journal(_) => (EXIT_FAILED, "check wal.spool, where the journal stands: lifeboat config show"),
+        };
+        Self::of(code, &error, hint)
     }
 }
 

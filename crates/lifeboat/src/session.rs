@@ -12,9 +12,9 @@ use lifeboat_engine::keys::{self, Identities, Recipient};
 use lifeboat_engine::opened_backup;
 use lifeboat_engine::repository::Repository;
 use lifeboat_engine::signing::{KeyFileSigner, SignError, Signer, SigningKey, Trust};
-use lifeboat_engine::store;
+use lifeboat_engine::store::{self, Access, Member, Note};
 
-use crate::config::{Secret, Settings, UserKeys};
+use crate::config::{RepositorySettings, Secret, Settings, UserKeys};
 use crate::failure::{EXIT_KEY, EXIT_NO_REPOSITORY, Failure};
 use crate::output;
 
@@ -26,18 +26,64 @@ pub(crate) fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// The repository that the settings name.
-pub(crate) fn repository_url(settings: &Settings) -> Result<&str, Failure> {
-    settings.repository.as_ref().map(|setting| setting.value.as_str()).ok_or_else(|| {
+/// The primary of the repositories that the settings name.
+pub(crate) fn primary(settings: &Settings) -> Result<&RepositorySettings, Failure> {
+    settings.repositories.primary().ok_or_else(|| {
         Failure::usage("find the repository: none is named")
             .hint("give --repository DIR, or write a configuration: lifeboat init --repository DIR --write-config lifeboat.toml")
     })
 }
 
-/// Opens the repository that the settings name.
+/// Its URL.
+pub(crate) fn repository_url(settings: &Settings) -> Result<&str, Failure> {
+    Ok(primary(settings)?.url.value.as_str())
+}
+
+/// Opens the repository that the settings name, for writing: the primary decides, replicas get what is written.
 pub(crate) fn open_repository(settings: &Settings) -> Result<Repository, Failure> {
-    let url = repository_url(settings)?;
-    Ok(Repository::open(store::open(url, &settings.store_options(url), false)?)?)
+    match settings.repositories.used.as_slice() {
+        [] | [_] => alone(primary(settings)?),
+        _ => open_everywhere(settings, Access::Write),
+    }
+}
+
+/// The same for reading: what one place has lost is read from the next, and that is said.
+pub(crate) fn read_repository(settings: &Settings) -> Result<Repository, Failure> {
+    open_everywhere(settings, Access::Read)
+}
+
+/// The same where "there is none" has consequences: nothing is absent while the primary does not answer.
+pub(crate) fn prove_repository(settings: &Settings) -> Result<Repository, Failure> {
+    open_everywhere(settings, Access::Prove)
+}
+
+fn open_everywhere(settings: &Settings, access: Access) -> Result<Repository, Failure> {
+    primary(settings)?;
+    let member = |one: &RepositorySettings| {
+        let (url, options) = (one.url.value.clone(), one.options());
+        let open = Box::new(move || store::open(&url, &options, false));
+        Member { name: one.name.value.clone(), url: one.url.value.clone(), part: one.part.value, open }
+    };
+    let members = settings.repositories.used.iter().map(member).collect();
+    let watch = Box::new(|note: &Note| output::warn(&note.to_string()));
+    Ok(store::open_members(members, access, &settings.wal_spool.value, watch)?)
+}
+
+/// Opens one place by itself: its damage shows, and nothing is read from elsewhere.
+pub(crate) fn alone(one: &RepositorySettings) -> Result<Repository, Failure> {
+    Ok(Repository::open(store::open(&one.url.value, &one.options(), false)?)?)
+}
+
+/// The same, without the older versions that a store may keep.
+pub(crate) fn without_copies(one: &RepositorySettings) -> Result<Repository, Failure> {
+    Ok(Repository::open(Box::new(store::Alone::new(store::open(&one.url.value, &one.options(), false)?)))?)
+}
+
+/// The configured repository of this name.
+pub(crate) fn named<'a>(settings: &'a Settings, name: &str) -> Result<&'a RepositorySettings, Failure> {
+    settings.repositories.used.iter().find(|one| one.name.value == name).ok_or_else(|| {
+        Failure::usage(format!("find repository {name:?}: none has this name")).hint("lifeboat config show prints repository.name of each")
+    })
 }
 
 /// Opens the repository, or makes it if its place is missing or empty.

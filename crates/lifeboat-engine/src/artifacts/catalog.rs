@@ -18,7 +18,7 @@ use super::{ArtifactError, Finding, Problem, problem_of};
 use crate::repository::Repository;
 use crate::sha256;
 use crate::store::stream::StoreReader;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, first_good};
 
 /// The longest head that is read: it names a run in about 300 bytes, and ten million artifacts have
 /// some 600 runs.
@@ -71,13 +71,22 @@ pub fn newest_head(store: &dyn Store) -> Result<Option<Head>, ArtifactError> {
 /// Head `number`, which must be there.
 pub(super) fn head(store: &dyn Store, number: u64) -> Result<Head, ArtifactError> {
     let key = layout::artifact_head(number);
-    let bytes = store.get(&key, MAX_HEAD_BYTES).map_err(|e| unreadable(&key, e))?;
+    first_good(store, &key, |store| head_from(store, &key, number), damage)
+}
+
+/// What is wrong with a copy, if another one may be better.
+fn damage(error: &ArtifactError) -> Option<String> {
+    if let ArtifactError::Finding(finding) = error { super::read::damage(&finding.problem) } else { None }
+}
+
+fn head_from(store: &dyn Store, key: &Key, number: u64) -> Result<Head, ArtifactError> {
+    let bytes = store.get(key, MAX_HEAD_BYTES).map_err(|e| unreadable(key, e))?;
     let head = Head::decode(&bytes).map_err(|e| match e {
         newer @ lifeboat_core::repository::FormatError::TooNew { .. } => newer.into(),
-        other => corrupt(&key, other.to_string()),
+        other => corrupt(key, other.to_string()),
     })?;
     if head.head != number {
-        return Err(corrupt(&key, format!("it says that it is head {}", head.head)));
+        return Err(corrupt(key, format!("it says that it is head {}", head.head)));
     }
     Ok(head)
 }
@@ -249,12 +258,13 @@ fn prove(store: &dyn Store, run: &Run) -> Result<(), ArtifactError> {
     Ok(())
 }
 
+/// A run's bytes, from the first copy that has them. (Of a longer run, which is none of ours, only one copy is looked at.)
 fn whole(store: &dyn Store, run: &Run, key: &Key) -> Result<Vec<u8>, ArtifactError> {
-    let bytes = store.get(key, run.bytes).map_err(|e| unreadable(key, e))?;
-    if sha256::of(&bytes) != run.sha256 {
-        return Err(corrupt(key, "the digest is another"));
-    }
-    Ok(bytes)
+    let read = |store: &dyn Store| {
+        let bytes = store.get(key, run.bytes).map_err(|e| unreadable(key, e))?;
+        if sha256::of(&bytes) == run.sha256 { Ok(bytes) } else { Err(corrupt(key, "the digest is another")) }
+    };
+    first_good(store, key, read, damage)
 }
 
 /// The lines of a run that no head describes any more: all that is known of it is its digest. Longer ones than our own are not read.

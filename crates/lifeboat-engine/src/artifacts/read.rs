@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Cursor, Read, Write};
+use std::io::{self, Cursor, Read, Seek as _, SeekFrom, Write};
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -25,7 +25,7 @@ use crate::repository::Repository;
 use crate::seal::{DataKey, ObjectOpener, OpenError, Sealing};
 use crate::signing::{Expected, Trust, VerifyError};
 use crate::store::stream::StoreReader;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, first_good};
 use crate::{causes, sha256};
 
 /// The longest record that is read: its bundle may have 1 MiB.
@@ -100,8 +100,11 @@ impl<'a> Reader<'a> {
             return Err(found(layout::artifact_records(name), Problem::Missing));
         }
         let key = layout::artifact_record(name, version);
-        let bytes = self.store.get(&key, MAX_RECORD_BYTES).map_err(|e| found(key.to_string(), problem_of(&e)))?;
-        self.check_record(&bytes, name, version, entry).map_err(|problem| found(key.to_string(), problem))
+        let read = |store: &dyn Store| {
+            let bytes = store.get(&key, MAX_RECORD_BYTES).map_err(|e| found(key.to_string(), problem_of(&e)))?;
+            self.check_record(&bytes, name, version, entry).map_err(|problem| found(key.to_string(), problem))
+        };
+        first_good(self.store, &key, read, |finding| damage(&finding.problem))
     }
 
     fn check_record(&self, bytes: &[u8], name: &ArtifactName, version: &str, entry: Option<&Entry>) -> Result<Record, Problem> {
@@ -148,26 +151,46 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Opens the bytes of an artifact and hands them to `sink` as they come. Only when this returns
+    /// Reads the bytes of an artifact from the first copy that is good. `read` begins anew with every copy.
+    pub(super) fn from_copies<T>(&self, sha256: Sha256, read: impl FnMut(&dyn Store) -> Result<T, Trouble>) -> Result<T, Trouble> {
+        first_good(self.store, &layout::artifact_blob(sha256), read, |trouble| match trouble {
+            Trouble::Problem(problem) => damage(problem),
+            Trouble::Sink(_) => None,
+        })
+    }
+
+    /// Opens one copy of the bytes of an artifact and hands them to `sink` as they come. Only when this returns
     /// success were they all there, with the right digest.
-    pub(super) fn open(&self, sha256: Sha256, bytes: u64, sink: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<(), Trouble> {
-        match self.read_blob(sha256, bytes, sink) {
+    pub(super) fn open(
+        &self,
+        store: &dyn Store,
+        sha256: Sha256,
+        bytes: u64,
+        sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<(), Trouble> {
+        match self.read_blob(store, sha256, bytes, sink) {
             // A damaged wrapped key looks like that of somebody else; the trailer tells.
             Err(Trouble::Problem(Problem::Locked(why))) => {
-                let problem = check_blob(self.store, sha256, bytes).err();
+                let problem = check_blob(store, sha256, bytes).err();
                 Err(Trouble::Problem(problem.unwrap_or(Problem::Locked(why))))
             }
             other => other,
         }
     }
 
-    fn read_blob(&self, sha256: Sha256, bytes: u64, sink: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<(), Trouble> {
+    fn read_blob(
+        &self,
+        store: &dyn Store,
+        sha256: Sha256,
+        bytes: u64,
+        sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<(), Trouble> {
         let key = layout::artifact_blob(sha256);
         if bytes <= SMALL_BYTES {
-            let sealed = small_blob(self.store, &key, bytes).map_err(Trouble::Problem)?;
+            let sealed = small_blob(store, &key, bytes).map_err(Trouble::Problem)?;
             return self.unseal(Cursor::new(sealed), &key, sha256, bytes, sink);
         }
-        let mut reader = StoreReader::open(self.store, &key).map_err(|e| Trouble::Problem(problem_of(&e)))?;
+        let mut reader = StoreReader::open(store, &key).map_err(|e| Trouble::Problem(problem_of(&e)))?;
         let result = self.unseal(&mut reader, &key, sha256, bytes, sink);
         // A store that failed is no damage, though it looks like a cut to who reads.
         match (result, reader.failed) {
@@ -284,19 +307,28 @@ impl<'a> Reader<'a> {
         let record = self.wanted(set, name, version)?;
         let mut memory = Vec::new();
         let small = record.bytes <= SMALL_BYTES;
-        let mut keep = |part: &[u8]| {
+        let opened = self.from_copies(record.sha256, |store| {
+            memory.clear();
+            let mut keep = |part: &[u8]| {
+                if small {
+                    memory.extend_from_slice(part);
+                }
+                Ok(())
+            };
+            self.open(store, record.sha256, record.bytes, &mut keep)?;
             if small {
-                memory.extend_from_slice(part);
+                return Ok(());
             }
-            Ok(())
-        };
-        let opened = self.open(record.sha256, record.bytes, &mut keep);
+            // What was written cannot be taken back: from here on trouble is that of the pipe.
+            let again = self.open(store, record.sha256, record.bytes, &mut |part| out.write_all(part));
+            again.map_err(|trouble| match trouble {
+                Trouble::Problem(problem) => Trouble::Sink(io::Error::other(format!("it changed while it was read: {problem}"))),
+                sink => sink,
+            })
+        });
         opened.map_err(|trouble| self.error(&record, trouble, fail))?;
         if small {
             out.write_all(&memory).map_err(fail)?;
-        } else {
-            let opened = self.open(record.sha256, record.bytes, &mut |part| out.write_all(part));
-            opened.map_err(|trouble| self.error(&record, trouble, fail))?;
         }
         out.flush().map_err(fail)?;
         Ok(record)
@@ -305,7 +337,10 @@ impl<'a> Reader<'a> {
     /// Bytes, permissions and time of change into a temporary file.
     pub(super) fn fill(&self, record: &Record, temporary: &Temporary<'_>) -> Result<(), Trouble> {
         let mut file: &File = &temporary.file;
-        self.open(record.sha256, record.bytes, &mut |part| file.write_all(part))?;
+        self.from_copies(record.sha256, |store| {
+            file.seek(SeekFrom::Start(0)).and_then(|_| file.set_len(0)).map_err(Trouble::Sink)?;
+            self.open(store, record.sha256, record.bytes, &mut |part| file.write_all(part))
+        })?;
         temporary.set_meta(record.mode, record.modified).map_err(Trouble::Sink)
     }
 
@@ -314,6 +349,14 @@ impl<'a> Reader<'a> {
             Trouble::Problem(problem) => ArtifactError::Finding(blob_finding(&record.name, record.sha256, problem)),
             Trouble::Sink(error) => sink(error),
         }
+    }
+}
+
+/// What is wrong with a copy, if another one may be better.
+pub(super) fn damage(problem: &Problem) -> Option<String> {
+    match problem {
+        Problem::Missing | Problem::Corrupt(_) | Problem::Unsigned(_) | Problem::BadSignature(_) => Some(problem.to_string()),
+        Problem::Locked(_) | Problem::NotChecked(_) | Problem::NotRestored(_) => None,
     }
 }
 

@@ -149,8 +149,8 @@ impl Writer<'_> {
             Err(error) => return Err(file_error(error)),
         };
         let inside = |root: &str| directory.canonicalize().is_ok_and(|directory| Path::new(root).starts_with(directory));
-        if self.store().url().strip_prefix("file://").is_some_and(inside) {
-            return Err(ArtifactError::HoldsRepository { directory: directory.to_owned(), url: self.store().url().to_owned() });
+        if let Some(url) = self.store().urls().into_iter().find(|url| url.strip_prefix("file://").is_some_and(inside)) {
+            return Err(ArtifactError::HoldsRepository { directory: directory.to_owned(), url });
         }
         let root = walk.is_some().then(|| beneath::open_root(directory)).transpose().map_err(file_error)?;
         let read = |job: &Job| match &root {

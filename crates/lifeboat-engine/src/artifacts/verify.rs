@@ -94,7 +94,7 @@ fn check_bytes(reader: &Reader<'_>, entry: &Entry, sample: Sample) -> Result<Dep
     if !sample.open {
         return check_blob(reader.store(), entry.sha256, entry.bytes).map(|_| Depth::Checked).map_err(finding);
     }
-    match reader.open(entry.sha256, entry.bytes, &mut |_| Ok(())) {
+    match reader.open(reader.store(), entry.sha256, entry.bytes, &mut |_| Ok(())) {
         Ok(()) => Ok(Depth::Opened),
         Err(Trouble::Problem(problem)) => Err(finding(problem)),
         Err(Trouble::Sink(_)) => unreachable!("nothing is written"),

@@ -454,7 +454,8 @@ pub fn run<T, E: From<CopyError>>(
     feed: impl FnOnce(&Feeder<'_, '_>) -> Result<T, E>,
 ) -> Result<(T, Copied), E> {
     let workers = settings.workers.max(1);
-    let pack_limit = pack_bytes(settings.memory_bytes, workers);
+    // A store of several places may have a pack in memory once for each.
+    let pack_limit = pack_bytes(settings.memory_bytes / store.writes().max(1) as u64, workers);
     let shared = Shared {
         settings,
         progress,

@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_channel as channel;
 use lifeboat_core::repository::extent::{EXTENT_BYTES, Fragment, PAGE_BYTES, Piece, extent_bytes};
 use lifeboat_core::repository::file_table::{Kind, Row};
-use lifeboat_core::repository::{layout, pack};
+use lifeboat_core::repository::layout::{self, Key};
+use lifeboat_core::repository::{Id, pack};
 use lifeboat_core::verify::FindingKind;
 use rustix::fs::OFlags;
 
@@ -23,6 +24,7 @@ use crate::opened_backup::{OpenBackupError, VerifiedBackup};
 use crate::progress::Progress;
 use crate::repository::Repository;
 use crate::seal::{Decompressor, FrameKey, Sealing, open_frame};
+use crate::store::{Note, NoteKind, Store};
 
 /// The most sealed bytes in one read.
 const READ_BYTES: u64 = 4 << 20;
@@ -250,42 +252,40 @@ impl Worker<'_> {
             RestoreError::Damaged(hydration.backup.finding(kind, key.as_str(), Some(&row(part).meta.path), problem))
         };
         let read = hydration.repository.store().get_range(&key, job.start..job.end, &mut self.sealed);
-        if let Err(error) = read {
-            if !error.is_absence() {
-                return Err(error.into());
-            }
-            let kind = if matches!(error, crate::store::StoreError::NotFound { .. }) { FindingKind::Missing } else { FindingKind::Corrupt };
-            // Every file in it is hit; a check names each of them.
-            let mut named = std::collections::BTreeSet::new();
-            for part in &job.parts {
-                if named.insert(part.row) {
-                    self.report(damaged(kind, part, error.to_string()))?;
-                }
-            }
-            return Ok(());
-        }
+        let absent = match read {
+            Ok(()) => None,
+            Err(error) if error.is_absence() => Some(error),
+            Err(error) => return Err(error.into()),
+        };
         if self.key.as_ref().is_none_or(|(pack, _)| *pack != job.pack) {
             self.key = Some((job.pack, hydration.data.pack(entry.id)));
         }
         if self.decompressor.is_none() {
             self.decompressor = Some(Decompressor::new().map_err(RestoreError::Decompressor)?);
         }
+        // Every file in a pack that is gone is hit; a check names each of them.
+        let mut named = std::collections::BTreeSet::new();
         for part in &job.parts {
             let bytes = extent_bytes(row(part).meta.size, part.extent);
             let expected = part.fragment.plain_bytes(bytes).map_err(|error| damaged(FindingKind::Corrupt, part, error.to_string()))?;
-            let at = (u64::from(part.fragment.offset) - job.start) as usize;
-            let sealed = &mut self.sealed[at..at + part.fragment.length as usize];
             let (Some((_, frame_key)), Some(decompressor)) = (&self.key, &mut self.decompressor) else { continue };
-            let opened = open_frame(entry.id, frame_key, decompressor, u64::from(part.fragment.offset), sealed, expected, &mut self.plain);
-            let problem = match opened {
-                Err(error) => Some(error.to_string()),
-                Ok(()) if blake3::hash(&self.plain).as_bytes()[..part.fragment.check.len()] != part.fragment.check => {
-                    Some("the bytes are not those that the file table names".to_owned())
+            let mut frame = Frame { id: entry.id, key: frame_key, fragment: &part.fragment, expected, decompressor };
+            let problem = match &absent {
+                Some(error) => Some(error.to_string()),
+                None => {
+                    let at = (u64::from(part.fragment.offset) - job.start) as usize;
+                    frame.open(&mut self.sealed[at..at + part.fragment.length as usize], &mut self.plain).err()
                 }
-                Ok(()) => None,
             };
-            if let Some(problem) = problem {
-                self.report(damaged(FindingKind::Corrupt, part, format!("extent {}: {problem}", part.extent)))?;
+            if let Some(problem) = problem
+                && !frame.from_copies(hydration.repository.store(), &key, &problem, &mut self.plain)
+            {
+                if absent.is_none() {
+                    self.report(damaged(FindingKind::Corrupt, part, format!("extent {}: {problem}", part.extent)))?;
+                } else if named.insert(part.row) {
+                    let missing = matches!(absent, Some(crate::store::StoreError::NotFound { .. }));
+                    self.report(damaged(if missing { FindingKind::Missing } else { FindingKind::Corrupt }, part, problem))?;
+                }
                 continue;
             }
             self.write(part)?;
@@ -412,6 +412,43 @@ impl Run {
     }
 }
 
+/// One fragment's frame and what opens it.
+struct Frame<'f> {
+    id: Id,
+    key: &'f FrameKey,
+    fragment: &'f Fragment,
+    expected: usize,
+    decompressor: &'f mut Decompressor,
+}
+
+impl Frame<'_> {
+    /// Opens the sealed bytes and compares what comes out.
+    fn open(&mut self, sealed: &mut [u8], plain: &mut Vec<u8>) -> Result<(), String> {
+        let offset = u64::from(self.fragment.offset);
+        open_frame(self.id, self.key, self.decompressor, offset, sealed, self.expected, plain).map_err(|error| error.to_string())?;
+        match blake3::hash(plain).as_bytes()[..self.fragment.check.len()] == self.fragment.check {
+            true => Ok(()),
+            false => Err("the bytes are not those that the file table names".to_owned()),
+        }
+    }
+
+    /// Looks for good bytes in the other copies of the pack: only this frame of them has to be good.
+    fn from_copies(&mut self, store: &dyn Store, pack: &Key, problem: &str, plain: &mut Vec<u8>) -> bool {
+        let start = u64::from(self.fragment.offset);
+        let mut sealed = Vec::new();
+        for copy in store.alternatives(pack).unwrap_or_default() {
+            if copy.get_range(pack, start..start + u64::from(self.fragment.length), &mut sealed).is_ok()
+                && self.open(&mut sealed, plain).is_ok()
+            {
+                let (repository, object) = (copy.url().to_owned(), Some(pack.to_string()));
+                store.note(Note { kind: NoteKind::ReadAround, repository, object, problem: problem.to_owned() });
+                return true;
+            }
+        }
+        false
+    }
+}
+
 /// Reads the whole of one small file into memory: `pg_control` waits there until all else is safe.
 pub(crate) fn read_row(hydration: &Hydration<'_>, row: &Row) -> Result<Vec<u8>, RestoreError> {
     let mut bytes = vec![0; usize::try_from(row.meta.size).unwrap_or(0)];
@@ -427,18 +464,23 @@ pub(crate) fn read_row(hydration: &Hydration<'_>, row: &Row) -> Result<Vec<u8>, 
             let damaged =
                 |kind, problem: String| RestoreError::Damaged(hydration.backup.finding(kind, key.as_str(), Some(&row.meta.path), problem));
             let range = u64::from(fragment.offset)..u64::from(fragment.offset) + u64::from(fragment.length);
-            match hydration.repository.store().get_range(&key, range, &mut sealed) {
-                Ok(()) => {}
-                Err(error @ crate::store::StoreError::NotFound { .. }) => return Err(damaged(FindingKind::Missing, error.to_string())),
-                Err(error) if error.is_absence() => return Err(damaged(FindingKind::Corrupt, error.to_string())),
+            let absent = match hydration.repository.store().get_range(&key, range, &mut sealed) {
+                Ok(()) => None,
+                Err(error) if error.is_absence() => Some(error),
                 Err(error) => return Err(error.into()),
-            }
+            };
             let expected = fragment.plain_bytes(length).map_err(|error| hydration.corrupt_row(row, &error.to_string()))?;
             let frame_key = hydration.data.pack(entry.id);
-            open_frame(entry.id, &frame_key, &mut decompressor, u64::from(fragment.offset), &mut sealed, expected, &mut plain)
-                .map_err(|error| damaged(FindingKind::Corrupt, error.to_string()))?;
-            if blake3::hash(&plain).as_bytes()[..fragment.check.len()] != fragment.check {
-                return Err(damaged(FindingKind::Corrupt, "the bytes are not those that the file table names".into()));
+            let mut frame = Frame { id: entry.id, key: &frame_key, fragment, expected, decompressor: &mut decompressor };
+            let problem = match &absent {
+                Some(error) => Some(error.to_string()),
+                None => frame.open(&mut sealed, &mut plain).err(),
+            };
+            if let Some(problem) = problem
+                && !frame.from_copies(hydration.repository.store(), &key, &problem, &mut plain)
+            {
+                let missing = matches!(absent, Some(crate::store::StoreError::NotFound { .. }));
+                return Err(damaged(if missing { FindingKind::Missing } else { FindingKind::Corrupt }, problem));
             }
             for piece in pieces {
                 bytes[start + piece.to..start + piece.to + piece.bytes].copy_from_slice(&plain[piece.from..piece.from + piece.bytes]);

@@ -4,8 +4,11 @@
 //! trait blocks: those who copy are threads with bounded queues, and a store that waits on a network
 //! runs its own waiting inside (see docs/decisions/0004).
 
+mod copies;
+mod journal;
 mod local;
 mod memory;
+mod replicated;
 mod s3;
 pub(crate) mod stream;
 
@@ -13,8 +16,12 @@ use std::ops::Range;
 
 use lifeboat_core::repository::layout::Key;
 
+pub(crate) use copies::View;
+pub use copies::{Alone, Note, NoteKind, first_good};
+pub use journal::{Entry, Journal, Missed};
 pub use local::LocalStore;
 pub use memory::MemoryStore;
+pub use replicated::{Access, Member, Opener, Part, ReplicaError, ReplicatedStore, Watch, journal_of, open_members};
 pub use s3::S3Store;
 
 /// Why a store could not do what it was asked.
@@ -120,6 +127,11 @@ pub trait Store: Send + Sync {
     /// The store's URL, without secrets.
     fn url(&self) -> &str;
 
+    /// The URLs of all repositories that it writes to and reads from.
+    fn urls(&self) -> Vec<String> {
+        vec![self.url().to_owned()]
+    }
+
     /// Creates the object, whole, if nothing is there.
     fn create(&self, key: &Key, bytes: &[u8]) -> Result<(), StoreError> {
         let mut writer = self.writer()?;
@@ -135,6 +147,11 @@ pub trait Store: Send + Sync {
     fn writer_for(&self, key: &Key, expected: u64) -> Result<Box<dyn ObjectWriter + '_>, StoreError> {
         let _ = (key, expected);
         self.writer()
+    }
+
+    /// How many copies of an object it writes, each of which may be in memory until it is whole: for whoever divides a budget of bytes.
+    fn writes(&self) -> usize {
+        1
     }
 
     /// The whole object. `limit` bounds what is read: a longer object is an error.
@@ -176,6 +193,16 @@ pub trait Store: Send + Sync {
     fn alternatives<'a>(&'a self, key: &Key) -> Result<Vec<Box<dyn Store + 'a>>, StoreError> {
         let _ = key;
         Ok(Vec::new())
+    }
+
+    /// Takes down what happened beside an answer. Stores of one copy have nothing to tell.
+    fn note(&self, note: Note) {
+        let _ = note;
+    }
+
+    /// What was taken down since the store was opened.
+    fn notes(&self) -> Vec<Note> {
+        Vec::new()
     }
 
     /// The store as it was at a moment, for reading only, in stores that keep versions.

@@ -16,7 +16,7 @@ use lifeboat_core::wal::history::{History, MAX_HISTORY_BYTES};
 use lifeboat_core::wal::{LONG_HEADER_BYTES, Lsn, Segment, SystemId, check_segment_header};
 
 use super::{Cluster, WalError, WalReader};
-use crate::store::StoreError;
+use crate::store::{Store, StoreError};
 
 /// Why a file was neither brought nor proven to be behind the end.
 #[derive(Debug, thiserror::Error)]
@@ -152,9 +152,13 @@ impl<'a> Fetcher<'a> {
     }
 
     fn whole(&self, file: WalFile, target: &Path) -> Result<(), FetchError> {
-        let mut landing = Landing::new(target)?;
-        read_whole(self.reader, file, &mut landing.file)?;
-        landing.finish()
+        // Begun anew with every copy: the bytes of a damaged one have landed when it shows.
+        let land = |store: &dyn Store| {
+            let mut landing = Landing::new(target)?;
+            read_whole(self.reader, store, file, &mut landing.file)?;
+            Ok(landing)
+        };
+        self.reader.from_copies(file, land, damage)?.finish()
     }
 
     /// Asks what the archive has at the place of a file that it does not have, and behind it.
@@ -246,19 +250,25 @@ impl<'a> Fetcher<'a> {
         let from_partial = open.with_partial(partial_end, segment_size);
         let reach = from_partial.unwrap_or(open.joined_to);
         if let Some(reach) = from_partial {
-            let mut placed = Placed { file: &landing.file, at: 0, joined: 0, end: u64::from(reach), differs: false };
-            let head = self.reader.read(partial, &mut placed)?;
-            self.expect_bytes(partial, head.predicate.bytes, segment_size.bytes())?;
+            let place = |store: &dyn Store| {
+                let mut placed = Placed { file: &landing.file, at: 0, joined: 0, end: u64::from(reach), differs: false };
+                let head = self.reader.read(store, partial, &mut placed)?;
+                self.expect_bytes(partial, head.predicate.bytes, segment_size.bytes())
+            };
+            self.reader.from_copies(partial, place, damage)?;
         } else {
             let mut joined = 0;
             for piece in &open.pieces {
                 let WalFile::Piece { from, to, .. } = *piece else { continue };
-                let mut placed = Placed { file: &landing.file, at: from.into(), joined, end: to.into(), differs: false };
-                let head = self.reader.read(*piece, &mut placed)?;
-                if placed.differs {
-                    return Err(FetchError::Differs { file: name });
-                }
-                self.expect_bytes(*piece, head.predicate.bytes, u64::from(to - from))?;
+                let place = |store: &dyn Store| {
+                    let mut placed = Placed { file: &landing.file, at: from.into(), joined, end: to.into(), differs: false };
+                    let head = self.reader.read(store, *piece, &mut placed)?;
+                    if placed.differs {
+                        return Err(FetchError::Differs { file: name.clone() });
+                    }
+                    self.expect_bytes(*piece, head.predicate.bytes, u64::from(to - from))
+                };
+                self.reader.from_copies(*piece, place, damage)?;
                 joined = u64::from(to);
             }
         }
@@ -276,6 +286,11 @@ impl<'a> Fetcher<'a> {
     }
 }
 
+/// What is wrong with a copy, if that is why it was no good.
+fn damage(error: &FetchError) -> Option<String> {
+    if let FetchError::Wal(error) = error { error.damage() } else { None }
+}
+
 fn expect_bytes(cluster: Cluster, file: WalFile, bytes: u64, expected: u64) -> Result<(), WalError> {
     if bytes == expected {
         return Ok(());
@@ -286,10 +301,10 @@ fn expect_bytes(cluster: Cluster, file: WalFile, bytes: u64, expected: u64) -> R
 
 /// Reads a whole file of the archive, and checks that a segment is one and the one that its name says: a server takes whatever is not WAL
 /// in a segment for the end of all WAL.
-pub(super) fn read_whole(reader: &WalReader<'_>, file: WalFile, out: &mut dyn Write) -> Result<(), WalError> {
+pub(super) fn read_whole(reader: &WalReader<'_>, store: &dyn Store, file: WalFile, out: &mut dyn Write) -> Result<(), WalError> {
     let Cluster { system_id, segment_size } = reader.cluster();
     let mut start = Start { out, first: Vec::with_capacity(LONG_HEADER_BYTES) };
-    let head = reader.read(file, &mut start)?;
+    let head = reader.read(store, file, &mut start)?;
     if let WalFile::Segment(segment) | WalFile::Partial(segment) = file {
         expect_bytes(reader.cluster(), file, head.predicate.bytes, segment_size.bytes())?;
         let header = start.first.first_chunk().expect("a segment is longer than its header");

@@ -15,6 +15,7 @@ use lifeboat_core::wal::{Lsn, Segment};
 
 use super::fetch::{FetchError, Fetched, Fetcher};
 use super::object::{WalError, WalReader};
+use crate::store::Store;
 
 /// Restore points of one name that are told apart; more are as ambiguous as two.
 const MOST: usize = 16;
@@ -198,19 +199,28 @@ impl Locator<'_> {
     }
 
     fn read(&self, segment: Segment, search: &mut Search) -> Result<(), LocateError> {
-        let mut sink = Sink { search, failed: None };
-        self.read_into(segment, &mut sink)?;
-        match sink.failed {
-            Some(source) => Err(LocateError::Record { file: segment.file_name(self.archive.segment_size()), source }),
-            None => Ok(()),
-        }
+        // What a search saw in a damaged copy must not count: every copy is searched anew.
+        let searched = |read: &dyn Fn(&mut Sink<'_>) -> Result<(), LocateError>| {
+            let mut attempt = search.clone();
+            let mut sink = Sink { search: &mut attempt, failed: None };
+            read(&mut sink)?;
+            match sink.failed {
+                Some(source) => Err(LocateError::Record { file: segment.file_name(self.archive.segment_size()), source }),
+                None => Ok(attempt),
+            }
+        };
+        let found = if self.archive.held(segment) == Held::Whole {
+            let file = WalFile::Segment(segment);
+            let read = |store: &dyn Store| searched(&|sink| Ok(self.reader.read(store, file, sink).map(drop)?));
+            self.reader.from_copies(file, read, |error| if let LocateError::Wal(error) = error { error.damage() } else { None })?
+        } else {
+            searched(&|sink| self.read_open(segment, sink))?
+        };
+        *search = found;
+        Ok(())
     }
 
-    fn read_into(&self, segment: Segment, out: &mut dyn Write) -> Result<(), LocateError> {
-        if self.archive.held(segment) == Held::Whole {
-            self.reader.read(WalFile::Segment(segment), out)?;
-            return Ok(());
-        }
+    fn read_open(&self, segment: Segment, out: &mut dyn Write) -> Result<(), LocateError> {
         // Pieces join to a file.
         let failed = |source| LocateError::Temporary { directory: self.temporary.display().to_string(), source };
         let directory = self.temporary.join(format!("lifeboat-open-{}", crate::random::id()));

@@ -16,12 +16,12 @@ pub mod verify;
 
 pub use object::{Put, WalError, WalHead, WalReader, WalWriter};
 
-use lifeboat_core::repository::layout;
+use lifeboat_core::repository::layout::{self, Key};
 use lifeboat_core::wal::file::{WalCluster, WalFile};
 use lifeboat_core::wal::{SegmentSize, SystemId};
 
-use crate::repository::Repository;
-use crate::store::StoreError;
+use crate::repository::{MAX_DOCUMENT_BYTES, Repository};
+use crate::store::{Store, StoreError, first_good};
 
 /// Whose WAL: names and keys follow from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,13 +46,21 @@ pub fn clusters(repository: &Repository) -> Result<Vec<SystemId>, StoreError> {
 /// What the repository says the WAL of a cluster is of; `None`: it has none, or does not say.
 pub fn cluster(repository: &Repository, system_id: SystemId) -> Result<Option<WalCluster>, WalError> {
     let key = layout::wal_cluster(system_id);
-    let Some(bytes) = repository.document(&key)? else { return Ok(None) };
+    let read = |store: &dyn Store| match store.get(&key, MAX_DOCUMENT_BYTES) {
+        Ok(bytes) => parse_cluster(&key, system_id, &bytes).map(Some),
+        Err(StoreError::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    };
+    first_good(repository.store(), &key, read, WalError::damage)
+}
+
+fn parse_cluster(key: &Key, system_id: SystemId, bytes: &[u8]) -> Result<WalCluster, WalError> {
     let damaged = |problem: String| WalError::Damaged { key: key.to_string(), problem };
-    let cluster: WalCluster = serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+    let cluster: WalCluster = serde_json::from_slice(bytes).map_err(|e| damaged(e.to_string()))?;
     if cluster.format != 1 || cluster.system_id != system_id {
         return Err(damaged(format!("format {} of cluster {}", cluster.format, cluster.system_id)));
     }
-    Ok(Some(cluster))
+    Ok(cluster)
 }
 
 /// Every WAL file of a cluster that a repository has, with its stored bytes, in the order of keys.

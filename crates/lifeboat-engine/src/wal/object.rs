@@ -26,7 +26,7 @@ use crate::seal::{DataKey, ObjectOpener, ObjectSealer, OpenError, Sealing};
 use crate::sha256;
 use crate::signing::{SignError, Signer, Trust, VerifyError};
 use crate::store::stream::{StoreReader, StoreWrite};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, first_good};
 
 /// How long one data key is used (format 4: a new one every day).
 const KEY_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -121,6 +121,16 @@ impl WalError {
     /// Whether trying again later may help.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Store(error) if error.is_transient())
+    }
+
+    /// What is wrong with a copy, if that is why it cannot be used: then another may be good.
+    pub(super) fn damage(&self) -> Option<String> {
+        match self {
+            Self::Damaged { problem, .. } => Some(problem.clone()),
+            Self::Unverified { source, .. } => Some(crate::causes::joined(source)),
+            Self::Store(error @ StoreError::Short { .. }) => Some(error.to_string()),
+            _ => None,
+        }
     }
 
     fn damaged(key: &Key, problem: impl std::fmt::Display) -> Self {
@@ -377,17 +387,33 @@ impl<'a> WalReader<'a> {
     /// Whether the identities at hand open a file: signature and key, without its bytes.
     pub fn check_opens(&self, file: WalFile) -> Result<(), WalError> {
         let key = file.key(self.cluster.system_id, self.cluster.segment_size);
-        let opener =
-            ObjectOpener::new(StoreReader::open(self.repository.store(), &key)?, key.as_str()).map_err(|e| WalError::damaged(&key, e))?;
-        check_header(opener.header(), self.cluster, self.trust, file, &key)?;
-        self.sealing(opener.header(), &key).map(drop)
+        self.from_copies(
+            file,
+            |store| {
+                let input = StoreReader::open(store, &key)?;
+                let opener = ObjectOpener::new(input, key.as_str()).map_err(|e| WalError::damaged(&key, e))?;
+                check_header(opener.header(), self.cluster, self.trust, file, &key)?;
+                self.sealing(opener.header(), &key).map(drop)
+            },
+            WalError::damage,
+        )
     }
 
-    /// Gives the plain bytes of a file to `out`, in order. They are good only if this returns `Ok`: then signature, every frame, length and
-    /// digest were right.
-    pub fn read(&self, file: WalFile, out: &mut dyn Write) -> Result<WalHead, WalError> {
+    /// Reads a file from the first copy that is good. `read` begins anew with every copy: what a damaged one gave is good for nothing.
+    pub(super) fn from_copies<T, E>(
+        &self,
+        file: WalFile,
+        read: impl FnMut(&dyn Store) -> Result<T, E>,
+        damage: impl Fn(&E) -> Option<String>,
+    ) -> Result<T, E> {
+        first_good(self.repository.store(), &file.key(self.cluster.system_id, self.cluster.segment_size), read, damage)
+    }
+
+    /// Gives the plain bytes of one copy of a file to `out`, in order. They are good only if this returns `Ok`: then signature, every frame,
+    /// length and digest were right.
+    pub(super) fn read(&self, store: &dyn Store, file: WalFile, out: &mut dyn Write) -> Result<WalHead, WalError> {
         let key = file.key(self.cluster.system_id, self.cluster.segment_size);
-        let mut input = StoreReader::open(self.repository.store(), &key)?;
+        let mut input = StoreReader::open(store, &key)?;
         let result = self.copy(file, &key, &mut input, out);
         // What the store said is better than what became of it on the way.
         match input.failed {
@@ -428,9 +454,15 @@ impl<'a> WalReader<'a> {
             let key = file.key(self.cluster.system_id, self.cluster.segment_size);
             return Err(WalError::damaged(&key, format!("{} bytes, more than {limit}", head.predicate.bytes)));
         }
-        let mut bytes = Vec::new();
-        self.read(file, &mut bytes)?;
-        Ok(bytes)
+        self.from_copies(
+            file,
+            |store| {
+                let mut bytes = Vec::new();
+                self.read(store, file, &mut bytes)?;
+                Ok(bytes)
+            },
+            WalError::damage,
+        )
     }
 
     fn sealing(&self, header: &Header, key: &Key) -> Result<Sealing, WalError> {
@@ -457,6 +489,11 @@ impl<'a> WalReader<'a> {
 
 /// Reads and verifies the header of a file.
 fn head(store: &dyn Store, cluster: Cluster, trust: &Trust, file: WalFile) -> Result<WalHead, WalError> {
+    let key = file.key(cluster.system_id, cluster.segment_size);
+    first_good(store, &key, |store| head_from(store, cluster, trust, file), WalError::damage)
+}
+
+fn head_from(store: &dyn Store, cluster: Cluster, trust: &Trust, file: WalFile) -> Result<WalHead, WalError> {
     let key = file.key(cluster.system_id, cluster.segment_size);
     let malformed = |e: FormatError| WalError::damaged(&key, e);
     let length = store.length(&key)?;
@@ -537,7 +574,7 @@ mod tests {
         let plain: Vec<u8> = (0..700_000).map(|at| (at / 3) as u8).collect();
         assert!(matches!(place.writer().put_bytes(file(3), &predicate(700_000), &plain).unwrap(), Put::Created(_)));
         let mut out = Vec::new();
-        let head = place.reader().read(file(3), &mut out).unwrap();
+        let head = place.reader().read(place.repository.store(), file(3), &mut out).unwrap();
         assert_eq!(out, plain);
         assert_eq!(head, place.reader().head(file(3)).unwrap());
         assert_eq!((head.sha256, head.predicate), (sha256::of(&plain), predicate(700_000)));

@@ -6,7 +6,7 @@
 //! It must not stand in a data directory, which is backed up, and compared, and replaced.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _, Write};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -21,6 +21,7 @@ use lifeboat_core::wal::file::WalFile;
 
 use super::fetch::{FetchError, Landing, permissions_in, read_whole, segment_name};
 use super::{Cluster, WalError, WalReader};
+use crate::store::Store;
 
 /// How many segments are fetched at once: each has about 2 MiB of buffers, and more do not make one store faster.
 const MAX_WORKERS: usize = 8;
@@ -312,10 +313,18 @@ impl Spool {
         let name = segment_name(segment, self.cluster);
         let part = self.directory.join(format!("{name}.part-{}", crate::random::id()));
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part).map_err(self.failed())?;
-        let mut summed = Summed { file, crc: 0 };
-        let result = read_whole(reader, WalFile::Segment(segment), &mut summed);
+        let read = |store: &dyn Store| {
+            // Begun anew with every copy.
+            let failed = |source| WalError::File { action: "write", path: part.display().to_string(), source };
+            let mut file = file.try_clone().map_err(failed)?;
+            file.seek(SeekFrom::Start(0)).and_then(|_| file.set_len(0)).map_err(failed)?;
+            let mut summed = Summed { file, crc: 0 };
+            read_whole(reader, store, WalFile::Segment(segment), &mut summed)?;
+            Ok(summed.crc)
+        };
+        let result = reader.from_copies(WalFile::Segment(segment), read, WalError::damage);
         let done = match result {
-            Ok(()) => fs::rename(&part, self.directory.join(format!("{name}.{:08x}", summed.crc))).map(|()| true).map_err(self.failed()),
+            Ok(crc) => fs::rename(&part, self.directory.join(format!("{name}.{crc:08x}"))).map(|()| true).map_err(self.failed()),
             Err(error) if error.is_absence() => Ok(false),
             Err(error) => Err(FetchError::Wal(error).into()),
         };

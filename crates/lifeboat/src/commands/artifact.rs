@@ -99,7 +99,7 @@ fn get(
     settings: &Settings,
     out: &Output,
 ) -> Result<u8, Failure> {
-    let repository = session::open_repository(settings)?;
+    let repository = session::read_repository(settings)?;
     let trust = session::trust(settings)?;
     let reader = Reader::new(&repository, &trust, session::identities(settings, identity)?);
     let (set, ..) = set(&repository, settings, None, Some(&trust))?;
@@ -119,7 +119,7 @@ fn get(
 }
 
 fn list(prefix: Option<&str>, versions: bool, backup: Option<&str>, settings: &Settings, out: &Output) -> Result<u8, Failure> {
-    let repository = session::open_repository(settings)?;
+    let repository = session::read_repository(settings)?;
     if versions {
         let name =
             name(prefix.ok_or_else(|| Failure::usage("list versions: name the artifact").hint("lifeboat artifact list NAME --versions"))?)?;
@@ -156,7 +156,8 @@ fn list(prefix: Option<&str>, versions: bool, backup: Option<&str>, settings: &S
 }
 
 fn verify(backup: Option<&str>, identity: Option<&PathBuf>, settings: &Settings, out: &Output) -> Result<u8, Failure> {
-    let repository = session::open_repository(settings)?;
+    // The primary by itself: damage must show here, not be read around. lifeboat verify looks at every place.
+    let repository = session::without_copies(session::primary(settings)?)?;
     let trust = session::trust(settings)?;
     let identities = session::identities(settings, identity)?;
     let given = identity.is_some() || settings.identity_file.is_some() || settings.plain.value;

@@ -108,6 +108,7 @@ pub(super) fn run(cli: &Cli, backup: &Backup, mut settings: Settings, out: &Outp
         "seconds": took.as_secs_f64(),
         "manifest": manifest,
         "wal_archived": archived,
+        "replicas": repository.store().notes(),
     });
     out.result(&document, || {
         let mut text = format!("{}\n", manifest.id);

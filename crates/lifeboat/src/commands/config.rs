@@ -12,7 +12,7 @@ pub(super) fn run(Config::Show: &Config, settings: &Settings, out: &Output) -> R
     let document = serde_json::json!({"file": settings.file, "settings": document});
     out.result(&document, || {
         let cells: Vec<Vec<String>> =
-            rows.iter().map(|(key, value, origin)| vec![(*key).to_owned(), value.to_string(), origin.clone()]).collect();
+            rows.iter().map(|(key, value, origin)| vec![key.clone(), value.to_string(), origin.clone()]).collect();
         table(&["SETTING", "VALUE", "FROM"], &cells)
     });
     Ok(0)

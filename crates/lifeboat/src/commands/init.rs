@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use jiff::Timestamp;
+use lifeboat_engine::replicate;
 use lifeboat_engine::repository::Repository;
-use lifeboat_engine::store;
+use lifeboat_engine::store::{self, Part};
 
 use crate::cli::{Cli, Init};
 use crate::config::Settings;
@@ -22,19 +23,47 @@ pub(super) fn run(cli: &Cli, init: &Init, mut settings: Settings, out: &Output) 
         settings = Settings::resolve(cli)?;
     }
     let repository = Repository::init(store::open(&url, &settings.store_options(&url), true)?, Timestamp::now(), session::PROGRAM)?;
+    let replicas = make_replicas(&settings, &repository)?;
     if let Some(path) = &init.write_config {
         write_config(path, init, &settings, repository.store().url())?;
     }
     let document = serde_json::json!({
         "repository": repository.store().url(),
         "id": repository.descriptor().repository,
+        "replicas": replicas,
         "configuration": init.write_config,
     });
-    out.result(&document, || format!("made repository {} at {}\n", repository.descriptor().repository, repository.store().url()));
+    out.result(&document, || {
+        let mut text = format!("made repository {} at {}\n", repository.descriptor().repository, repository.store().url());
+        replicas.iter().for_each(|url| text.push_str(&format!("  replica at {url}\n")));
+        text
+    });
     if let Some(path) = &init.write_config {
         output::say(&format!("wrote {}; next: lifeboat --config {} backup --dry-run", path.display(), path.display()));
     }
     Ok(0)
+}
+
+/// Makes the other places replicas. One that is required has to be there now; the others become replicas when `lifeboat replicate` reaches
+/// them.
+fn make_replicas(settings: &Settings, repository: &Repository) -> Result<Vec<String>, Failure> {
+    let mut made = Vec::new();
+    for one in settings.repositories.used.iter().skip(1).filter(|one| one.part.value != Part::KeptByStore) {
+        let make = || -> Result<String, Failure> {
+            let store = store::open(&one.url.value, &one.options(), true)?;
+            replicate::adopt(repository.store(), &*store)?;
+            Ok(store.url().to_owned())
+        };
+        match make() {
+            Ok(url) => made.push(url),
+            Err(failure) if one.part.value == Part::Required => {
+                let message = format!("{}; the primary is made, this replica is required", failure.message);
+                return Err(Failure { message, ..failure }.hint("when it can be reached: lifeboat replicate"));
+            }
+            Err(failure) => output::warn(&format!("{}: {}; lifeboat replicate makes it a replica", one.name.value, failure.message)),
+        }
+    }
+    Ok(made)
 }
 
 fn quoted(text: &str) -> String {

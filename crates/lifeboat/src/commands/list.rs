@@ -51,7 +51,7 @@ fn row(id: String, manifest: Option<&Manifest>, signature: &'static str, problem
 }
 
 pub(super) fn run(settings: &Settings, out: &Output) -> Result<u8, Failure> {
-    let repository = session::open_repository(settings)?;
+    let repository = session::read_repository(settings)?;
     let trust = session::trust(settings).ok();
     let mut rows = Vec::new();
     for id in repository.backup_prefixes()? {

@@ -7,6 +7,7 @@ mod demo;
 mod init;
 mod key;
 mod list;
+mod replicate;
 mod restore;
 mod restore_point;
 mod show;
@@ -43,6 +44,7 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
         Command::Show(show) => show::run(show, &settings, out),
         Command::Verify(verify) => verify::run(verify, &settings, out),
         Command::Restore(restore) => restore::run(restore, &settings, out),
+        Command::Replicate(replicate) => replicate::run(replicate, &settings, out),
         Command::Artifact(artifact) => artifact::run(artifact, &settings, out),
         Command::RestorePoint(point) => restore_point::run(point, &settings, out),
         Command::Wal(wal) => wal::run(wal, &settings, out),

@@ -1,5 +1,6 @@
 //! `lifeboat restore`
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use lifeboat_engine::progress::Progress as _;
 use lifeboat_engine::repository::Repository;
 use lifeboat_engine::restore::{self, RestoreSettings};
 use lifeboat_engine::signing::Trust;
+use lifeboat_engine::store::{Note, NoteKind};
 use lifeboat_engine::verify::artifact_finding;
 use lifeboat_engine::wal::{self, Cluster, WalReader, locate, survey};
 use serde::Serialize;
@@ -50,7 +52,7 @@ struct Measured {
 
 pub(super) fn run(restore: &Restore, settings: &Settings, out: &Output) -> Result<u8, Failure> {
     let mut request = request(restore)?;
-    let repository = session::open_repository(settings)?;
+    let repository = session::read_repository(settings)?;
     let wanted = |manifest: &lifeboat_core::repository::manifest::Manifest| {
         let database = manifest.postgres.as_ref().is_some_and(|postgres| postgres.copy != CopyMethod::Recorded);
         (restore.pgdata.is_none() || database) && (restore.artifacts.is_none() || manifest.artifacts.is_some())
@@ -124,7 +126,7 @@ fn way(
         // A wrong identity fails before anything is written, not in the middle of recovery. (Of an open segment the pieces were read already.)
         reader.check_opens(WalFile::Segment(probe))?;
     }
-    let restore_command = restore_command(restore, settings, cluster, &choice)?;
+    let restore_command = restore_command(restore, settings, repository, cluster, &choice)?;
     Ok(Some(Way { recovery: ArchiveRecovery { choice, restore_command }, probe: probe.file_name(archive.segment_size()) }))
 }
 
@@ -140,7 +142,13 @@ fn probe(archive: &Archive, choice: &Choice) -> Option<Segment> {
 }
 
 /// What the restored server runs to get WAL: this program, with everything that it was told here.
-fn restore_command(restore: &Restore, settings: &Settings, cluster: Cluster, choice: &Choice) -> Result<String, Failure> {
+fn restore_command(
+    restore: &Restore,
+    settings: &Settings,
+    repository: &Repository,
+    cluster: Cluster,
+    choice: &Choice,
+) -> Result<String, Failure> {
     let program = std::env::current_exe().map_err(|error| {
         Failure::new(crate::failure::EXIT_FAILED, format!("find this program: {error}"))
             .hint("lifeboat restore --standalone needs none later")
@@ -159,9 +167,19 @@ fn restore_command(restore: &Restore, settings: &Settings, cluster: Cluster, cho
     if let Some(file) = &settings.file {
         words.push(format!("--config {}", shell(&absolute(file))));
     }
-    let url = session::repository_url(settings)?;
-    let url = if url.contains("://") { url.to_owned() } else { absolute(Path::new(url)) };
-    words.push(format!("--repository {} wal fetch", shell(&url)));
+    let asked_for = matches!(session::primary(settings)?.url.origin, Origin::Flag(_));
+    if !asked_for && settings.repositories.known.len() > 1 {
+        // All places of the configuration but those that were left out here: this restore took what is left for the whole, and said so. With
+        // them, a primary that does not answer would keep the server from ever ending its recovery.
+        for name in left_out(settings, repository) {
+            words.push(format!("--without-repository {}", shell(&name)));
+        }
+        words.push("wal fetch".to_owned());
+    } else {
+        let url = session::repository_url(settings)?;
+        let url = if url.contains("://") { url.to_owned() } else { absolute(Path::new(url)) };
+        words.push(format!("--repository {} wal fetch", shell(&url)));
+    }
     let identity = restore.identity.as_ref().or(settings.identity_file.as_ref().map(|setting| &setting.value));
     if let Some(identity) = identity {
         words.push(format!("--identity {}", shell(&absolute(identity))));
@@ -172,6 +190,27 @@ fn restore_command(restore: &Restore, settings: &Settings, cluster: Cluster, cho
     }
     words.push("%f %p".to_owned());
     Ok(words.join(" "))
+}
+
+/// Repositories that were left out by hand, or because they could not be opened.
+fn left_out(settings: &Settings, repository: &Repository) -> BTreeSet<String> {
+    let notes = repository.store().notes().into_iter().filter(|note| note.kind == NoteKind::LeftOut);
+    settings.without.iter().cloned().chain(notes.map(|note| note.repository)).collect()
+}
+
+/// What was read around, as findings: all came back, but somebody has to look at the place where it is missing or damaged. Each object once.
+fn read_around(repository: &Repository) -> Vec<Finding> {
+    let mut named = BTreeSet::new();
+    let notes = repository.store().notes().into_iter();
+    let notes = notes.filter(|note| named.insert((note.repository.clone(), note.object.clone())));
+    let finding = |note: Note| Finding {
+        kind: FindingKind::NotChecked,
+        backup: None,
+        object: note.object.clone().unwrap_or_else(|| format!("repository {}", note.repository)),
+        file: None,
+        problem: note.to_string(),
+    };
+    notes.map(finding).collect()
 }
 
 /// A word for a shell, in a setting in which `%` begins a placeholder.
@@ -325,6 +364,7 @@ fn execute(
     let mut findings = findings?;
     // No reason not to restore what is signed and whole, but somebody should look.
     findings.extend(backup.stray(repository).map(|finding| Finding { kind: FindingKind::NotChecked, ..finding }));
+    findings.extend(read_around(repository));
     measured.verified_seconds = begun.elapsed().as_secs_f64();
     let all = verdict(&findings);
     out.result(&serde_json::json!({"backup": plan.backup, "plan": plan, "digest": plan.digest(), "measured": measured, "verdict": all, "findings": findings}), || {

@@ -9,7 +9,7 @@ use crate::output::{self, Output};
 use crate::session;
 
 pub(super) fn run(show: &Show, settings: &Settings, out: &Output) -> Result<u8, Failure> {
-    let repository = session::open_repository(settings)?;
+    let repository = session::read_repository(settings)?;
     let id = session::find_backup(&repository, settings, &show.backup, |_| true)?;
     // Shown only when it is signed by somebody we trust, or with the words that it is not.
     let (manifest, signature) = if settings.trust_keys.value.is_empty() {

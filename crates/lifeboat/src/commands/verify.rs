@@ -1,17 +1,18 @@
 //! `lifeboat verify`
 
 use jiff::Timestamp;
-use lifeboat_core::verify::{Depth, Finding, Verdict, verdict};
+use lifeboat_core::verify::{Depth, Finding, FindingKind, Report, Verdict, verdict};
 use lifeboat_core::wal::SystemId;
+use lifeboat_engine::opened_backup::OpenBackupError;
 use lifeboat_engine::repository::Repository;
 use lifeboat_engine::signing::Trust;
-use lifeboat_engine::verify::{self, VerifySettings};
+use lifeboat_engine::verify::{self, VerifyError, VerifySettings};
 use lifeboat_engine::wal::verify::{Verified, WalReport};
 use lifeboat_engine::wal::{self, Cluster, WalReader};
 
 use crate::cli::Verify;
-use crate::config::Settings;
-use crate::failure::{EXIT_FINDINGS, EXIT_UNVERIFIED, Failure};
+use crate::config::{RepositorySettings, Settings};
+use crate::failure::{EXIT_FINDINGS, EXIT_NO_REPOSITORY, EXIT_UNVERIFIED, Failure};
 use crate::output::{self, Output};
 use crate::progress::Shown;
 use crate::session;
@@ -43,10 +44,109 @@ pub(super) fn run(verify: &Verify, settings: &Settings, out: &Output) -> Result<
         return Err(Failure::usage(format!("verify: a sample of {} percent is not more than 0 and up to 100", verify.sample))
             .hint("lifeboat verify BACKUP --sample 10"));
     }
-    let repository = session::open_repository(settings)?;
     let trust = session::trust(settings)?;
     let identities = session::identities(settings, verify.identity.as_ref())?;
-    let ids = match &verify.backup {
+    let places: Vec<&RepositorySettings> = match &verify.repository_name {
+        Some(name) => vec![session::named(settings, name)?],
+        None => settings.repositories.used.iter().collect(),
+    };
+    session::primary(settings)?;
+    let seed = verify.seed.unwrap_or_else(|| u64::from_le_bytes(lifeboat_engine::random::bytes()));
+    let verify_settings =
+        VerifySettings { trust: &trust, identities, sample_percent: verify.sample, sample_seed: seed, workers: settings.workers.value };
+    let mut word = verify.backup.clone();
+    let mut all = Vec::new();
+    for place in &places {
+        let outcome = one_place(verify, settings, &verify_settings, place, word.as_deref(), !all.is_empty());
+        let place = match outcome {
+            Ok(place) => place,
+            Err(failure) if places.len() == 1 => return Err(failure),
+            // The others are looked at all the same; that this one was not is no pass.
+            Err(failure) => {
+                let mut unseen = Place::of(place);
+                let problem = failure.message;
+                let kind = if failure.code == EXIT_NO_REPOSITORY { FindingKind::Missing } else { FindingKind::NotChecked };
+                let object = format!("repository {}", unseen.name);
+                unseen.findings.push(Finding { kind, backup: None, object, file: None, problem });
+                unseen
+            }
+        };
+        // "latest" is one backup everywhere: that of the first place.
+        if let Some(report) = place.reports.first().filter(|_| word.is_some()) {
+            word = Some(report.backup.clone());
+        }
+        all.push(place);
+    }
+    let total = verdict(all.iter().flat_map(Place::all_findings));
+    let reports: Vec<&Report> = all.iter().flat_map(|place| &place.reports).collect();
+    let wal: Vec<_> = all.iter().flat_map(|place| &place.wal).map(wal_document).collect();
+    let documents: Vec<_> = all
+        .iter()
+        .map(|place| {
+            let wal: Vec<_> = place.wal.iter().map(wal_document).collect();
+            let verdict = verdict(place.all_findings());
+            serde_json::json!({"name": place.name, "url": place.url, "verdict": verdict, "reports": place.reports, "wal": wal, "findings": place.findings})
+        })
+        .collect();
+    out.result(&serde_json::json!({"verdict": total, "reports": reports, "wal": wal, "repositories": documents}), || {
+        let mut text = String::new();
+        for place in &all {
+            if all.len() > 1 {
+                text.push_str(&format!("repository {}\n", place.name));
+            }
+            place.reports.iter().for_each(|report| text.push_str(&report_line(report, verify.sample)));
+            place.wal.iter().for_each(|(system_id, report)| text.push_str(&wal_line(*system_id, report)));
+        }
+        text
+    });
+    for place in &all {
+        if all.len() > 1 && place.all_findings().next().is_some() {
+            output::say(&format!("repository {}:", place.name));
+        }
+        for report in &place.reports {
+            say_findings(&report.findings);
+        }
+        for (_, report) in &place.wal {
+            say_findings(&report.findings);
+        }
+        say_findings(&place.findings);
+    }
+    Ok(code(total))
+}
+
+/// What one place of the repository came to.
+struct Place {
+    name: String,
+    url: String,
+    reports: Vec<Report>,
+    wal: Vec<(SystemId, WalReport)>,
+    findings: Vec<Finding>,
+}
+
+impl Place {
+    fn of(one: &RepositorySettings) -> Self {
+        let (name, url) = (one.name.value.clone(), one.url.value.clone());
+        Self { name, url, reports: Vec::new(), wal: Vec::new(), findings: Vec::new() }
+    }
+
+    fn all_findings(&self) -> impl Iterator<Item = &Finding> {
+        let reports = self.reports.iter().flat_map(|report| &report.findings);
+        reports.chain(self.wal.iter().flat_map(|(_, report)| &report.findings)).chain(&self.findings)
+    }
+}
+
+/// Verifies one place by itself: what is damaged in it shows, also where another place has a good copy.
+fn one_place(
+    verify: &Verify,
+    settings: &Settings,
+    verify_settings: &VerifySettings<'_>,
+    one: &RepositorySettings,
+    word: Option<&str>,
+    is_replica: bool,
+) -> Result<Place, Failure> {
+    let repository = session::without_copies(one)?;
+    let mut place = Place::of(one);
+    let ids = match word {
         Some(word) => vec![session::find_backup(&repository, settings, word, |_| true)?],
         // Also those that lost their manifest: their bundle tells that there was one.
         None => {
@@ -61,67 +161,65 @@ pub(super) fn run(verify: &Verify, settings: &Settings, out: &Output) -> Result<
     if ids.is_empty() {
         return Err(Failure::new(EXIT_FINDINGS, "verify: the repository has no backup").hint("lifeboat backup takes one"));
     }
-    let seed = verify.seed.unwrap_or_else(|| u64::from_le_bytes(lifeboat_engine::random::bytes()));
-    let verify_settings =
-        VerifySettings { trust: &trust, identities, sample_percent: verify.sample, sample_seed: seed, workers: settings.workers.value };
     let progress = Shown::new();
-    let mut reports = Vec::new();
     for id in &ids {
-        let report = verify::run(&repository, id, &verify_settings, &progress);
+        let report = verify::run(&repository, id, verify_settings, &progress);
         progress.finish();
-        reports.push(report?);
-    }
-    let wal = if verify.backup.is_none() { wal(verify, settings, &repository, &trust)? } else { Vec::new() };
-    let all = verdict(reports.iter().flat_map(|report| &report.findings).chain(wal.iter().flat_map(|(_, report)| &report.findings)));
-    let documents: Vec<_> = wal.iter().map(|(system_id, report)| serde_json::json!({"system_id": system_id, "report": report})).collect();
-    out.result(&serde_json::json!({"verdict": all, "reports": reports, "wal": documents}), || {
-        let mut text = String::new();
-        for report in &reports {
-            let word = match verdict(&report.findings) {
-                Verdict::Verified => "verified",
-                Verdict::Incomplete => "INCOMPLETE",
-                Verdict::Failed => "FAILED",
-            };
-            let depth = match report.depth {
-                // Without a manifest to believe there was nothing to compare with.
-                _ if report.objects == 0 => "nothing could be compared",
-                Depth::Stored => "stored bytes compared with signed digests (no identity here)",
-                Depth::Opened => "every frame opened and compared",
-            };
-            text.push_str(&format!(
-                "{}  {word}: {} of {} objects, {}, {} artifacts; {depth}",
-                report.backup,
-                report.objects,
-                report.objects_total,
-                output::bytes(report.bytes),
-                report.artifacts
-            ));
-            if let Some(seed) = report.sample_seed {
-                text.push_str(&format!("; sample of {} % with seed {seed}", verify.sample));
-            }
-            text.push('\n');
+        match report {
+            Err(VerifyError::Open(OpenBackupError::Absent(_))) if is_replica => place.findings.push(Finding {
+                kind: FindingKind::Missing,
+                backup: Some(id.to_string()),
+                object: lifeboat_core::repository::layout::manifest(id).to_string(),
+                file: None,
+                problem: "this replica does not have the backup; lifeboat replicate brings it".into(),
+            }),
+            report => place.reports.push(report?),
         }
-        for (system_id, report) in &wal {
-            let word = if report.findings.is_empty() { "verified" } else { "FAILED" };
-            let depth = match report.depth {
-                Depth::Stored => "stored bytes compared with their checksums (no identity here)",
-                Depth::Opened => "every frame opened and compared",
-            };
-            text.push_str(&format!(
-                "WAL of cluster {system_id}  {word}: {} objects, {}; {depth}\n",
-                report.objects,
-                output::bytes(report.bytes)
-            ));
-        }
-        text
-    });
-    for report in &reports {
-        say_findings(&report.findings);
     }
-    for (_, report) in &wal {
-        say_findings(&report.findings);
+    if word.is_none() {
+        place.wal = wal(verify, settings, &repository, verify_settings.trust)?;
     }
-    Ok(code(all))
+    Ok(place)
+}
+
+fn wal_document((system_id, report): &(SystemId, WalReport)) -> serde_json::Value {
+    serde_json::json!({"system_id": system_id, "report": report})
+}
+
+fn report_line(report: &Report, sample: f64) -> String {
+    let word = match verdict(&report.findings) {
+        Verdict::Verified => "verified",
+        Verdict::Incomplete => "INCOMPLETE",
+        Verdict::Failed => "FAILED",
+    };
+    let depth = match report.depth {
+        // Without a manifest to believe there was nothing to compare with.
+        _ if report.objects == 0 => "nothing could be compared",
+        Depth::Stored => "stored bytes compared with signed digests (no identity here)",
+        Depth::Opened => "every frame opened and compared",
+    };
+    let mut text = format!(
+        "{}  {word}: {} of {} objects, {}, {} artifacts; {depth}",
+        report.backup,
+        report.objects,
+        report.objects_total,
+        output::bytes(report.bytes),
+        report.artifacts
+    );
+    if let Some(seed) = report.sample_seed {
+        text.push_str(&format!("; sample of {sample} % with seed {seed}"));
+    }
+    text.push('\n');
+    text
+}
+
+fn wal_line(system_id: SystemId, report: &WalReport) -> String {
+    let word = if report.findings.is_empty() { "verified" } else { "FAILED" };
+    let depth = match report.depth {
+        Depth::Stored => "stored bytes compared with their checksums (no identity here)",
+        Depth::Opened => "every frame opened and compared",
+    };
+    format!("WAL of cluster {system_id}  {word}: {} objects, {}; {depth}\n", report.objects, output::bytes(report.bytes))
 }
 
 /// Everything that the repository has of WAL, read back.

@@ -26,7 +26,7 @@ use lifeboat_engine::wal::spool::{self, Filled, Spool, SpoolError};
 use lifeboat_engine::wal::{self, Cluster, WalError, WalReader};
 
 use crate::cli::{WalFetch, WalPrefetch};
-use crate::config::Settings;
+use crate::config::{Origin, Settings};
 use crate::failure::{EXIT_FAILED, EXIT_KEY, EXIT_UNVERIFIED, Failure, chain};
 use crate::output::{self, Output};
 use crate::session;
@@ -66,7 +66,7 @@ pub(super) fn run(fetch: &WalFetch, settings: &Settings, out: &Output) -> Result
     let (system_id, size) = whose(fetch)?;
     spool::check_place(&settings.wal_spool.value, Path::new(".")).map_err(|error| spool_failure(&error))?;
     // Its descriptor is read every time: what lies in the spool is of one repository, not of one path.
-    let repository = session::open_repository(settings)?;
+    let repository = session::prove_repository(settings)?;
     let cluster = Cluster { system_id, segment_size: size.map_or_else(|| size_of(&repository, system_id), Ok)? };
     let file = match asked(&fetch.file, cluster.segment_size) {
         Ok(Asked::File(file)) => file,
@@ -203,8 +203,15 @@ fn prefetch(spool: &Spool, settings: &Settings, identity: Option<&Path>, cluster
         if let Some(file) = &settings.file {
             command.arg("--config").arg(file);
         }
-        if let Some(url) = &settings.repository {
-            command.args(["--repository", &url.value]);
+        match settings.repositories.primary() {
+            Some(one) if matches!(one.url.origin, Origin::Flag(_)) || settings.file.is_none() => {
+                command.args(["--repository", &one.url.value]);
+            }
+            _ => {
+                for name in &settings.without {
+                    command.args(["--without-repository", name]);
+                }
+            }
         }
         // The server's log must not wait for it.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()
@@ -227,7 +234,7 @@ pub(super) fn run_ahead(prefetch: &WalPrefetch, settings: &Settings) -> Result<u
     let segment_size = SegmentSize::new(prefetch.segment_size).map_err(usage)?;
     let segment = Segment::from_file_name(&prefetch.file, segment_size).map_err(usage)?;
     let cluster = Cluster { system_id: prefetch.system_id, segment_size };
-    let repository = session::open_repository(settings)?;
+    let repository = session::prove_repository(settings)?;
     let trust = session::trust(settings)?;
     let reader = WalReader::new(&repository, cluster, &trust, session::identities(settings, prefetch.identity.as_ref())?);
     let Some(spool) = open_spool(settings, &repository, cluster) else { return Ok(EXIT_FAILED) };

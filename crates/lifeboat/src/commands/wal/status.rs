@@ -41,7 +41,9 @@ struct Known {
 }
 
 pub(super) fn run(command: &WalStatus, settings: &Settings, out: &Output) -> Result<u8, Failure> {
-    let repository = session::open_repository(settings)?;
+    // What is read back is what the primary has: damage must show, not be read around.
+    let repository =
+        if command.verify { session::without_copies(session::primary(settings)?)? } else { session::read_repository(settings)? };
     let trust = session::trust(settings)?;
     let server = settings.dsn.as_ref().map(|dsn| ask(&dsn.value));
     let system_ids: Vec<SystemId> = match &server {
