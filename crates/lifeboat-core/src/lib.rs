@@ -8,8 +8,10 @@
 pub mod artifacts;
 pub mod attestation;
 pub mod backup;
+pub mod doctor;
 pub mod postgres;
 pub mod repository;
 pub mod restore;
+pub mod retention;
 pub mod verify;
 pub mod wal;

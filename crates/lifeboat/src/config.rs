@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use lifeboat_core::retention::{HoldMode, Retention};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::cli::Cli;
@@ -108,6 +109,8 @@ pub(crate) struct RepositoryTable {
     pub(crate) path_style: Option<bool>,
     pub(crate) profile: Option<String>,
     pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) retention: Option<String>,
+    pub(crate) retention_mode: Option<HoldMode>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -234,6 +237,9 @@ pub(crate) struct Settings {
     pub(crate) path_style: Option<Setting<bool>>,
     pub(crate) profile: Option<Setting<String>>,
     pub(crate) ca_file: Option<Setting<PathBuf>>,
+    pub(crate) retention: Option<Setting<Retention>>,
+    /// When the repository is looked at, if not now.
+    pub(crate) as_of: Option<jiff::Timestamp>,
     /// The URL that the file gives, whose options those are.
     pub(crate) repository_in_file: Option<String>,
     pub(crate) artifacts: Option<Setting<PathBuf>>,
@@ -357,6 +363,32 @@ pub(crate) fn parse_span(text: &str) -> Result<Duration, Failure> {
     })
 }
 
+/// How long objects are held: as [`parse_span`], and in days.
+fn parse_retention(table: &RepositoryTable) -> Result<Option<Retention>, Failure> {
+    let Some(text) = &table.retention else {
+        return match table.retention_mode {
+            None => Ok(None),
+            Some(_) => Err(Failure::usage("read configuration: retention_mode says how objects are held, but retention does not say how long")
+                .hint("write retention = \"30d\" beside it; lifeboat config show prints the settings")),
+        };
+    };
+    let days = text.trim().strip_suffix('d').map(|days| days.trim().parse::<u32>());
+    let seconds = match days {
+        Some(Ok(days @ 1..)) => i64::from(days) * 24 * 60 * 60,
+        Some(_) => {
+            return Err(Failure::usage(format!("parse retention {text:?}: write a number of days, 30d"))
+                .hint("lifeboat config show prints the settings"));
+        }
+        None => i64::try_from(parse_span(text)?.as_secs()).unwrap_or(i64::MAX),
+    };
+    if seconds == 0 {
+        return Err(Failure::usage(format!("parse retention {text:?}: it is less than a second"))
+            .hint("lifeboat config show prints the settings"));
+    }
+    let mode = table.retention_mode.unwrap_or(HoldMode::Governance);
+    Ok(Some(Retention { mode, span: jiff::SignedDuration::from_secs(seconds) }))
+}
+
 /// One setting: from the environment, else from the file.
 struct Source<'a> {
     path: Option<&'a Path>,
@@ -406,6 +438,14 @@ fn without_credentials(url: &str) -> String {
     }
 }
 
+/// What was fetched ahead from a repository as it was is no part of it as it is, and the other way round.
+fn as_of_spool(mut spool: Setting<PathBuf>, as_of: Option<jiff::Timestamp>) -> Setting<PathBuf> {
+    if let Some(moment) = as_of {
+        spool.value.push(format!("as-of-{}", moment.as_millisecond()));
+    }
+    spool
+}
+
 /// The bucket of an `s3://` URL.
 fn bucket_of(url: &str) -> Option<&str> {
     url.strip_prefix("s3://")?.split('/').next()
@@ -427,10 +467,10 @@ impl Settings {
         if let Some(table) = &table
             && bucket_of(&table.url).is_none()
             && (table.endpoint.is_some() || table.region.is_some() || table.profile.is_some() || table.ca_file.is_some())
-                | table.path_style.is_some()
+                | (table.path_style.is_some() || table.retention.is_some() || table.retention_mode.is_some())
         {
             return Err(Failure::usage(
-                "read configuration: endpoint, region, path_style, profile and ca_file are of an s3:// repository only",
+                "read configuration: endpoint, region, path_style, profile, ca_file and retention are of an s3:// repository only",
             )
             .hint("write url = \"s3://bucket/prefix\", or leave them out; lifeboat config show prints the settings"));
         }
@@ -442,6 +482,7 @@ impl Settings {
         let same = bucket_of(url) == repository_in_file.as_deref().and_then(bucket_of);
         let table = table.filter(|_| same);
         let in_s3 = bucket_of(url).is_some();
+        let retention = table.as_ref().map(parse_retention).transpose()?.flatten();
         let postgres_configured = file.postgres.is_some();
         let postgres = file.postgres.unwrap_or_default();
         let artifacts = file.artifacts.unwrap_or_default();
@@ -574,6 +615,8 @@ impl Settings {
                 let setting = aws(&["AWS_CA_BUNDLE"]).filter(|_| in_s3)?;
                 Some(Setting { value: setting.value.into(), origin: setting.origin })
             }),
+            retention: source.pick(None, None, retention),
+            as_of: cli.as_of,
             repository,
             repository_in_file,
             artifacts: source.path("LIFEBOAT_ARTIFACTS", artifacts.directory),
@@ -604,7 +647,10 @@ impl Settings {
                 .pick(None, None, wal.flush_interval.as_deref().map(parse_span).transpose()?)
                 .unwrap_or(Setting { value: Duration::from_secs(5), origin: Origin::Default }),
             wal_slot: source.pick(None, None, wal.slot).unwrap_or(Setting { value: "lifeboat".into(), origin: Origin::Default }),
-            wal_spool: source.path("LIFEBOAT_SPOOL", wal.spool).unwrap_or(Setting { value: spool_default, origin: Origin::Default }),
+            wal_spool: as_of_spool(
+                source.path("LIFEBOAT_SPOOL", wal.spool).unwrap_or(Setting { value: spool_default, origin: Origin::Default }),
+                cli.as_of,
+            ),
             wal_spool_limit: or_default(source.pick(None, None, wal.spool_limit.as_deref().map(parse_bytes).transpose()?), 4 << 30),
             wal_push_ahead: source.pick(None, None, push_ahead).unwrap_or(Setting { value: 128, origin: Origin::Default }),
             wal_fetch_ahead: source.pick(None, None, fetch_ahead).unwrap_or(Setting { value: 16, origin: Origin::Default }),
@@ -630,6 +676,7 @@ impl Settings {
             // A profile of the environment comes after credentials there; one of the configuration before.
             profile: self.profile.as_ref().filter(|setting| same && matches!(setting.origin, Origin::File(_))).map(|s| s.value.clone()),
             ca_file: chosen(&self.ca_file, same),
+            retention: chosen(&self.retention, same),
         }
     }
 
@@ -674,6 +721,8 @@ impl Settings {
             maybe("repository.path_style", self.path_style.as_ref(), |on| *on),
             maybe("repository.profile", self.profile.as_ref(), String::clone),
             maybe("repository.ca_file", self.ca_file.as_ref(), path),
+            maybe("repository.retention", self.retention.as_ref(), |retention| format!("{:#}", retention.span)),
+            maybe("repository.retention_mode", self.retention.as_ref(), |retention| json!(retention.mode)),
             maybe("artifacts.directory", self.artifacts.as_ref(), path),
             maybe("artifacts.reference_query", self.reference_query.as_ref(), String::clone),
             of("encryption.recipients", &self.recipients, |list| json!(list)),
@@ -715,6 +764,11 @@ mod tests {
         assert_eq!(file.signing.unwrap().password, Some(Secret::File("/x".into())));
     }
 
+    fn file_with(line: &str) -> RepositoryTable {
+        let file: File = toml::from_str(&format!("[[repository]]\nurl = 's3://b/p'\n{line}")).unwrap();
+        file.repository.into_iter().next().unwrap()
+    }
+
     #[test]
     fn c121_a_repository_has_no_unknown_keys_and_no_secrets() {
         let file: File = toml::from_str(
@@ -722,6 +776,12 @@ mod tests {
         )
         .unwrap();
         assert_eq!((file.repository[0].path_style, file.repository[0].region.as_deref()), (Some(false), Some("r")));
+        for (text, expected) in [("30d", Some(30 * 86_400)), ("12h", Some(43_200)), ("0d", None), ("d", None), ("1.5d", None), ("30", None)] {
+            let table = file_with(&format!("retention = '{text}'"));
+            let seconds = parse_retention(&table).ok().flatten().map(|retention| retention.span.as_secs());
+            assert_eq!(seconds, expected, "{text}");
+        }
+        assert!(parse_retention(&file_with("retention_mode = 'compliance'")).is_err(), "for how long?");
         for key in ["access_key = 'x'", "secret_key = 'x'", "endpont = 'x'"] {
             assert!(toml::from_str::<File>(&format!("[[repository]]\nurl = 's3://b/p'\n{key}")).is_err(), "{key}");
         }

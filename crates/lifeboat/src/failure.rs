@@ -15,6 +15,7 @@ use lifeboat_engine::postgres::PgError;
 use lifeboat_engine::repository::RepositoryError;
 use lifeboat_engine::restore::RestoreError;
 use lifeboat_engine::restore::server::ServerError;
+use lifeboat_engine::retention::RetentionError;
 use lifeboat_engine::signing;
 use lifeboat_engine::store::{OpenError, StoreError};
 use lifeboat_engine::verify::VerifyError;
@@ -136,6 +137,9 @@ impl From<StoreError> for Failure {
             }
             StoreError::NotFound { .. } | StoreError::Short { .. } => {
                 Self::of(EXIT_UNVERIFIED, &error, "lifeboat verify --all tells what else is missing")
+            }
+            StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::Unsupported => {
+                Self::of(EXIT_FAILED, &error, "lifeboat doctor tells what the store can do")
             }
             StoreError::Io { store, .. } if in_s3(store) => Self::of(EXIT_FAILED, &error, S3_UNREACHABLE),
             StoreError::Exists { .. } | StoreError::Io { .. } => Self::of(
@@ -461,6 +465,15 @@ impl From<PushError> for Failure {
             }
         };
         Self::of(EXIT_FAILED, &error, hint)
+    }
+}
+
+impl From<RetentionError> for Failure {
+    fn from(error: RetentionError) -> Self {
+        match error {
+            RetentionError::Store(error) => error.into(),
+            RetentionError::Artifacts(error) => error.into(),
+        }
     }
 }
 

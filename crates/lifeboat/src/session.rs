@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use jiff::Timestamp;
+use lifeboat_core::doctor::{Diagnosis, store as diagnose};
 use lifeboat_core::repository::backup_id::BackupId;
 use lifeboat_engine::backup::Protection;
 use lifeboat_engine::keys::{self, Identities, Recipient};
 use lifeboat_engine::opened_backup;
 use lifeboat_engine::repository::Repository;
 use lifeboat_engine::signing::{KeyFileSigner, SignError, Signer, SigningKey, Trust};
-use lifeboat_engine::store;
+use lifeboat_engine::store::probe::{self, Depth, Examination};
+use lifeboat_engine::store::{self, Store, StoreError};
 
 use crate::config::{Secret, Settings, UserKeys};
 use crate::failure::{EXIT_KEY, EXIT_NO_REPOSITORY, Failure};
@@ -37,7 +39,21 @@ pub(crate) fn repository_url(settings: &Settings) -> Result<&str, Failure> {
 /// Opens the repository that the settings name.
 pub(crate) fn open_repository(settings: &Settings) -> Result<Repository, Failure> {
     let url = repository_url(settings)?;
-    Ok(Repository::open(store::open(url, &settings.store_options(url), false)?)?)
+    let store = store::open(url, &settings.store_options(url), false)?;
+    let store = match settings.as_of {
+        Some(moment) => store::at_moment(store, moment).map_err(no_past)?,
+        None => store,
+    };
+    Ok(Repository::open(store)?)
+}
+
+/// Nothing older can be read.
+fn no_past(error: StoreError) -> Failure {
+    if matches!(&error, StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::Unsupported) {
+        let hint = "--as-of needs a bucket that keeps versions: lifeboat doctor tells whether it does";
+        return Failure::usage(crate::failure::chain(&error)).hint(hint);
+    }
+    error.into()
 }
 
 /// Opens the repository, or makes it if its place is missing or empty.
@@ -45,9 +61,32 @@ pub(crate) fn open_or_make_repository(settings: &Settings, url: &str) -> Result<
     let open = || store::open(url, &settings.store_options(url), true);
     let opened = Repository::open(open()?);
     match opened.map_err(Failure::from) {
-        Err(failure) if failure.code == EXIT_NO_REPOSITORY => Ok(Repository::init(open()?, Timestamp::now(), PROGRAM)?),
+        Err(failure) if failure.code == EXIT_NO_REPOSITORY => Ok(make_repository(open()?, settings)?.0),
         other => other,
     }
+}
+
+/// Makes a repository in an empty store that was tried out: where a second create replaces the first, nothing is safe.
+pub(crate) fn make_repository(store: Box<dyn Store>, settings: &Settings) -> Result<(Repository, Diagnosis), Failure> {
+    Repository::check_vacant(&*store)?;
+    let facts = probe::examine(&*store, &examination(Depth::Short, &sources(settings)));
+    if let Some(finding) = diagnose::refuse(&facts) {
+        return Err(Failure::new(crate::failure::EXIT_FAILED, format!("make repository {}: {}", finding.subject, finding.problem))
+            .hint(format!("{}; lifeboat doctor tells more", finding.fix)));
+    }
+    let diagnosis = diagnose::assess(&facts);
+    Ok((Repository::init(store, Timestamp::now(), PROGRAM)?, diagnosis))
+}
+
+/// What is backed up on this host.
+pub(crate) fn sources(settings: &Settings) -> Vec<&Path> {
+    [&settings.data_directory, &settings.artifacts].into_iter().flatten().map(|setting| setting.value.as_path()).collect()
+}
+
+/// How a store is tried out.
+pub(crate) fn examination<'a>(depth: Depth, sources: &'a [&'a Path]) -> Examination<'a> {
+    // One repository in this version.
+    Examination { depth, sources, other_copies: 0 }
 }
 
 /// The backup that a word names: an id, or `latest`.
@@ -203,17 +242,23 @@ impl Signer for LazySigner<'_> {
     }
 }
 
-/// Who can read what is written.
-pub(crate) fn protection(settings: &Settings) -> Result<Protection, Failure> {
-    if settings.plain.value {
-        return Ok(Protection::Plain);
-    }
+/// The restore identities that everything is encrypted to.
+pub(crate) fn recipients(settings: &Settings) -> Result<Vec<Recipient>, Failure> {
     let recipients: Vec<Recipient> = settings.recipients.value.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
     if recipients.is_empty() {
         return Err(
             Failure::usage("encrypt: no recipient is configured").hint("lifeboat key generate makes one; name it in encryption.recipients")
         );
     }
+    Ok(recipients)
+}
+
+/// Who can read what is written.
+pub(crate) fn protection(settings: &Settings) -> Result<Protection, Failure> {
+    if settings.plain.value {
+        return Ok(Protection::Plain);
+    }
+    let recipients = recipients(settings)?;
     let host = match &settings.host_identity {
         Some(setting) => Identities::parse(&read(&setting.value, "host identity")?)?.recipients().into_iter().next(),
         None => None,

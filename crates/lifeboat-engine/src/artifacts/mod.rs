@@ -14,7 +14,7 @@ mod restore;
 mod sync;
 mod verify;
 mod walk;
-mod workers;
+pub(crate) mod workers;
 mod write;
 
 #[cfg(test)]

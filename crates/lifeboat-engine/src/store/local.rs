@@ -307,6 +307,10 @@ impl Store for LocalStore {
         // Its directory stays: a writer may be about to link into it.
         sync_directory(path.parent().unwrap_or(&self.root)).map_err(fail)
     }
+
+    fn examine(&self, how: &super::probe::Examination<'_>) -> Option<lifeboat_core::doctor::store::StoreFacts> {
+        Some(super::probe::directory(self, &self.root, how))
+    }
 }
 
 #[cfg(test)]

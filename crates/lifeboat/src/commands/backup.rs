@@ -8,6 +8,7 @@ use lifeboat_core::repository::manifest::{CopyMethod, Manifest, State};
 use lifeboat_engine::backup::{self, ArtifactsSource, BackupRequest, PostgresSource};
 use lifeboat_engine::postgres::Dsn;
 use lifeboat_engine::repository::Repository;
+use lifeboat_engine::retention::{self, Extended};
 use lifeboat_engine::wal::{self, Cluster, arrival, receive};
 use serde::Serialize;
 
@@ -101,6 +102,7 @@ pub(super) fn run(cli: &Cli, backup: &Backup, mut settings: Settings, out: &Outp
         output::warn(warning);
     }
     let archived = archived(&repository, manifest)?;
+    let held = held(&settings, &url, &repository, manifest);
     let document = serde_json::json!({
         "backup": manifest.id,
         "manifest_sha256": taken.digest,
@@ -108,6 +110,7 @@ pub(super) fn run(cli: &Cli, backup: &Backup, mut settings: Settings, out: &Outp
         "seconds": took.as_secs_f64(),
         "manifest": manifest,
         "wal_archived": archived,
+        "retention": held,
     });
     out.result(&document, || {
         let mut text = format!("{}\n", manifest.id);
@@ -142,7 +145,27 @@ pub(super) fn run(cli: &Cli, backup: &Backup, mut settings: Settings, out: &Outp
         ));
         return Ok(EXIT_FINDINGS);
     }
-    Ok(0)
+    Ok(if held.is_some_and(|held| held.failed > 0) { EXIT_FINDINGS } else { 0 })
+}
+
+/// Makes what the backup needs of earlier runs stay, where the configuration promises how long. The backup is taken, whatever becomes of it.
+fn held(settings: &Settings, url: &str, repository: &Repository, manifest: &Manifest) -> Option<Extended> {
+    let promised = settings.store_options(url).retention?;
+    let progress = Shown::new();
+    let extended = retention::extend(repository, manifest, promised, jiff::Timestamp::now(), retention::THREADS, &progress);
+    progress.finish();
+    let extended = match extended {
+        Ok(extended) => extended,
+        Err(error) => Extended { failed: 1, reasons: vec![crate::failure::chain(&error)], ..Extended::default() },
+    };
+    if extended.failed > 0 {
+        output::warn(&format!(
+            "the backup is taken, but {} objects that it needs may be held for less than promised, first {}; the next backup tries again, lifeboat doctor tells what the store can do",
+            extended.failed,
+            extended.reasons.first().map_or("unknown", String::as_str)
+        ));
+    }
+    Some(extended)
 }
 
 /// How long the archiver may take for the segment that a backup ends in.

@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use jiff::Timestamp;
-use lifeboat_engine::repository::Repository;
 use lifeboat_engine::store;
 
 use crate::cli::{Cli, Init};
@@ -21,7 +19,7 @@ pub(super) fn run(cli: &Cli, init: &Init, mut settings: Settings, out: &Output) 
     if session::first_keys(&settings)? {
         settings = Settings::resolve(cli)?;
     }
-    let repository = Repository::init(store::open(&url, &settings.store_options(&url), true)?, Timestamp::now(), session::PROGRAM)?;
+    let (repository, diagnosis) = session::make_repository(store::open(&url, &settings.store_options(&url), true)?, &settings)?;
     if let Some(path) = &init.write_config {
         write_config(path, init, &settings, repository.store().url())?;
     }
@@ -29,7 +27,10 @@ pub(super) fn run(cli: &Cli, init: &Init, mut settings: Settings, out: &Output) 
         "repository": repository.store().url(),
         "id": repository.descriptor().repository,
         "configuration": init.write_config,
+        "findings": diagnosis.findings,
     });
+    // The repository is made; what could be better about its store is said, and is no reason to fail.
+    super::doctor::say(&diagnosis);
     out.result(&document, || format!("made repository {} at {}\n", repository.descriptor().repository, repository.store().url()));
     if let Some(path) = &init.write_config {
         output::say(&format!("wrote {}; next: lifeboat --config {} backup --dry-run", path.display(), path.display()));

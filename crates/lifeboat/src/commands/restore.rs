@@ -159,6 +159,10 @@ fn restore_command(restore: &Restore, settings: &Settings, cluster: Cluster, cho
     if let Some(file) = &settings.file {
         words.push(format!("--config {}", shell(&absolute(file))));
     }
+    if let Some(moment) = settings.as_of {
+        // The server's WAL comes out of the same past as its files.
+        words.push(format!("--as-of {moment}"));
+    }
     let url = session::repository_url(settings)?;
     let url = if url.contains("://") { url.to_owned() } else { absolute(Path::new(url)) };
     words.push(format!("--repository {} wal fetch", shell(&url)));

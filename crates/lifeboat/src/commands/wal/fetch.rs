@@ -203,6 +203,9 @@ fn prefetch(spool: &Spool, settings: &Settings, identity: Option<&Path>, cluster
         if let Some(file) = &settings.file {
             command.arg("--config").arg(file);
         }
+        if let Some(moment) = settings.as_of {
+            command.args(["--as-of", &moment.to_string()]);
+        }
         if let Some(url) = &settings.repository {
             command.args(["--repository", &url.value]);
         }
