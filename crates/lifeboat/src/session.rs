@@ -72,7 +72,7 @@ pub(crate) fn make_repository(store: Box<dyn Store>, settings: &Settings) -> Res
     let facts = probe::examine(&*store, &examination(Depth::Short, &sources(settings)));
     if let Some(finding) = diagnose::refuse(&facts) {
         return Err(Failure::new(crate::failure::EXIT_FAILED, format!("make repository {}: {}", finding.subject, finding.problem))
-            .hint(format!("{}; lifeboat doctor tells more", finding.fix)));
+            .hint(finding.fix));
     }
     let diagnosis = diagnose::assess(&facts);
     Ok((Repository::init(store, Timestamp::now(), PROGRAM)?, diagnosis))

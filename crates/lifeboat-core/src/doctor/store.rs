@@ -499,7 +499,7 @@ fn lock(facts: &StoreFacts, bucket: &BucketFacts, diagnosis: &mut Diagnosis) {
             Danger,
             "lock-ignored",
             url,
-            "an object was written to be held, the store said nothing against it, and does not hold it",
+            "an object was written to be held, the store said nothing against it, and does not hold it so",
             DESTROYED,
             "use a store that keeps Object Lock (docs/stores.md names tested ones), and no proxy that strips its headers",
         ),

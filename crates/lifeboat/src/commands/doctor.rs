@@ -78,7 +78,7 @@ pub(super) fn run(settings: &Settings, out: &Output) -> Result<u8, Failure> {
         "notes": diagnosis.notes,
     });
     out.result(&document, || {
-        let mut text: String = diagnosis.notes.iter().map(|note| format!("ok    {note}\n")).collect();
+        let mut text: String = diagnosis.notes.iter().map(|note| format!("seen  {note}\n")).collect();
         text.push_str(&match diagnosis.findings.len() {
             0 => "nothing is wrong\n".to_owned(),
             1 => "1 finding\n".to_owned(),
