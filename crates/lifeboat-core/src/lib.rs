@@ -8,7 +8,9 @@
 pub mod artifacts;
 pub mod attestation;
 pub mod backup;
+pub mod doctor;
 pub mod expire;
+pub mod hold;
 pub mod postgres;
 pub mod prune;
 pub mod replicate;

@@ -49,6 +49,17 @@ pub struct Repository {
 impl Repository {
     /// Makes a repository in an empty store.
     pub fn init(store: Box<dyn Store>, now: jiff::Timestamp, program: &str) -> Result<Self, RepositoryError> {
+        Self::check_vacant(&*store)?;
+        let descriptor = Descriptor::new(crate::random::id(), now, program.to_owned());
+        match store.create(&layout::descriptor(), &to_json(&descriptor)) {
+            // Somebody else was faster; theirs is as good.
+            Ok(()) | Err(StoreError::Exists { .. }) => Self::open(store),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether a repository can be made in a store: nothing is there.
+    pub fn check_vacant(store: &dyn Store) -> Result<(), RepositoryError> {
         let url = store.url().to_owned();
         if store.length(&layout::descriptor()).is_ok() {
             return Err(RepositoryError::Occupied { url, problem: "there is one already" });
@@ -56,12 +67,7 @@ impl Repository {
         if !store.is_empty()? {
             return Err(RepositoryError::Occupied { url, problem: "the place is not empty" });
         }
-        let descriptor = Descriptor::new(crate::random::id(), now, program.to_owned());
-        match store.create(&layout::descriptor(), &to_json(&descriptor)) {
-            // Somebody else was faster; theirs is as good.
-            Ok(()) | Err(StoreError::Exists { .. }) => Self::open(store),
-            Err(error) => Err(error.into()),
-        }
+        Ok(())
     }
 
     /// Opens the repository in a store.

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use aws_sdk_s3::types::{
-    BucketVersioningStatus, DefaultRetention as SdkRetention, ObjectLockConfiguration, ObjectLockEnabled, ObjectLockRetentionMode,
-    ObjectLockRule, ReplicationRuleStatus, VersioningConfiguration,
+    BucketVersioningStatus, DefaultRetention as SdkRetention, ExpirationStatus, LifecycleRule as SdkLifecycleRule, ObjectLockConfiguration,
+    ObjectLockEnabled, ObjectLockRetentionMode, ObjectLockRule, ReplicationRuleStatus, VersioningConfiguration,
 };
 
 use crate::{Bucket, Kind, Mode, S3Error};
@@ -79,6 +79,25 @@ pub struct PublicAccess {
     pub blocked: bool,
 }
 
+/// A rule by which the store deletes objects by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LifecycleRule {
+    /// Its name.
+    pub id: String,
+    /// Whether it is switched on.
+    pub enabled: bool,
+    /// The keys that it is of; empty: all.
+    pub prefix: String,
+    /// It is of objects with certain tags only, which ours do not have.
+    pub tagged: bool,
+    /// It deletes objects, or hides them where the bucket has versions: so many days after they were written, 0 for a fixed day.
+    pub expires_after_days: Option<u32>,
+    /// It deletes versions that were replaced or deleted, so many days later.
+    pub old_versions_after_days: Option<u32>,
+    /// It ends uploads that were begun and never finished.
+    pub aborts_uploads: bool,
+}
+
 /// What the server says of the bucket.
 #[derive(Debug)]
 pub struct Facts {
@@ -92,6 +111,8 @@ pub struct Facts {
     pub encryption: Fact<Option<Encryption>>,
     /// Whether it can be public.
     pub public_access: Fact<PublicAccess>,
+    /// Rules by which the store deletes objects.
+    pub lifecycle: Fact<Vec<LifecycleRule>>,
     /// Seconds that the server's clock is ahead of ours, ± 1.
     pub clock_ahead: Option<i64>,
 }
@@ -102,9 +123,14 @@ impl Bucket {
         self.wait(async {
             let (versioning, object_lock) = (self.versioning().await, self.object_lock().await);
             let (replication, encryption) = (self.replication().await, self.encryption().await);
-            let public_access = self.public_access().await;
-            Facts { versioning, object_lock, replication, encryption, public_access, clock_ahead: self.clock_ahead() }
+            let (public_access, lifecycle) = (self.public_access().await, self.lifecycle().await);
+            Facts { versioning, object_lock, replication, encryption, public_access, lifecycle, clock_ahead: self.clock_ahead() }
         })
+    }
+
+    /// Whether old versions stay.
+    pub fn keeps_versions(&self) -> Fact<Versioning> {
+        self.wait(self.versioning())
     }
 
     async fn versioning(&self) -> Fact<Versioning> {
@@ -201,6 +227,18 @@ impl Bucket {
         Ok(PublicAccess { blocked })
     }
 
+    async fn lifecycle(&self) -> Fact<Vec<LifecycleRule>> {
+        let name = self.name();
+        let answer = self
+            .again("ask lifecycle of", name, |_| async move {
+                let request = self.client().get_bucket_lifecycle_configuration().bucket(name);
+                request.send().await.map_err(|error| S3Error::of("ask lifecycle of", name, error))
+            })
+            .await;
+        let Some(answer) = unless(answer, "NoSuchLifecycleConfiguration")? else { return Ok(Vec::new()) };
+        Ok(answer.rules().iter().map(lifecycle_rule).collect())
+    }
+
     /// Makes the bucket, and what it is to do.
     pub(crate) async fn make(&self, lock: Option<DefaultRetention>) -> Result<(), S3Error> {
         let name = self.name();
@@ -238,6 +276,27 @@ impl Bucket {
         let request = self.client().put_object_lock_configuration().bucket(name).object_lock_configuration(configuration);
         request.send().await.map_err(|error| S3Error::of("make", name, error))?;
         Ok(())
+    }
+}
+
+fn lifecycle_rule(rule: &SdkLifecycleRule) -> LifecycleRule {
+    let filter = rule.filter();
+    let and = filter.and_then(|filter| filter.and());
+    // The prefix stood in the rule itself before there were filters.
+    #[expect(deprecated, reason = "rules that were made so are still answered so")]
+    let old = rule.prefix();
+    let prefix = filter.and_then(|filter| filter.prefix()).or_else(|| and.and_then(|and| and.prefix())).or(old);
+    let days = |days: Option<i32>| days.and_then(|days| u32::try_from(days).ok());
+    let expires = rule.expiration().and_then(|end| days(end.days()).or_else(|| end.date().map(|_| 0)));
+    let old_versions = rule.noncurrent_version_expiration().and_then(|end| days(end.noncurrent_days()).or(Some(0)));
+    LifecycleRule {
+        id: rule.id().unwrap_or_default().to_owned(),
+        enabled: *rule.status() == ExpirationStatus::Enabled,
+        prefix: prefix.unwrap_or_default().to_owned(),
+        tagged: filter.is_some_and(|filter| filter.tag().is_some()) || and.is_some_and(|and| !and.tags().is_empty()),
+        expires_after_days: expires,
+        old_versions_after_days: old_versions,
+        aborts_uploads: rule.abort_incomplete_multipart_upload().is_some(),
     }
 }
 

@@ -18,7 +18,7 @@ mod upload;
 pub use bucket::Bucket;
 pub use config::Config;
 pub use error::{Kind, S3Error};
-pub use facts::{DefaultRetention, Encryption, Fact, Facts, Period, PublicAccess, ReplicationRule, Versioning};
+pub use facts::{DefaultRetention, Encryption, Fact, Facts, LifecycleRule, Period, PublicAccess, ReplicationRule, Versioning};
 pub use list::{Listed, Version};
 pub use object::{Head, Mode, Retention, Written};
 pub use upload::{MAX_PARTS, PART_BYTES, Upload};

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::ByteStream;
-use aws_sdk_s3::types::{ChecksumMode, ObjectLockLegalHoldStatus, ObjectLockMode};
+use aws_sdk_s3::types::{ChecksumAlgorithm, ChecksumMode, ObjectLockLegalHoldStatus, ObjectLockMode};
 use aws_smithy_types::{DateTime, base64};
 use bytes::Bytes;
 
@@ -96,6 +96,18 @@ impl Bucket {
         self.wait(self.put(key, bytes.into(), retention, &write_id()))
     }
 
+    /// Creates the object with a SHA-256 that is not that of its bytes, which a server that checks them refuses. True: it did.
+    pub fn refuses_wrong_checksum(&self, key: &str, bytes: &[u8]) -> Result<bool, S3Error> {
+        let wrong = sha256(&[bytes, b"."].concat());
+        let bytes = Bytes::copy_from_slice(bytes);
+        let done = self.wait(self.again("create", key, |_| self.put_once(key, bytes.clone(), None, "probe", Some(&wrong))));
+        match done {
+            Ok(_) => Ok(false),
+            Err(error) if matches!(error.status, Some(400)) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
     pub(crate) async fn put(&self, key: &str, bytes: Bytes, retention: Option<Retention>, id: &str) -> Result<Written, S3Error> {
         let length = bytes.len() as u64;
         let digest = &sha256(&bytes);
@@ -136,6 +148,9 @@ impl Bucket {
         let request = self.client().put_object().bucket(self.name()).key(key).if_none_match("*").metadata(WRITE_ID, id);
         let request = request
             .set_checksum_sha256(digest.cloned())
+            // "Required for any request to upload an object with a retention period configured using Object Lock" (PutObject), also by the
+            // bucket's default.
+            .set_checksum_algorithm(digest.map(|_| ChecksumAlgorithm::Sha256))
             .set_object_lock_mode(retention.map(|retention| lock_mode(retention.mode)))
             .set_object_lock_retain_until_date(retention.map(|retention| DateTime::from(retention.until)))
             .body(ByteStream::from(bytes));

@@ -66,6 +66,20 @@ impl Bucket {
     }
 }
 
+impl Bucket {
+    /// Creates the object if nothing is there, in parts also where one request would do: whether a server heeds the condition there as
+    /// well is seen by doing it.
+    pub fn put_in_parts_if_absent(&self, key: &str, bytes: &[u8], retention: Option<Retention>) -> Result<Written, S3Error> {
+        let mut upload = self.upload(key, 0, retention);
+        upload.filling.extend_from_slice(bytes);
+        upload.written = bytes.len() as u64;
+        upload.send()?;
+        let written = self.wait(upload.complete())?;
+        upload.parts = None;
+        Ok(written)
+    }
+}
+
 impl Upload {
     /// Appends.
     pub fn write(&mut self, mut bytes: &[u8]) -> Result<(), S3Error> {

@@ -19,6 +19,9 @@ pub(crate) struct Cli {
     /// Leave a configured repository out, as if it were not configured: because it is lost
     #[arg(long, global = true, value_name = "NAME", conflicts_with = "repository")]
     pub(crate) without_repository: Vec<String>,
+    /// Read the repository as it was at this time (RFC 3339), where its bucket keeps versions: what was deleted or overwritten since is there
+    #[arg(long, global = true, value_name = "TIME")]
+    pub(crate) as_of: Option<jiff::Timestamp>,
     /// Print one JSON document on stdout
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -30,6 +33,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Make a repository, keys where there are none, and a configuration file if asked
     Init(Init),
+    /// Try out repository, keys, server and clock, and say what is wrong and how to set it right
+    Doctor,
     /// Take a backup of the database and the artifacts
     Backup(Backup),
     /// List backups

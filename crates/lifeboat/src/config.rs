@@ -226,6 +226,8 @@ pub(crate) struct Settings {
     pub(crate) repositories: Repositories,
     /// Names of repositories that were left out by hand.
     pub(crate) without: Vec<String>,
+    /// When the repositories are looked at, if not now.
+    pub(crate) as_of: Option<jiff::Timestamp>,
     pub(crate) artifacts: Option<Setting<PathBuf>>,
     pub(crate) reference_query: Option<Setting<String>>,
     pub(crate) recipients: Setting<Vec<String>>,
@@ -396,6 +398,14 @@ fn without_credentials(url: &str) -> String {
     }
 }
 
+/// What was fetched ahead from a repository as it was is no part of it as it is, and the other way round.
+fn as_of_spool(mut spool: Setting<PathBuf>, as_of: Option<jiff::Timestamp>) -> Setting<PathBuf> {
+    if let Some(moment) = as_of {
+        spool.value.push(format!("as-of-{}", moment.as_millisecond()));
+    }
+    spool
+}
+
 /// The bucket of an `s3://` URL.
 fn bucket_of(url: &str) -> Option<&str> {
     url.strip_prefix("s3://")?.split('/').next()
@@ -410,7 +420,7 @@ impl Settings {
         let (file, path) = read_file(cli)?;
         let source = Source { path: path.as_deref() };
         let flag = cli.repository.clone().map(|value| (value, "--repository or LIFEBOAT_REPOSITORY"));
-        let repositories = Repositories::resolve(&source, &file.repository, flag, &cli.without_repository)?;
+        let repositories = Repositories::resolve(&source, &file.repository, flag, &cli.without_repository, cli.as_of)?;
         let postgres_configured = file.postgres.is_some();
         let postgres = file.postgres.unwrap_or_default();
         let artifacts = file.artifacts.unwrap_or_default();
@@ -531,6 +541,7 @@ impl Settings {
             check_pages: source.pick(None, None, postgres.check_pages).unwrap_or(Setting { value: true, origin: Origin::Default }),
             repositories,
             without: cli.without_repository.clone(),
+            as_of: cli.as_of,
             artifacts: source.path("LIFEBOAT_ARTIFACTS", artifacts.directory),
             reference_query: source.pick(None, None, artifacts.reference_query),
             recipients,
@@ -559,7 +570,10 @@ impl Settings {
                 .pick(None, None, wal.flush_interval.as_deref().map(parse_span).transpose()?)
                 .unwrap_or(Setting { value: Duration::from_secs(5), origin: Origin::Default }),
             wal_slot: source.pick(None, None, wal.slot).unwrap_or(Setting { value: "lifeboat".into(), origin: Origin::Default }),
-            wal_spool: source.path("LIFEBOAT_SPOOL", wal.spool).unwrap_or(Setting { value: spool_default, origin: Origin::Default }),
+            wal_spool: as_of_spool(
+                source.path("LIFEBOAT_SPOOL", wal.spool).unwrap_or(Setting { value: spool_default, origin: Origin::Default }),
+                cli.as_of,
+            ),
             wal_spool_limit: or_default(source.pick(None, None, wal.spool_limit.as_deref().map(parse_bytes).transpose()?), 4 << 30),
             wal_push_ahead: source.pick(None, None, push_ahead).unwrap_or(Setting { value: 128, origin: Origin::Default }),
             wal_fetch_ahead: source.pick(None, None, fetch_ahead).unwrap_or(Setting { value: 16, origin: Origin::Default }),
@@ -662,6 +676,8 @@ impl Settings {
                 maybe("path_style", one.path_style.as_ref(), |on| *on),
                 maybe("profile", one.profile.as_ref(), String::clone),
                 maybe("ca_file", one.ca_file.as_ref(), path),
+                maybe("retention", one.retention.as_ref(), |retention| format!("{:#}", retention.span)),
+                maybe("retention_mode", one.retention.as_ref(), |retention| json!(retention.mode)),
             ];
             let shown = of_one.into_iter().filter(|(key, ..)| several || !matches!(*key, "name" | "part"));
             rows.extend(shown.map(|(key, value, origin)| (format!("{number}.{key}"), value, origin)));

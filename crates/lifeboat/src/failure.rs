@@ -8,6 +8,7 @@ use lifeboat_core::restore::RestorePlanError;
 use lifeboat_engine::artifacts::{ArtifactError, Problem};
 use lifeboat_engine::backup::BackupError;
 use lifeboat_engine::copy::CopyError;
+use lifeboat_engine::hold::HoldError;
 use lifeboat_engine::keys::KeyError;
 use lifeboat_engine::lease::LeaseError;
 use lifeboat_engine::opened_backup::OpenBackupError;
@@ -138,6 +139,9 @@ impl From<StoreError> for Failure {
             StoreError::NotFound { .. } | StoreError::Short { .. } => {
                 Self::of(EXIT_UNVERIFIED, &error, "lifeboat verify --all tells what else is missing")
             }
+            StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::Unsupported => {
+                Self::of(EXIT_FAILED, &error, "lifeboat doctor tells what the store can do")
+            }
             StoreError::Io { store, .. } if in_s3(store) => Self::of(EXIT_FAILED, &error, S3_UNREACHABLE),
             StoreError::Exists { .. } | StoreError::Io { .. } => Self::of(
                 EXIT_FAILED,
@@ -173,6 +177,10 @@ impl From<OpenError> for Failure {
                 Self::of(EXIT_KEY, &error, "check who owns the repository, and as whom lifeboat runs: lifeboat config show")
             }
             OpenError::Io { .. } => Self::of(EXIT_FAILED, &error, "check the path: lifeboat config show"),
+            OpenError::Past { source: StoreError::Io { source, .. }, .. } if source.kind() == std::io::ErrorKind::Unsupported => {
+                Self::of(EXIT_USAGE, &error, "--as-of needs a bucket that keeps versions: lifeboat doctor tells whether it does")
+            }
+            OpenError::Past { .. } => Self::of(EXIT_FAILED, &error, S3_UNREACHABLE),
         }
     }
 }
@@ -499,6 +507,15 @@ impl From<PushError> for Failure {
             }
         };
         Self::of(EXIT_FAILED, &error, hint)
+    }
+}
+
+impl From<HoldError> for Failure {
+    fn from(error: HoldError) -> Self {
+        match error {
+            HoldError::Store(error) => error.into(),
+            HoldError::Artifacts(error) => error.into(),
+        }
     }
 }
 

@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use jiff::Timestamp;
+use lifeboat_core::doctor::{Diagnosis, store as diagnose};
 use lifeboat_core::repository::backup_id::BackupId;
 use lifeboat_engine::backup::Protection;
 use lifeboat_engine::keys::{self, Identities, Recipient};
 use lifeboat_engine::opened_backup;
 use lifeboat_engine::repository::Repository;
 use lifeboat_engine::signing::{KeyFileSigner, SignError, Signer, SigningKey, Trust};
-use lifeboat_engine::store::{self, Access, Member, Note};
+use lifeboat_engine::store::probe::{self, Depth, Examination};
+use lifeboat_engine::store::{self, Access, Member, Note, Store};
 
 use crate::config::{RepositorySettings, Secret, Settings, UserKeys};
 use crate::failure::{EXIT_KEY, EXIT_NO_REPOSITORY, Failure};
@@ -60,8 +62,8 @@ pub(crate) fn prove_repository(settings: &Settings) -> Result<Repository, Failur
 fn open_everywhere(settings: &Settings, access: Access) -> Result<Repository, Failure> {
     primary(settings)?;
     let member = |one: &RepositorySettings| {
-        let (url, options) = (one.url.value.clone(), one.options());
-        let open = Box::new(move || store::open(&url, &options, false));
+        let place = one.clone();
+        let open = Box::new(move || place.open());
         Member { name: one.name.value.clone(), url: one.url.value.clone(), part: one.part.value, open }
     };
     let members = settings.repositories.used.iter().map(member).collect();
@@ -71,12 +73,12 @@ fn open_everywhere(settings: &Settings, access: Access) -> Result<Repository, Fa
 
 /// Opens one place by itself: its damage shows, and nothing is read from elsewhere.
 pub(crate) fn alone(one: &RepositorySettings) -> Result<Repository, Failure> {
-    Ok(Repository::open(store::open(&one.url.value, &one.options(), false)?)?)
+    Ok(Repository::open(one.open()?)?)
 }
 
 /// The same, without the older versions that a store may keep.
 pub(crate) fn without_copies(one: &RepositorySettings) -> Result<Repository, Failure> {
-    Ok(Repository::open(Box::new(store::Alone::new(store::open(&one.url.value, &one.options(), false)?)))?)
+    Ok(Repository::open(Box::new(store::Alone::new(one.open()?)))?)
 }
 
 /// The configured repository of this name.
@@ -91,9 +93,32 @@ pub(crate) fn open_or_make_repository(settings: &Settings, url: &str) -> Result<
     let open = || store::open(url, &settings.store_options(url), true);
     let opened = Repository::open(open()?);
     match opened.map_err(Failure::from) {
-        Err(failure) if failure.code == EXIT_NO_REPOSITORY => Ok(Repository::init(open()?, Timestamp::now(), PROGRAM)?),
+        Err(failure) if failure.code == EXIT_NO_REPOSITORY => Ok(make_repository(open()?, settings)?.0),
         other => other,
     }
+}
+
+/// Makes a repository in an empty store that was tried out: where a second create replaces the first, nothing is safe.
+pub(crate) fn make_repository(store: Box<dyn Store>, settings: &Settings) -> Result<(Repository, Diagnosis), Failure> {
+    Repository::check_vacant(&*store)?;
+    let facts = probe::examine(&*store, &examination(settings, Depth::Short, &sources(settings)));
+    if let Some(finding) = diagnose::refuse(&facts) {
+        return Err(Failure::new(crate::failure::EXIT_FAILED, format!("make repository {}: {}", finding.subject, finding.problem))
+            .hint(finding.fix));
+    }
+    let diagnosis = diagnose::assess(&facts);
+    Ok((Repository::init(store, Timestamp::now(), PROGRAM)?, diagnosis))
+}
+
+/// What is backed up on this host.
+pub(crate) fn sources(settings: &Settings) -> Vec<&Path> {
+    [&settings.data_directory, &settings.artifacts].into_iter().flatten().map(|setting| setting.value.as_path()).collect()
+}
+
+/// How a store is tried out.
+pub(crate) fn examination<'a>(settings: &Settings, depth: Depth, sources: &'a [&'a Path]) -> Examination<'a> {
+    let places = settings.repositories.used.len();
+    Examination { depth, sources, other_copies: u32::try_from(places.saturating_sub(1)).unwrap_or(u32::MAX) }
 }
 
 /// The backup that a word names: an id, or `latest`.
@@ -249,17 +274,23 @@ impl Signer for LazySigner<'_> {
     }
 }
 
-/// Who can read what is written.
-pub(crate) fn protection(settings: &Settings) -> Result<Protection, Failure> {
-    if settings.plain.value {
-        return Ok(Protection::Plain);
-    }
+/// The restore identities that everything is encrypted to.
+pub(crate) fn recipients(settings: &Settings) -> Result<Vec<Recipient>, Failure> {
     let recipients: Vec<Recipient> = settings.recipients.value.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
     if recipients.is_empty() {
         return Err(
             Failure::usage("encrypt: no recipient is configured").hint("lifeboat key generate makes one; name it in encryption.recipients")
         );
     }
+    Ok(recipients)
+}
+
+/// Who can read what is written.
+pub(crate) fn protection(settings: &Settings) -> Result<Protection, Failure> {
+    if settings.plain.value {
+        return Ok(Protection::Plain);
+    }
+    let recipients = recipients(settings)?;
     let host = match &settings.host_identity {
         Some(setting) => Identities::parse(&read(&setting.value, "host identity")?)?.recipients().into_iter().next(),
         None => None,

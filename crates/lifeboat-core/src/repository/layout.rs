@@ -174,6 +174,22 @@ pub fn digest_of(key: &Key) -> Option<Sha256> {
 /// Where leases stand.
 pub const LEASES: &str = "leases/";
 
+/// Where stores are tried out.
+pub const PROBES: &str = "probe/";
+
+/// `probe/<run>/<name>`: an object that only says how the store behaves.
+pub fn probe(run: super::Id, name: &str) -> Key {
+    Key(format!("{PROBES}{run}/{name}"))
+}
+
+/// Where finished visits of what is held stand.
+pub const VISITS: &str = "retention/";
+
+/// `retention/<n>.json`
+pub fn visit(number: u64) -> Key {
+    Key(format!("{VISITS}{number:010}.json"))
+}
+
 /// Where the epochs of a lease stand.
 pub fn leases(purpose: &str) -> String {
     format!("leases/{purpose}/")

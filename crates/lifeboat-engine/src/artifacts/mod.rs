@@ -15,7 +15,7 @@ mod restore;
 mod sync;
 mod verify;
 mod walk;
-mod workers;
+pub(crate) mod workers;
 mod write;
 
 #[cfg(test)]

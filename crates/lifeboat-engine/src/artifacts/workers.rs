@@ -8,7 +8,7 @@ pub(super) const WAITING: usize = 16;
 
 /// Does `work` to every item, on `threads` threads (at least one), in no order. The sequence is drawn on
 /// this thread. The first error, of the sequence or of the work, stops everything.
-pub(super) fn each<T, E, I>(items: I, threads: usize, work: impl Fn(T) -> Result<(), E> + Sync) -> Result<(), E>
+pub(crate) fn each<T, E, I>(items: I, threads: usize, work: impl Fn(T) -> Result<(), E> + Sync) -> Result<(), E>
 where
     T: Send,
     E: Send,

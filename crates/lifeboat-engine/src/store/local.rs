@@ -333,6 +333,10 @@ impl Store for LocalStore {
         }
         Ok(())
     }
+
+    fn examine(&self, how: &super::probe::Examination<'_>) -> Option<lifeboat_core::doctor::store::StoreFacts> {
+        Some(super::probe::directory(self, &self.root, how))
+    }
 }
 
 #[cfg(test)]

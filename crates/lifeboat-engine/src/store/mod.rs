@@ -8,9 +8,11 @@ mod copies;
 mod journal;
 mod local;
 mod memory;
+pub mod probe;
 mod replicated;
 mod s3;
 pub(crate) mod stream;
+mod versions;
 
 use std::ops::Range;
 
@@ -222,6 +224,24 @@ pub trait Store: Send + Sync {
     fn retain(&self, key: &Key, until: jiff::Timestamp) -> Result<(), StoreError> {
         Err(unsupported("keep", &format!("{key} until {until}"), self.url(), "it has no Object Lock"))
     }
+
+    /// What the store is and does, tried out, where there is more to try than every store has: see [`probe::examine`].
+    fn examine(&self, how: &probe::Examination<'_>) -> Option<lifeboat_core::doctor::store::StoreFacts> {
+        let _ = how;
+        None
+    }
+}
+
+/// The store as it was at a moment, for the rest of the process: the store itself stays open until then.
+///
+/// # Errors
+///
+/// As [`Store::as_of`].
+pub fn at_moment(store: Box<dyn Store>, moment: jiff::Timestamp) -> Result<Box<dyn Store>, OpenError> {
+    // The view borrows the store, and both are used until the process ends; a program opens one or two.
+    let store = Box::leak(store);
+    let url = store.url().to_owned();
+    store.as_of(moment).map_err(|source| OpenError::Past { url, moment, source })
 }
 
 fn unsupported(action: &'static str, key: &str, store: &str, why: &str) -> StoreError {
@@ -242,6 +262,8 @@ pub struct StoreOptions {
     pub profile: Option<String>,
     /// PEM certificates to believe instead of the system's.
     pub ca_file: Option<std::path::PathBuf>,
+    /// How long objects are held; otherwise as the bucket says.
+    pub retention: Option<lifeboat_core::hold::Retention>,
 }
 
 /// Opens the store at a URL: `s3://bucket/prefix`, `file:///absolute/path`, or a plain path. `make` makes a directory that is missing;
@@ -280,6 +302,17 @@ pub enum OpenError {
     /// There is no such bucket.
     #[error("open {0}: no such bucket")]
     NoBucket(String),
+    /// It cannot be read as it was.
+    #[error("open {url} as it was at {moment}")]
+    Past {
+        /// The URL.
+        url: String,
+        /// When.
+        moment: jiff::Timestamp,
+        /// Why not.
+        #[source]
+        source: StoreError,
+    },
     /// The directory is not there.
     #[error("open {0}: no such directory")]
     Missing(String),

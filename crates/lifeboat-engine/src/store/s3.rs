@@ -2,22 +2,42 @@
 
 use std::io;
 use std::ops::Range;
+use std::time::SystemTime;
 
+use jiff::{SignedDuration, Timestamp};
+use lifeboat_core::doctor::store::StoreFacts;
+use lifeboat_core::hold::{HoldMode, Retention, hold_of, later};
 use lifeboat_core::repository::layout::Key;
 use lifeboat_core::repository::pack::MAX_BYTES as MAX_PACK_BYTES;
-use lifeboat_s3::{Bucket, Config, Kind, S3Error, Upload};
+use lifeboat_s3::{Bucket, Config, Kind, Mode, S3Error, Upload};
 
-use super::{Listed, ObjectWriter, OpenError, Store, StoreError, StoreOptions};
+use super::probe::Examination;
+use super::versions::{AsOf, older_versions};
+use super::{Listed, ObjectWriter, OpenError, Store, StoreError, StoreOptions, unsupported};
 
 /// The longest prefix. S3 ends keys at 1024 bytes, and the keys of a repository take up to 794 of them.
 const MAX_PREFIX_BYTES: usize = 230;
 
 /// Objects in a bucket.
+#[derive(Clone)]
 pub struct S3Store {
     url: String,
     /// Empty, or ending in `/`.
     prefix: String,
     bucket: Bucket,
+    endpoint: Option<String>,
+    holds: Holds,
+}
+
+/// How new objects are held.
+#[derive(Debug, Clone, Copy)]
+enum Holds {
+    /// As the bucket says.
+    Bucket,
+    /// As the configuration promises, by the object.
+    Promised(Retention),
+    /// Every object for so many seconds of a server whose clock is so many ahead: a probe's, so that it can be taken away soon.
+    Seconds { count: i64, ahead: i64 },
 }
 
 impl S3Store {
@@ -44,7 +64,10 @@ impl S3Store {
             ..Config::default()
         };
         match Bucket::connect(&config) {
-            Ok(bucket) => Ok(Self::new(bucket, prefix)?),
+            Ok(bucket) => {
+                let store = Self::new(bucket, prefix)?.with_retention(options.retention);
+                Ok(Self { endpoint: options.endpoint.clone(), ..store })
+            }
             Err(error) if error.kind == Kind::NoBucket => Err(OpenError::NoBucket(url.to_owned())),
             Err(error) => Err(OpenError::Io { path: url.to_owned(), source: io_error(&error) }),
         }
@@ -56,7 +79,47 @@ impl S3Store {
         let url = format!("s3://{}{}{prefix}", bucket.name(), if prefix.is_empty() { "" } else { "/" });
         check_prefix(&url, prefix)?;
         let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-        Ok(Self { url, prefix, bucket })
+        Ok(Self { url, prefix, bucket, endpoint: None, holds: Holds::Bucket })
+    }
+
+    /// The same store, whose new objects are held as promised, or as the bucket says.
+    pub fn with_retention(self, retention: Option<Retention>) -> Self {
+        Self { holds: retention.map_or(Holds::Bucket, Holds::Promised), ..self }
+    }
+
+    /// The same store, whose new objects are all held for a few seconds, whatever the bucket says.
+    pub(super) fn holding(&self, count: i64) -> Self {
+        Self { holds: Holds::Seconds { count, ahead: self.bucket.clock_ahead().unwrap_or(0) }, ..self.clone() }
+    }
+
+    /// What is promised of objects.
+    pub(super) fn promised(&self) -> Option<Retention> {
+        if let Holds::Promised(retention) = self.holds { Some(retention) } else { None }
+    }
+
+    /// The server, where it is not AWS.
+    pub(super) fn endpoint(&self) -> Option<&str> {
+        self.endpoint.as_deref()
+    }
+
+    /// The prefix in front of every key.
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// How a new object is held.
+    fn hold(&self, key: &Key) -> Option<lifeboat_s3::Retention> {
+        match self.holds {
+            Holds::Bucket => None,
+            Holds::Seconds { count, ahead } => {
+                let until = later(Timestamp::now(), SignedDuration::from_secs(count.saturating_add(ahead)));
+                Some(lifeboat_s3::Retention { mode: Mode::Governance, until: until.into() })
+            }
+            Holds::Promised(retention) => {
+                let until = later(Timestamp::now(), hold_of(key, retention.span)?);
+                Some(lifeboat_s3::Retention { mode: s3_mode(retention.mode), until: until.into() })
+            }
+        }
     }
 
     /// The bucket: its versions, its facts.
@@ -64,11 +127,17 @@ impl S3Store {
         &self.bucket
     }
 
-    fn full(&self, key: &str) -> String {
+    /// Creates an object in parts, also where one request would do.
+    pub(super) fn create_in_parts(&self, key: &Key, bytes: &[u8]) -> Result<(), StoreError> {
+        let written = self.bucket.put_in_parts_if_absent(&self.full(key.as_str()), bytes, self.hold(key));
+        written.map(drop).map_err(|error| self.error("write", key.as_str(), 0, error))
+    }
+
+    pub(super) fn full(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
 
-    fn error(&self, action: &'static str, key: &str, wanted: u64, error: S3Error) -> StoreError {
+    pub(super) fn error(&self, action: &'static str, key: &str, wanted: u64, error: S3Error) -> StoreError {
         let (key, store) = (key.to_owned(), self.url.clone());
         match error.kind {
             Kind::NotFound => StoreError::NotFound { key },
@@ -81,7 +150,7 @@ impl S3Store {
     }
 
     fn begin(&self, key: &Key, expected: u64) -> Upload {
-        self.bucket.upload(&self.full(key.as_str()), expected, None)
+        self.bucket.upload(&self.full(key.as_str()), expected, self.hold(key))
     }
 
     fn listed(&self, found: Vec<lifeboat_s3::Listed>) -> Vec<Listed> {
@@ -96,6 +165,14 @@ impl S3Store {
     }
 }
 
+/// A mode in the client's words.
+pub(super) fn s3_mode(mode: HoldMode) -> Mode {
+    match mode {
+        HoldMode::Governance => Mode::Governance,
+        HoldMode::Compliance => Mode::Compliance,
+    }
+}
+
 fn check_prefix(url: &str, prefix: &str) -> Result<(), OpenError> {
     if prefix.len() > MAX_PREFIX_BYTES || !(prefix.is_empty() || Key::parse(prefix).is_ok()) {
         let reason = "a prefix has at most 230 characters of ASCII, no blank, and no empty segment";
@@ -105,7 +182,7 @@ fn check_prefix(url: &str, prefix: &str) -> Result<(), OpenError> {
 }
 
 /// The reason, under the kind that says what to do about it.
-fn io_error(error: &S3Error) -> io::Error {
+pub(super) fn io_error(error: &S3Error) -> io::Error {
     let kind = match error.kind {
         Kind::Denied => io::ErrorKind::PermissionDenied,
         Kind::Throttled => io::ErrorKind::ResourceBusy,
@@ -156,7 +233,7 @@ impl ObjectWriter for S3Collector<'_> {
 
     fn commit(self: Box<Self>, key: &Key) -> Result<(), StoreError> {
         let store = self.store;
-        let written = store.bucket.put_if_absent(&store.full(key.as_str()), self.bytes, None);
+        let written = store.bucket.put_if_absent(&store.full(key.as_str()), self.bytes, store.hold(key));
         written.map(drop).map_err(|error| store.error("write", key.as_str(), 0, error))
     }
 }
@@ -232,5 +309,38 @@ impl Store for S3Store {
             Err(error) if error.kind == Kind::NotFound => Ok(()),
             Err(error) => Err(self.error("delete", key.as_str(), 0, error)),
         }
+    }
+
+    fn alternatives<'a>(&'a self, key: &Key) -> Result<Vec<Box<dyn Store + 'a>>, StoreError> {
+        older_versions(self, key)
+    }
+
+    fn as_of<'a>(&'a self, moment: Timestamp) -> Result<Box<dyn Store + 'a>, StoreError> {
+        Ok(Box::new(AsOf::open(self, moment)?))
+    }
+
+    fn retain(&self, key: &Key, until: Timestamp) -> Result<(), StoreError> {
+        let full = self.full(key.as_str());
+        let head = self.bucket.head(&full, None).map_err(|error| self.error("keep", key.as_str(), 0, error))?;
+        let until = SystemTime::from(until);
+        if head.retention.is_some_and(|retention| retention.until >= until) {
+            return Ok(());
+        }
+        // A hold may be made longer by whoever may write; another mode, also a stricter one, takes the permission to bypass it.
+        let promised = self.promised().map_or(Mode::Governance, |retention| s3_mode(retention.mode));
+        let mode = head.retention.map_or(promised, |retention| retention.mode);
+        // By its version: a newer one that an attacker put over it is not meant.
+        let retained = self.bucket.retain(&full, head.version.as_deref(), lifeboat_s3::Retention { mode, until });
+        retained.map_err(|error| match error.code.as_deref() {
+            // "Bucket is missing Object Lock Configuration"
+            Some("InvalidRequest" | "ObjectLockConfigurationNotFoundError" | "NoSuchObjectLockConfiguration") => {
+                unsupported("keep", key.as_str(), &self.url, &error.reason)
+            }
+            _ => self.error("keep", key.as_str(), 0, error),
+        })
+    }
+
+    fn examine(&self, how: &Examination<'_>) -> Option<StoreFacts> {
+        Some(super::probe::bucket(self, how))
     }
 }

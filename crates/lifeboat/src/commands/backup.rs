@@ -6,6 +6,7 @@ use std::time::Duration;
 use lifeboat_core::backup::{CopyChoice, choose_copy};
 use lifeboat_core::repository::manifest::{CopyMethod, Manifest, State};
 use lifeboat_engine::backup::{self, ArtifactsSource, BackupRequest, PostgresSource};
+use lifeboat_engine::hold::{self, Extended};
 use lifeboat_engine::postgres::Dsn;
 use lifeboat_engine::repository::Repository;
 use lifeboat_engine::wal::{self, Cluster, arrival, receive};
@@ -101,6 +102,7 @@ pub(super) fn run(cli: &Cli, backup: &Backup, mut settings: Settings, out: &Outp
         output::warn(warning);
     }
     let archived = archived(&repository, manifest)?;
+    let held = held(&settings, &url, &repository, manifest);
     let document = serde_json::json!({
         "backup": manifest.id,
         "manifest_sha256": taken.digest,
@@ -109,6 +111,7 @@ pub(super) fn run(cli: &Cli, backup: &Backup, mut settings: Settings, out: &Outp
         "manifest": manifest,
         "wal_archived": archived,
         "replicas": repository.store().notes(),
+        "retention": held,
     });
     out.result(&document, || {
         let mut text = format!("{}\n", manifest.id);
@@ -143,7 +146,27 @@ pub(super) fn run(cli: &Cli, backup: &Backup, mut settings: Settings, out: &Outp
         ));
         return Ok(EXIT_FINDINGS);
     }
-    Ok(0)
+    Ok(if held.is_some_and(|held| held.failed > 0) { EXIT_FINDINGS } else { 0 })
+}
+
+/// Makes what the backup needs of earlier runs stay, where the configuration promises how long. The backup is taken, whatever becomes of it.
+fn held(settings: &Settings, url: &str, repository: &Repository, manifest: &Manifest) -> Option<Extended> {
+    let promised = settings.store_options(url).retention?;
+    let progress = Shown::new();
+    let extended = hold::extend(repository, manifest, promised, jiff::Timestamp::now(), hold::THREADS, &progress);
+    progress.finish();
+    let extended = match extended {
+        Ok(extended) => extended,
+        Err(error) => Extended { failed: 1, reasons: vec![crate::failure::chain(&error)], ..Extended::default() },
+    };
+    if extended.failed > 0 {
+        output::warn(&format!(
+            "the backup is taken, but {} objects that it needs may be held for less than promised, first {}; the next backup tries again, lifeboat doctor tells what the store can do",
+            extended.failed,
+            extended.reasons.first().map_or("unknown", String::as_str)
+        ));
+    }
+    Some(extended)
 }
 
 /// How long the archiver may take for the segment that a backup ends in.

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use jiff::Timestamp;
 use lifeboat_engine::replicate;
 use lifeboat_engine::repository::Repository;
 use lifeboat_engine::store::{self, Part};
@@ -22,7 +21,7 @@ pub(super) fn run(cli: &Cli, init: &Init, mut settings: Settings, out: &Output) 
     if session::first_keys(&settings)? {
         settings = Settings::resolve(cli)?;
     }
-    let repository = Repository::init(store::open(&url, &settings.store_options(&url), true)?, Timestamp::now(), session::PROGRAM)?;
+    let (repository, diagnosis) = session::make_repository(store::open(&url, &settings.store_options(&url), true)?, &settings)?;
     let replicas = make_replicas(&settings, &repository)?;
     if let Some(path) = &init.write_config {
         write_config(path, init, &settings, repository.store().url())?;
@@ -32,7 +31,10 @@ pub(super) fn run(cli: &Cli, init: &Init, mut settings: Settings, out: &Output) 
         "id": repository.descriptor().repository,
         "replicas": replicas,
         "configuration": init.write_config,
+        "findings": diagnosis.findings,
     });
+    // The repository is made; what could be better about its store is said, and is no reason to fail.
+    super::doctor::say(&diagnosis);
     out.result(&document, || {
         let mut text = format!("made repository {} at {}\n", repository.descriptor().repository, repository.store().url());
         replicas.iter().for_each(|url| text.push_str(&format!("  replica at {url}\n")));

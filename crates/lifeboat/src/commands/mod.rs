@@ -4,6 +4,7 @@ mod artifact;
 mod backup;
 mod config;
 mod demo;
+mod doctor;
 mod init;
 mod key;
 mod list;
@@ -18,7 +19,7 @@ use std::io::Write as _;
 
 use clap::CommandFactory as _;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Artifact, Cli, Command, Wal};
 use crate::config::Settings;
 use crate::failure::Failure;
 use crate::output::Output;
@@ -36,9 +37,14 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
         Command::Demo(demo) => return demo::run(demo, out),
         _ => {}
     }
+    if cli.as_of.is_some() && !only_reads(&cli.command) {
+        return Err(Failure::usage("read the repository as it was: this command does more than that")
+            .hint("--as-of is of list, show, verify, restore, artifact get, list and verify, wal status and fetch"));
+    }
     let settings = Settings::resolve(cli)?;
     match &cli.command {
         Command::Init(init) => init::run(cli, init, settings, out),
+        Command::Doctor => doctor::run(&settings, out),
         Command::Backup(backup) => backup::run(cli, backup, settings, out),
         Command::List => list::run(&settings, out),
         Command::Show(show) => show::run(show, &settings, out),
@@ -51,5 +57,15 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
         Command::Key(key) => key::run(key, &settings, out),
         Command::Config(config) => config::run(config, &settings, out),
         Command::Completions { .. } | Command::Demo(_) => Ok(0),
+    }
+}
+
+/// Whether a command can do with a repository that is only read.
+fn only_reads(command: &Command) -> bool {
+    match command {
+        Command::List | Command::Show(_) | Command::Verify(_) | Command::Restore(_) | Command::Config(_) => true,
+        Command::Artifact(artifact) => matches!(artifact, Artifact::Get { .. } | Artifact::List { .. } | Artifact::Verify { .. }),
+        Command::Wal(wal) => matches!(wal, Wal::Fetch(_) | Wal::Prefetch(_) | Wal::Status(_)),
+        _ => false,
     }
 }

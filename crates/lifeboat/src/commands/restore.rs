@@ -167,6 +167,10 @@ fn restore_command(
     if let Some(file) = &settings.file {
         words.push(format!("--config {}", shell(&absolute(file))));
     }
+    if let Some(moment) = settings.as_of {
+        // The server's WAL comes out of the same past as its files.
+        words.push(format!("--as-of {moment}"));
+    }
     let asked_for = matches!(session::primary(settings)?.url.origin, Origin::Flag(_));
     if !asked_for && settings.repositories.known.len() > 1 {
         // All places of the configuration but those that were left out here: this restore took what is left for the whole, and said so. With

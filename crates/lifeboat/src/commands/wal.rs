@@ -3,7 +3,7 @@
 pub(crate) mod fetch;
 mod push;
 mod receive;
-mod status;
+pub(crate) mod status;
 
 use crate::cli::Wal;
 use crate::config::Settings;

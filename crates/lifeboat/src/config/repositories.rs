@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
-use lifeboat_engine::store::{Part, StoreOptions};
+use jiff::Timestamp;
+use lifeboat_core::hold::{HoldMode, Retention};
+use lifeboat_engine::store::{self, OpenError, Part, Store, StoreOptions};
 use serde::Deserialize;
 
-use super::{Origin, Setting, Source, aws, bucket_of};
+use super::{Origin, Setting, Source, aws, bucket_of, parse_span};
 use crate::failure::Failure;
 
 /// One table as it is written.
@@ -21,6 +23,8 @@ pub(crate) struct RepositoryTable {
     pub(crate) path_style: Option<bool>,
     pub(crate) profile: Option<String>,
     pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) retention: Option<String>,
+    pub(crate) retention_mode: Option<HoldMode>,
 }
 
 /// Who brings objects to a replica.
@@ -44,6 +48,9 @@ pub(crate) struct RepositorySettings {
     pub(crate) path_style: Option<Setting<bool>>,
     pub(crate) profile: Option<Setting<String>>,
     pub(crate) ca_file: Option<Setting<PathBuf>>,
+    pub(crate) retention: Option<Setting<Retention>>,
+    /// When it is looked at, if not now.
+    pub(crate) as_of: Option<Timestamp>,
 }
 
 impl RepositorySettings {
@@ -76,7 +83,19 @@ impl RepositorySettings {
                 let setting = aws(&["AWS_CA_BUNDLE"]).filter(|_| in_s3)?;
                 Some(Setting { value: setting.value.into(), origin: setting.origin })
             }),
+            // What it says was checked before.
+            retention: source.pick(None, None, table.and_then(|table| parse_retention(table).ok().flatten())),
+            as_of: None,
             url,
+        }
+    }
+
+    /// Opens it, as it is or as it was.
+    pub(crate) fn open(&self) -> Result<Box<dyn Store>, OpenError> {
+        let store = store::open(&self.url.value, &self.options(), false)?;
+        match self.as_of {
+            Some(moment) => store::at_moment(store, moment),
+            None => Ok(store),
         }
     }
 
@@ -89,6 +108,7 @@ impl RepositorySettings {
             // A profile of the environment comes after credentials there; one of the configuration before.
             profile: self.profile.as_ref().filter(|setting| matches!(setting.origin, Origin::File(_))).map(|s| s.value.clone()),
             ca_file: self.ca_file.as_ref().map(|setting| setting.value.clone()),
+            retention: self.retention.as_ref().map(|setting| setting.value),
         }
     }
 }
@@ -104,8 +124,22 @@ pub(crate) struct Repositories {
 
 impl Repositories {
     /// Resolves the tables. With `flag` exactly that repository is used, with the options of the table of the same URL, or at least of the
-    /// same bucket. `without` are names of those that this run leaves out.
+    /// same bucket. `without` are names of those that this run leaves out, `as_of` is when all of them are looked at, if not now.
     pub(super) fn resolve(
+        source: &Source<'_>,
+        tables: &[RepositoryTable],
+        flag: Option<(String, &'static str)>,
+        without: &[String],
+        as_of: Option<Timestamp>,
+    ) -> Result<Self, Failure> {
+        let mut resolved = Self::chosen(source, tables, flag, without)?;
+        for one in resolved.known.iter_mut().chain(&mut resolved.used) {
+            one.as_of = as_of;
+        }
+        Ok(resolved)
+    }
+
+    fn chosen(
         source: &Source<'_>,
         tables: &[RepositoryTable],
         flag: Option<(String, &'static str)>,
@@ -173,11 +207,19 @@ impl Repositories {
 }
 
 fn check(table: &RepositoryTable, first: bool) -> Result<(), Failure> {
-    let of_s3 =
-        [table.endpoint.is_some(), table.region.is_some(), table.profile.is_some(), table.ca_file.is_some(), table.path_style.is_some()];
+    parse_retention(table)?;
+    let holds = table.retention.is_some() || table.retention_mode.is_some();
+    let of_s3 = [
+        table.endpoint.is_some(),
+        table.region.is_some(),
+        table.profile.is_some(),
+        table.ca_file.is_some(),
+        table.path_style.is_some(),
+        holds,
+    ];
     if bucket_of(&table.url).is_none() && of_s3.contains(&true) {
         return Err(Failure::usage(
-            "read configuration: endpoint, region, path_style, profile and ca_file are of an s3:// repository only",
+            "read configuration: endpoint, region, path_style, profile, ca_file and retention are of an s3:// repository only",
         )
         .hint("write url = \"s3://bucket/prefix\", or leave them out; lifeboat config show prints the settings"));
     }
@@ -198,6 +240,35 @@ fn check(table: &RepositoryTable, first: bool) -> Result<(), Failure> {
     Ok(())
 }
 
+/// How long objects are held: as [`parse_span`], and in days.
+fn parse_retention(table: &RepositoryTable) -> Result<Option<Retention>, Failure> {
+    let Some(text) = &table.retention else {
+        return match table.retention_mode {
+            None => Ok(None),
+            Some(_) => {
+                Err(Failure::usage("read configuration: retention_mode says how objects are held, but retention does not say how long")
+                    .hint("write retention = \"30d\" beside it; lifeboat config show prints the settings"))
+            }
+        };
+    };
+    let days = text.trim().strip_suffix('d').map(|days| days.trim().parse::<u32>());
+    let seconds = match days {
+        Some(Ok(days @ 1..)) => i64::from(days) * 24 * 60 * 60,
+        Some(_) => {
+            return Err(Failure::usage(format!("parse retention {text:?}: write a number of days, 30d"))
+                .hint("lifeboat config show prints the settings"));
+        }
+        None => i64::try_from(parse_span(text)?.as_secs()).unwrap_or(i64::MAX),
+    };
+    if seconds == 0 {
+        return Err(
+            Failure::usage(format!("parse retention {text:?}: it is less than a second")).hint("lifeboat config show prints the settings")
+        );
+    }
+    let mode = table.retention_mode.unwrap_or(HoldMode::Governance);
+    Ok(Some(Retention { mode, span: jiff::SignedDuration::from_secs(seconds) }))
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -211,7 +282,7 @@ mod tests {
     fn resolve(text: &str, flag: Option<&str>, without: &[&str]) -> Result<Repositories, Failure> {
         let source = Source { path: Some(Path::new("/etc/lifeboat.toml")) };
         let without: Vec<String> = without.iter().map(|name| (*name).to_owned()).collect();
-        Repositories::resolve(&source, &tables(text), flag.map(|url| (url.to_owned(), "--repository")), &without)
+        Repositories::resolve(&source, &tables(text), flag.map(|url| (url.to_owned(), "--repository")), &without, None)
     }
 
     const THREE: &str = "[[repository]]\nurl = 'here'\nname = 'near'\n[[repository]]\nurl = 's3://b/p'\nendpoint = 'https://far'\n\
@@ -234,6 +305,20 @@ mod tests {
         let other = resolve(THREE, Some("s3://c/other"), &[]).unwrap();
         assert_eq!(other.used[0].options().endpoint.as_deref(), Some("https://mirror"), "of the same bucket");
         assert_eq!(other.options("s3://b/p").endpoint.as_deref(), Some("https://far"));
+    }
+
+    #[test]
+    fn a_hold_is_so_many_days_or_a_span() {
+        let table = |line: &str| tables(&format!("[[repository]]\nurl = 's3://b/p'\n{line}")).remove(0);
+        for (text, expected) in [("30d", Some(30 * 86_400)), ("12h", Some(43_200)), ("0d", None), ("d", None), ("1.5d", None), ("30", None)]
+        {
+            let seconds =
+                parse_retention(&table(&format!("retention = '{text}'"))).ok().flatten().map(|retention| retention.span.as_secs());
+            assert_eq!(seconds, expected, "{text}");
+        }
+        assert!(parse_retention(&table("retention_mode = 'compliance'")).is_err(), "for how long?");
+        let held = resolve("[[repository]]\nurl = 's3://b/p'\nretention = '1d'", None, &[]).unwrap();
+        assert_eq!(held.used[0].options().retention.map(|retention| retention.mode), Some(HoldMode::Governance));
     }
 
     #[test]

@@ -2,10 +2,13 @@
 
 mod architecture;
 mod artifact;
+mod as_of;
 mod backup;
 mod cluster;
 mod demo;
+mod doctor;
 mod failure;
+mod moto;
 mod orchestrator;
 mod program;
 #[path = "../../../lifeboat-s3/tests/support/proxy.rs"]

@@ -203,6 +203,9 @@ fn prefetch(spool: &Spool, settings: &Settings, identity: Option<&Path>, cluster
         if let Some(file) = &settings.file {
             command.arg("--config").arg(file);
         }
+        if let Some(moment) = settings.as_of {
+            command.args(["--as-of", &moment.to_string()]);
+        }
         match settings.repositories.primary() {
             Some(one) if matches!(one.url.origin, Origin::Flag(_)) || settings.file.is_none() => {
                 command.args(["--repository", &one.url.value]);

@@ -6,6 +6,8 @@ use lifeboat_core::wal::catalog::{Moment, Window};
 use lifeboat_core::wal::status::{ReceiverSeen, ServerWal, Severity, WalFacts, WalFinding, assess};
 use lifeboat_core::wal::{Lsn, SystemId};
 use lifeboat_engine::postgres::{Connection, Dsn, Purpose, wal_facts};
+use lifeboat_engine::repository::Repository;
+use lifeboat_engine::signing::Trust;
 use lifeboat_engine::wal::survey::{Survey, survey};
 use lifeboat_engine::wal::verify::{self, Verified};
 use lifeboat_engine::wal::{self, Cluster, WalReader};
@@ -93,6 +95,21 @@ pub(super) fn run(command: &WalStatus, settings: &Settings, out: &Output) -> Res
     } else {
         EXIT_FINDINGS
     })
+}
+
+/// What is wrong with the way from the server to the repository: for `doctor`.
+pub(crate) fn findings(settings: &Settings, repository: &Repository, trust: &Trust) -> Result<Vec<WalFinding>, Failure> {
+    let Some(dsn) = &settings.dsn else { return Ok(Vec::new()) };
+    let server = ask(&dsn.value);
+    let mut known = None;
+    if let Ok(server) = &server
+        && let Some(survey) = survey(repository, server.system_id, trust)?
+    {
+        let spool = wal::spool_of(&settings.wal_spool.value, repository, server.system_id);
+        let receiver = std::fs::read(spool.join("receive/status.json")).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        known = Some(Known { survey, receiver, verified: Verified::remembered(&spool) });
+    }
+    Ok(assess(&facts(settings, Some(&server), known.as_ref())))
 }
 
 fn ask(dsn: &str) -> Result<ServerWal, String> {

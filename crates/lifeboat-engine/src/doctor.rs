@@ -1,0 +1,81 @@
+//! Looks at this host and its server for `doctor`. Reads only; what it means is `lifeboat_core::doctor`'s.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use lifeboat_core::attestation::{Expected, backup_statement};
+use lifeboat_core::doctor::host::{SecretFile, ServerFacts, SpoolFacts};
+
+use crate::causes::joined;
+use crate::keys::{self, Identities, KeyError, Recipient};
+use crate::postgres::{ChecksumState, ClusterFacts, Connection, Dsn, PgError, Purpose};
+use crate::seal::DataKey;
+use crate::signing::{Signer, Trust};
+use crate::wal::spool::check_place;
+
+/// Whether what a signer signs now is verified by those who are trusted.
+pub fn signs_for(signer: &dyn Signer, trust: &Trust) -> Result<(), String> {
+    let name = "doctor";
+    let digest = crate::sha256::of(&crate::random::bytes::<32>()).0;
+    let statement = backup_statement(name, digest, serde_json::json!({"purpose": "to see whether this key is trusted"}));
+    let bundle = signer.sign_statement(&statement.to_bytes()).map_err(|error| joined(&error))?;
+    trust.verify(bundle.as_bytes(), &Expected::backup(name, digest)).map(drop).map_err(|error| joined(&error))
+}
+
+/// Whether identities open what is written for these recipients, seen by writing and opening a key.
+pub fn opens(identities: &Identities, recipients: &[Recipient]) -> Result<bool, String> {
+    let key = DataKey::generate();
+    let wrapped = keys::wrap(&key, recipients).map_err(|error| joined(&error))?;
+    match identities.unwrap(key.id, &wrapped) {
+        Ok(_) => Ok(true),
+        Err(KeyError::WrongIdentity(_)) => Ok(false),
+        Err(error) => Err(joined(&error)),
+    }
+}
+
+/// A file that only its owner should read.
+pub fn secret_file(what: &'static str, path: &Path) -> SecretFile {
+    SecretFile { what, path: path.display().to_string(), mode: fs::metadata(path).ok().map(|meta| meta.mode() & 0o7777) }
+}
+
+/// Where WAL rests on its way. Nothing is made.
+pub fn spool(path: &Path, limit_bytes: u64, data: Option<&Path>) -> SpoolFacts {
+    // As far as it is there: what is missing is made when it is needed.
+    let there = path.ancestors().find(|part| part.is_dir());
+    let trouble = match (check_place(path, data.unwrap_or(Path::new("/nonexistent"))), there) {
+        (Err(error), _) => Some(joined(&error)),
+        (Ok(()), None) => Some("it cannot be reached".to_owned()),
+        (Ok(()), Some(part)) => {
+            let access = rustix::fs::access(part, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK);
+            access.err().map(|error| format!("this user may not write to {}: {error}", part.display()))
+        }
+    };
+    let space = there.and_then(|part| rustix::fs::statvfs(part).ok());
+    SpoolFacts {
+        path: path.display().to_string(),
+        trouble,
+        free_bytes: space.map(|space| space.f_bavail.saturating_mul(space.f_frsize)),
+        limit_bytes,
+    }
+}
+
+/// What a server says of itself.
+pub fn server(dsn: &Dsn) -> Result<ServerFacts, PgError> {
+    let connection = Connection::open(dsn, Purpose::Sql)?;
+    let facts = ClusterFacts::read(&connection)?;
+    let rows = connection.query("SELECT setting FROM pg_settings WHERE name = 'archive_command'", &[])?;
+    let mut archive_command = None;
+    for row in rows.iter() {
+        // Who may not see it sees no row, or an empty one.
+        archive_command = row.get_opt("setting")?.filter(|command| *command != "(disabled)").map(str::to_owned);
+    }
+    Ok(ServerFacts {
+        version_num: facts.server_version,
+        full_page_writes: facts.full_page_writes,
+        data_checksums: facts.data_checksums != ChecksumState::Off,
+        archives: facts.archive_mode != "off",
+        archive_command,
+        changed_collations: facts.changed_collations.len(),
+    })
+}

@@ -1,0 +1,177 @@
+//! `lifeboat doctor`: everything that backups and restores rely on, tried out; what is wrong, the most dangerous first, and how to set it right.
+
+use lifeboat_core::doctor::host::{self, KeyFacts};
+use lifeboat_core::doctor::store::{self as diagnose, StoreFacts};
+use lifeboat_core::doctor::{Diagnosis, Finding, Severity};
+use lifeboat_engine::doctor;
+use lifeboat_engine::keys::Identities;
+use lifeboat_engine::postgres::Dsn;
+use lifeboat_engine::repository::{Repository, RepositoryError};
+use lifeboat_engine::store::Store;
+use lifeboat_engine::store::probe::{self, Depth};
+
+use crate::config::{Secret, Settings};
+use crate::failure::{EXIT_FAILED, EXIT_FINDINGS, Failure, chain};
+use crate::output::{self, Output};
+use crate::session;
+
+/// A repository, as it was tried out.
+#[derive(serde::Serialize)]
+struct Examined {
+    name: String,
+    #[serde(flatten)]
+    facts: StoreFacts,
+}
+
+pub(super) fn run(settings: &Settings, out: &Output) -> Result<u8, Failure> {
+    let mut diagnosis = Diagnosis::default();
+    let mut examined = Vec::new();
+    let mut repositories = Vec::new();
+    for (name, store) in stores(settings, &mut diagnosis) {
+        let facts = probe::examine(&*store, &session::examination(settings, Depth::Full, &session::sources(settings)));
+        diagnosis.join(diagnose::assess(&facts));
+        match Repository::open(store) {
+            Ok(repository) => repositories.push(repository),
+            Err(RepositoryError::Absent { url }) => diagnosis.findings.push(Finding {
+                code: "no-repository",
+                severity: Severity::Essential,
+                subject: url,
+                problem: "there is no repository".into(),
+                meaning: "no backup can be stored".into(),
+                fix: "lifeboat init".into(),
+            }),
+            Err(error) => diagnosis.findings.push(failed("repository", facts.url.clone(), chain(&error))),
+        }
+        examined.push(Examined { name, facts });
+    }
+    let keys = key_facts(settings);
+    diagnosis.join(host::keys(&keys));
+    let data = settings.data_directory.as_ref().map(|setting| setting.value.as_path());
+    let spool = doctor::spool(&settings.wal_spool.value, settings.wal_spool_limit.value, data);
+    diagnosis.join(host::spool(&spool));
+    let server = settings.dsn.as_ref().map(|dsn| {
+        let parsed = Dsn::parse(&dsn.value);
+        let name = parsed.as_ref().map_or_else(|_| "server".to_owned(), |dsn| dsn.endpoint().to_string());
+        (name, parsed.and_then(|dsn| doctor::server(&dsn)).map_err(|error| chain(&error)))
+    });
+    if let Some((name, facts)) = &server {
+        diagnosis.join(host::server(name, facts));
+        for repository in repositories.iter().filter(|_| facts.is_ok()) {
+            match session::trust(settings).and_then(|trust| super::wal::status::findings(settings, repository, &trust)) {
+                Ok(findings) => diagnosis.join(host::wal(name, &findings)),
+                Err(failure) => diagnosis.findings.push(failed("wal", name.clone(), failure.message)),
+            }
+        }
+    }
+    let diagnosis = diagnosis.sorted();
+    let code = match diagnosis.worst() {
+        Some(Severity::Essential) => EXIT_FAILED,
+        Some(_) => EXIT_FINDINGS,
+        None => 0,
+    };
+    let document = serde_json::json!({
+        "repositories": examined,
+        "keys": keys,
+        "spool": spool,
+        "server": server.as_ref().map(|(name, facts)| serde_json::json!({"name": name, "facts": facts})),
+        "findings": diagnosis.findings,
+        "notes": diagnosis.notes,
+    });
+    out.result(&document, || {
+        let mut text: String = diagnosis.notes.iter().map(|note| format!("seen  {note}\n")).collect();
+        text.push_str(&match diagnosis.findings.len() {
+            0 => "nothing is wrong\n".to_owned(),
+            1 => "1 finding\n".to_owned(),
+            count => format!("{count} findings\n"),
+        });
+        text
+    });
+    say(&diagnosis);
+    Ok(code)
+}
+
+/// The configured repositories that can be reached; the others are findings.
+fn stores(settings: &Settings, diagnosis: &mut Diagnosis) -> Vec<(String, Box<dyn Store>)> {
+    if let Err(failure) = session::primary(settings) {
+        let fix = failure.hint.unwrap_or_default();
+        diagnosis.findings.push(Finding { fix, ..failed("no-repository", "configuration".into(), failure.message) });
+    }
+    let mut stores = Vec::new();
+    for one in &settings.repositories.used {
+        match one.open() {
+            Ok(store) => stores.push((one.name.value.clone(), store)),
+            Err(error) => {
+                let failure = Failure::from(error);
+                let fix = failure.hint.unwrap_or_default();
+                diagnosis.findings.push(Finding { fix, ..failed("unreachable", one.url.value.clone(), failure.message) });
+            }
+        }
+    }
+    stores
+}
+
+/// Something that backups need and that does not work.
+fn failed(code: &'static str, subject: String, problem: String) -> Finding {
+    Finding {
+        code,
+        severity: Severity::Essential,
+        subject,
+        problem,
+        meaning: "backups fail, and so do restores from here".into(),
+        fix: "correct what it says, then run lifeboat doctor again; lifeboat config show prints the settings".into(),
+    }
+}
+
+fn key_facts(settings: &Settings) -> KeyFacts {
+    let signer = session::signer(settings);
+    let verified = signer.as_ref().ok().map(|signer| {
+        let trust = session::trust(settings).map_err(|failure| failure.message)?;
+        doctor::signs_for(signer, &trust)
+    });
+    let recipients = session::recipients(settings).map_err(|failure| failure.message);
+    let identity = settings.identity_file.as_ref().map(|setting| {
+        let text = std::fs::read_to_string(&setting.value).map_err(|error| format!("read {}: {error}", setting.value.display()))?;
+        let identities = Identities::parse(&text).map_err(|error| format!("read {}: {}", setting.value.display(), chain(&error)))?;
+        // Without recipients there is nothing to open.
+        recipients.as_ref().map_or(Ok(true), |recipients| doctor::opens(&identities, recipients))
+    });
+    let host_identity = settings.host_identity.as_ref().and_then(|setting| {
+        let text = std::fs::read_to_string(&setting.value).map_err(|error| error.to_string());
+        let parsed = text.and_then(|text| Identities::parse(&text).map_err(|error| chain(&error)));
+        parsed.err().map(|why| format!("read {}: {why}", setting.value.display()))
+    });
+    let mut files = Vec::new();
+    let password = match &settings.password {
+        Some(setting) => match &setting.value {
+            Secret::File(path) => Some(path),
+            _ => None,
+        },
+        None => None,
+    };
+    for (what, path) in [
+        ("signing key", settings.key_file.as_ref().map(|setting| &setting.value)),
+        ("password of the signing key", password),
+        ("restore identity", settings.identity_file.as_ref().map(|setting| &setting.value)),
+        ("host identity", settings.host_identity.as_ref().map(|setting| &setting.value)),
+    ] {
+        files.extend(path.map(|path| doctor::secret_file(what, path)));
+    }
+    KeyFacts {
+        signer: signer.map(|signer| lifeboat_engine::signing::Signer::hint(&signer).to_owned()).map_err(|failure| failure.message),
+        verified,
+        plain: settings.plain.value,
+        recipients: recipients.map(|recipients| recipients.len()),
+        identity: identity.filter(|_| !settings.plain.value),
+        host_identity,
+        has_host_identity: settings.host_identity.is_some(),
+        files,
+    }
+}
+
+/// Says findings on stderr, the most dangerous first.
+pub(super) fn say(diagnosis: &Diagnosis) {
+    for finding in &diagnosis.findings {
+        output::say(&format!("{}: {}: {}: {}", finding.severity.word(), finding.subject, finding.problem, finding.meaning));
+        output::say(&format!("fix: {}", finding.fix));
+    }
+}
