@@ -393,7 +393,7 @@ fn c106_nothing_goes_while_a_manifest_cannot_be_believed() {
 
 #[test]
 fn c106_an_expiry_that_nobody_trusted_signed_releases_nothing() {
-    let (world, [first, ..]) = three();
+    let (world, _) = three();
     let stranger = KeyFileSigner::new(SigningKey::generate().unwrap());
     let trust = Trust::new([stranger.public_key().clone(), world.signer.public_key().clone()]);
     let author = Author { host: "there", by: "a stranger".into(), trust: &trust, signer: &stranger };
