@@ -5,6 +5,7 @@ mod artifact;
 mod backup;
 mod cluster;
 mod demo;
+mod expire;
 mod failure;
 mod orchestrator;
 mod program;
