@@ -325,6 +325,9 @@ pub struct Step {
     /// All of them.
     #[serde(skip)]
     pub keys: Vec<Key>,
+    /// Bytes of each, as far as they are known.
+    #[serde(skip)]
+    sizes: Vec<u64>,
     /// One after the other, and none after one that stays; otherwise in any order.
     pub ordered: bool,
 }
@@ -333,7 +336,7 @@ impl Step {
     /// Objects that go in any order.
     pub fn new(what: &'static str, why: impl Into<String>, listed: Vec<(Key, u64)>) -> Self {
         let bytes = listed.iter().fold(0u64, |sum, (_, bytes)| sum.saturating_add(*bytes));
-        let keys: Vec<Key> = listed.into_iter().map(|(key, _)| key).collect();
+        let (keys, sizes): (Vec<Key>, Vec<u64>) = listed.into_iter().unzip();
         let mut all = String::with_capacity(keys.iter().map(|key| key.as_str().len() + 1).sum());
         for key in &keys {
             all.push_str(key.as_str());
@@ -347,6 +350,7 @@ impl Step {
             digest: Sha256::of(all.as_bytes()),
             first: keys.iter().take(SHOWN).map(ToString::to_string).collect(),
             keys,
+            sizes,
             ordered: false,
         }
     }
@@ -400,9 +404,8 @@ impl Plan {
         let room = MAX_OBJECTS.saturating_sub(self.objects() as usize);
         if step.keys.len() > room {
             self.more = true;
-            let bytes = step.bytes;
-            let keys = step.keys.drain(..).take(room).map(|key| (key, 0)).collect();
-            step = Step { bytes, ordered: step.ordered, ..Step::new(step.what, step.why, keys) };
+            let listed = step.keys.drain(..).zip(step.sizes.drain(..)).take(room).collect();
+            step = Step { ordered: step.ordered, ..Step::new(step.what, step.why, listed) };
         }
         if !step.keys.is_empty() {
             self.steps.push(step);

@@ -96,6 +96,8 @@ struct Named {
     objects: BTreeSet<String>,
     runs: BTreeMap<lifeboat_core::repository::Sha256, Run>,
     points: BTreeMap<SystemId, Vec<BackupPoint>>,
+    /// A copy of a data directory of which nobody knows which cluster's it is.
+    stray: Option<BackupId>,
 }
 
 /// Says what a prune would do now.
@@ -155,8 +157,10 @@ fn named<'s>(repository: &Repository, trust: &Trust, staying: impl Iterator<Item
         if let Some(postgres) = &manifest.postgres {
             let list = postgres.physical.as_ref().and_then(|physical| physical.backup_manifest.as_ref());
             named.objects.extend(list.map(|entry| entry.object.clone()));
-            if let Some(system_id) = postgres.system_id {
-                named.points.entry(system_id).or_default().extend(BackupPoint::of(&manifest, system_id));
+            match postgres.system_id {
+                Some(system_id) => named.points.entry(system_id).or_default().extend(BackupPoint::of(&manifest, system_id)),
+                None if postgres.physical.is_some() => named.stray = Some(backup.id.clone()),
+                None => {}
             }
         }
         for run in manifest.artifacts.into_iter().flat_map(|artifacts| artifacts.runs) {
@@ -211,6 +215,10 @@ fn wal_steps(
     plan: &mut Plan,
     now: Timestamp,
 ) -> Result<(), PruneError> {
+    if let Some(stray) = &named.stray {
+        plan.warnings.push(format!("no WAL goes, because nobody knows which cluster's backup {stray} is"));
+        return Ok(());
+    }
     for system_id in wal::clusters(repository)? {
         let archive = match wal::archive::load(repository, system_id, settings.trust) {
             Ok(Some(archive)) => archive,
@@ -348,7 +356,7 @@ fn execute(
         let (removed, refused) = match spared.as_ref().filter(|_| condemned) {
             Some(left) => {
                 let keys = step.keys.iter().filter(|key| left.contains(key)).map(|key| (key.clone(), 0)).collect();
-                delete(store, &Step { ordered: step.ordered, ..Step::new(step.what, step.why.clone(), keys) }, leases, progress)?
+                delete(store, &Step::new(step.what, step.why.clone(), keys), leases, progress)?
             }
             None => delete(store, step, leases, progress)?,
         };

@@ -21,7 +21,7 @@ use crate::lease::LeaseError;
 use crate::opened_backup::{self, OpenBackupError, VerifiedBackup};
 use crate::repository::{Repository, RepositoryError};
 use crate::signing::{SignError, Signer, Trust};
-use crate::store::StoreError;
+use crate::store::{Listed, StoreError};
 
 /// The lease of those who decide what is kept: expire, pin and prune.
 pub const LEASE: &str = "retention";
@@ -151,8 +151,8 @@ pub fn standing(
     let mut mark = None;
     if below.iter().any(|name| name == "expired/") {
         let listed = store.list(&layout::expiry_marks(id))?;
-        let numbers = listed.iter().filter_map(|listed| layout::number_of(&listed.key));
-        if let Some(number) = numbers.filter(|number| layout::expiry_mark(id, *number).as_str().starts_with(&layout::backup(id))).max() {
+        let number = |listed: &Listed| layout::number_of(&listed.key).filter(|number| layout::expiry_mark(id, *number) == listed.key);
+        if let Some(number) = listed.iter().filter_map(number).max() {
             mark = Some((number, read(repository, &layout::expiry_mark(id, number), trust)?));
         }
     }

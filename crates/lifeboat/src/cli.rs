@@ -47,6 +47,14 @@ pub(crate) enum Command {
     Restore(Restore),
     /// Bring replicas to what the primary has: compare, copy, heal
     Replicate(Replicate),
+    /// Mark the backups that no rule keeps, to be pruned after a grace period; or undo that
+    Expire(Expire),
+    /// Delete what only expired backups needed, and what nothing names
+    Prune(Prune),
+    /// Hold a backup, whatever the rules say
+    Pin(Pin),
+    /// End a pin
+    Unpin(Unpin),
     /// Store, fetch and check artifacts
     #[command(subcommand)]
     Artifact(Artifact),
@@ -365,6 +373,80 @@ pub(crate) struct Demo {
     /// Damage the repository after the backup: the demo must fail
     #[arg(long, hide = true)]
     pub(crate) damage: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Expire {
+    /// Keep so many of the newest
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) keep_last: Option<u32>,
+    /// Keep the newest of each of the last so many days that have one
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) keep_daily: Option<u32>,
+    /// The same of weeks
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) keep_weekly: Option<u32>,
+    /// The same of months
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) keep_monthly: Option<u32>,
+    /// The same of years
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) keep_yearly: Option<u32>,
+    /// Keep what it takes to go back to any moment of this span
+    #[arg(long, value_name = "SPAN")]
+    pub(crate) recovery_window: Option<String>,
+    /// Leave expired backups whole for so long
+    #[arg(long, value_name = "SPAN")]
+    pub(crate) grace: Option<String>,
+    /// Undo the expiry of this backup, which was not pruned yet
+    #[arg(long, value_name = "BACKUP", conflicts_with_all = ["keep_last", "keep_daily", "keep_weekly", "keep_monthly", "keep_yearly", "recovery_window", "grace"])]
+    pub(crate) undo: Option<String>,
+    /// Print what would be done; needs no secret, and changes nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Prune {
+    /// Give up this backup, whose manifest is lost or cannot be verified, so that others can be pruned
+    #[arg(long, value_name = "BACKUP")]
+    pub(crate) forget: Vec<String>,
+    /// Print what would be done; needs no secret, and changes nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Pin {
+    /// Backup id, or latest
+    pub(crate) backup: String,
+    /// Name of the pin: a-z, 0-9 and -; used once for a backup
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: String,
+    /// What for
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: String,
+    /// When it ends by itself (RFC 3339)
+    #[arg(long, value_name = "TIME")]
+    pub(crate) until: Option<String>,
+    /// Print what would be done; needs no secret, and changes nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Unpin {
+    /// Backup id, or latest
+    pub(crate) backup: String,
+    /// Name of the pin
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: String,
+    /// Why it is no longer needed
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: String,
+    /// Print what would be done; needs no secret, and changes nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[cfg(test)]

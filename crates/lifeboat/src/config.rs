@@ -31,6 +31,19 @@ pub(crate) struct File {
     pub(crate) limits: Option<Limits>,
     pub(crate) wal: Option<Wal>,
     pub(crate) objectives: Option<Objectives>,
+    pub(crate) retention: Option<Retention>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Retention {
+    pub(crate) keep_last: Option<u32>,
+    pub(crate) keep_daily: Option<u32>,
+    pub(crate) keep_weekly: Option<u32>,
+    pub(crate) keep_monthly: Option<u32>,
+    pub(crate) keep_yearly: Option<u32>,
+    pub(crate) recovery_window: Option<String>,
+    pub(crate) grace: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -252,6 +265,13 @@ pub(crate) struct Settings {
     pub(crate) wal_spool_limit: Setting<u64>,
     pub(crate) wal_push_ahead: Setting<usize>,
     pub(crate) wal_fetch_ahead: Setting<usize>,
+    pub(crate) keep_last: Option<Setting<u32>>,
+    pub(crate) keep_daily: Option<Setting<u32>>,
+    pub(crate) keep_weekly: Option<Setting<u32>>,
+    pub(crate) keep_monthly: Option<Setting<u32>>,
+    pub(crate) keep_yearly: Option<Setting<u32>>,
+    pub(crate) recovery_window: Option<Setting<Duration>>,
+    pub(crate) grace: Setting<Duration>,
     /// Where the user's own keys are, whether or not they are there.
     pub(crate) user_keys: UserKeys,
     /// Whether the file names a server.
@@ -347,6 +367,31 @@ pub(crate) fn parse_span(text: &str) -> Result<Duration, Failure> {
         Failure::usage(format!("parse time span {text:?}: write a number with ms, s, m or h"))
             .hint("lifeboat config show prints the settings")
     })
+}
+
+/// How long an expired backup stays whole where nobody says: long enough for somebody to come back from a holiday week.
+pub(crate) const DEFAULT_GRACE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// A long span: `7d`, `4w` (days of 24 hours), or as [`parse_span`] reads it; `0` is one.
+pub(crate) fn parse_days(text: &str) -> Result<Duration, Failure> {
+    let bad = || {
+        Failure::usage(format!("parse time span {text:?}: write a number with w, d, h, m or s"))
+            .hint("lifeboat config show prints the settings")
+    };
+    let text = text.trim();
+    let hours = |number: &str, each: u64| {
+        let number: u64 = number.trim().parse().map_err(|_| bad())?;
+        number.checked_mul(each * 60 * 60).filter(|seconds| *seconds <= 1000 * 366 * 24 * 60 * 60).map(Duration::from_secs).ok_or_else(bad)
+    };
+    if let Some(days) = text.strip_suffix('d') {
+        hours(days, 24)
+    } else if let Some(weeks) = text.strip_suffix('w') {
+        hours(weeks, 7 * 24)
+    } else if matches!(text, "0" | "0s" | "0m" | "0h") {
+        Ok(Duration::ZERO)
+    } else {
+        parse_span(text).map_err(|_| bad())
+    }
 }
 
 /// One setting: from the environment, else from the file.
@@ -495,6 +540,7 @@ impl Settings {
                 .hint("lifeboat config show prints the settings"));
         }
         let wal = file.wal.unwrap_or_default();
+        let retention = file.retention.unwrap_or_default();
         let ahead = |key: &str, value: Option<usize>| match value {
             Some(count) if !(1..=1024).contains(&count) => {
                 Err(Failure::usage(format!("read configuration: wal.{key} must be 1 to 1024"))
@@ -577,6 +623,15 @@ impl Settings {
             wal_spool_limit: or_default(source.pick(None, None, wal.spool_limit.as_deref().map(parse_bytes).transpose()?), 4 << 30),
             wal_push_ahead: source.pick(None, None, push_ahead).unwrap_or(Setting { value: 128, origin: Origin::Default }),
             wal_fetch_ahead: source.pick(None, None, fetch_ahead).unwrap_or(Setting { value: 16, origin: Origin::Default }),
+            keep_last: source.pick(None, None, retention.keep_last),
+            keep_daily: source.pick(None, None, retention.keep_daily),
+            keep_weekly: source.pick(None, None, retention.keep_weekly),
+            keep_monthly: source.pick(None, None, retention.keep_monthly),
+            keep_yearly: source.pick(None, None, retention.keep_yearly),
+            recovery_window: source.pick(None, None, retention.recovery_window.as_deref().map(parse_days).transpose()?),
+            grace: source
+                .pick(None, None, retention.grace.as_deref().map(parse_days).transpose()?)
+                .unwrap_or(Setting { value: DEFAULT_GRACE, origin: Origin::Default }),
             user_keys,
             postgres_configured,
             file: path,
@@ -639,6 +694,13 @@ impl Settings {
             maybe("limits.bandwidth", self.bandwidth.as_ref(), |bytes| json!(bytes)),
             of("limits.compression_level", &self.compression_level, |level| json!(level)),
             of("objectives.rpo", &self.rpo, |span| format!("{span:?}")),
+            maybe("retention.keep_last", self.keep_last.as_ref(), |count| *count),
+            maybe("retention.keep_daily", self.keep_daily.as_ref(), |count| *count),
+            maybe("retention.keep_weekly", self.keep_weekly.as_ref(), |count| *count),
+            maybe("retention.keep_monthly", self.keep_monthly.as_ref(), |count| *count),
+            maybe("retention.keep_yearly", self.keep_yearly.as_ref(), |count| *count),
+            maybe("retention.recovery_window", self.recovery_window.as_ref(), |span| format!("{span:?}")),
+            of("retention.grace", &self.grace, |span| format!("{span:?}")),
             of("wal.mode", &self.wal_mode, |mode| json!(mode)),
             of("wal.durability", &self.wal_durability, |durability| json!(durability)),
             of("wal.on_fallout", &self.wal_on_fallout, |on_fallout| json!(on_fallout)),
@@ -732,6 +794,18 @@ mod tests {
         for bad in ["", "5", "0s", "-5s", "1 parsec"] {
             assert!(parse_span(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn long_spans_are_read_in_days_and_weeks() {
+        assert_eq!(parse_days("7d").unwrap(), Duration::from_secs(7 * 86_400));
+        assert_eq!(parse_days(" 4 w").unwrap(), Duration::from_secs(28 * 86_400));
+        assert_eq!(parse_days("36h").unwrap(), Duration::from_secs(36 * 3600));
+        assert_eq!((parse_days("0s").unwrap(), parse_days("0d").unwrap()), (Duration::ZERO, Duration::ZERO));
+        for bad in ["", "d", "-1d", "1.5d", "7", "1 month", "99999999999999999999d", "999999999999d", "7dd"] {
+            assert!(parse_days(bad).is_err(), "{bad}");
+        }
+        assert!(toml::from_str::<File>("[retention]\nkeep_dayly = 3").is_err());
     }
 
     #[test]

@@ -13,10 +13,12 @@ use lifeboat_engine::keys::KeyError;
 use lifeboat_engine::lease::LeaseError;
 use lifeboat_engine::opened_backup::OpenBackupError;
 use lifeboat_engine::postgres::PgError;
+use lifeboat_engine::prune::PruneError;
 use lifeboat_engine::replicate::ReplicateError;
 use lifeboat_engine::repository::RepositoryError;
 use lifeboat_engine::restore::RestoreError;
 use lifeboat_engine::restore::server::ServerError;
+use lifeboat_engine::retention::RetentionError;
 use lifeboat_engine::signing;
 use lifeboat_engine::store::{OpenError, ReplicaError, StoreError};
 use lifeboat_engine::verify::VerifyError;
@@ -465,6 +467,40 @@ impl From<RestoreError> for Failure {
             _ => (EXIT_FAILED, "what was written cannot be started; lifeboat restore into the same directory begins anew"),
         };
         Self::of(code, &error, hint)
+    }
+}
+
+impl From<RetentionError> for Failure {
+    fn from(error: RetentionError) -> Self {
+        let (code, hint) = match error {
+            RetentionError::Lease(error) => return error.into(),
+            RetentionError::Repository(error) => return error.into(),
+            RetentionError::Store(error) => return error.into(),
+            RetentionError::Open(error) => return error.into(),
+            RetentionError::Sign(_) => (EXIT_KEY, "check the signing key: lifeboat config show"),
+            RetentionError::Plan(_) => (
+                EXIT_USAGE,
+                "set retention.keep_daily or the like (docs/retention.md), or try one: lifeboat expire --keep-daily 14 --dry-run",
+            ),
+            RetentionError::NotExpired(_) => (EXIT_FAILED, "lifeboat list shows which backups have expired"),
+            RetentionError::PinExists { .. } => {
+                (EXIT_FAILED, "choose another name: lifeboat pin BACKUP --name NAME; lifeboat show BACKUP names its pins")
+            }
+            RetentionError::NoPin { .. } => (EXIT_FAILED, "lifeboat show BACKUP names its pins"),
+        };
+        Self::of(code, &error, hint)
+    }
+}
+
+impl From<PruneError> for Failure {
+    fn from(error: PruneError) -> Self {
+        match error {
+            PruneError::Lease(error) => error.into(),
+            PruneError::Retention(error) => error.into(),
+            PruneError::Repository(error) => error.into(),
+            PruneError::Store(error) => error.into(),
+            PruneError::Artifacts(error) => error.into(),
+        }
     }
 }
 

@@ -142,7 +142,13 @@ pub(crate) fn find_backup(
         return Err(Failure::usage(format!("choose the latest backup: the repository has backups of {}", unique.join(", ")))
             .hint("name the system in the configuration, or give a backup id: lifeboat list"));
     }
+    let trust = trust(settings).ok();
     for id in ids.iter().rev().filter(|id| !chosen || id.name() == settings.name.value) {
+        // What is on its way out is nobody's latest. Only who is trusted can say that.
+        let standing = lifeboat_engine::retention::standing(repository, id, None, trust.as_ref(), Timestamp::now());
+        if standing.map_err(lifeboat_engine::repository::RepositoryError::from)?.expired.is_some() {
+            continue;
+        }
         // The newest that has what is asked for. One that cannot be read is not passed over: its
         // damage must be seen.
         match opened_backup::peek(repository, id) {
@@ -152,6 +158,13 @@ pub(crate) fn find_backup(
     }
     Err(Failure::new(crate::failure::EXIT_FAILED, "choose the latest backup: there is none that has what is asked for")
         .hint("lifeboat list shows the backups"))
+}
+
+/// Whether a backup without a manifest is one whose prune has begun and not ended: no backup any more, and nothing wrong.
+pub(crate) fn is_being_pruned(repository: &Repository, id: &BackupId, trust: &Trust) -> Result<bool, Failure> {
+    let now = Timestamp::now();
+    let standing = lifeboat_engine::retention::standing(repository, id, None, Some(trust), now)?;
+    Ok(standing.pins.is_empty() && standing.expired.is_some_and(|expiry| expiry.prune_after <= now))
 }
 
 fn read(path: &Path, what: &str) -> Result<String, Failure> {

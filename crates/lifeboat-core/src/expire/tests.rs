@@ -1,3 +1,5 @@
+//! Which backups are kept: each rule by itself, and what always holds whatever the rules are.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Which objects go: backups, what stands under their ids, WAL by timeline; and what never does.
+
 use jiff::SignedDuration;
 use proptest::prelude::*;
 
@@ -158,7 +160,7 @@ fn a_plan_says_when_there_is_more_and_its_digest_speaks_of_every_key() {
     plan.push(Step::new("packs", "nothing names them", listed(0, MAX_OBJECTS - 1)));
     assert!(!plan.more);
     plan.push(Step::new("packs", "nothing names them", listed(0, 3)));
-    assert!(plan.more && plan.objects() as usize == MAX_OBJECTS);
+    assert!(plan.more && plan.objects() as usize == MAX_OBJECTS && plan.bytes() as usize == 2 * MAX_OBJECTS);
     let with = |to| {
         let mut plan = Plan::default();
         plan.push(Step::new("packs", "nothing names them", listed(to - 50, to)));

@@ -4,7 +4,7 @@
 //! head of its own that says so. Whoever made a head before is seen by the prune; whoever makes one later has to come by that head, and then
 //! looks again at everything that it relies on. While the list is there, nobody creates or relies on what is in it (format 8).
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use lifeboat_core::prune::{KeptSet, named_by_digest, numbered_garbage};
@@ -67,7 +67,7 @@ pub(crate) struct Garbage {
 /// What stays.
 #[derive(Debug, Default)]
 struct Kept {
-    runs: BTreeMap<Sha256, ()>,
+    runs: BTreeSet<Sha256>,
     blobs: KeptSet,
     records: KeptSet,
 }
@@ -75,7 +75,7 @@ struct Kept {
 impl Kept {
     /// Keeps everything that a run names. Lines that a newer run replaces count as well: the run is still read.
     fn run(&mut self, store: &dyn Store, run: &Run) -> Result<(), ArtifactError> {
-        if self.runs.insert(run.sha256, ()).is_some() {
+        if !self.runs.insert(run.sha256) {
             return Ok(());
         }
         for line in RunLines::open(store, run)? {
@@ -160,7 +160,7 @@ impl Garbage {
                 self.unknown.push(key);
                 continue;
             };
-            if self.kept.runs.contains_key(&digest) {
+            if self.kept.runs.contains(&digest) {
                 continue;
             }
             // Half of what may be condemned is left for blobs.
@@ -210,16 +210,19 @@ impl Garbage {
         Ok(())
     }
 
-    /// Takes out what a head needs that was made since.
-    fn spare(&mut self, store: &dyn Store, head: Head) -> Result<(), ArtifactError> {
-        for run in &head.runs {
-            self.kept.run(store, run)?;
+    /// Takes out what heads need that were made since.
+    fn spare(&mut self, store: &dyn Store, newest: Head) -> Result<(), ArtifactError> {
+        let looked_at = self.newest.as_ref().map_or(0, |head| head.head);
+        for number in looked_at + 1..=newest.head {
+            for run in &head(store, number)?.runs {
+                self.kept.run(store, run)?;
+            }
         }
         self.kept.seal();
-        self.newest = Some(head);
+        self.newest = Some(newest);
         let kept = &self.kept;
         self.blobs.retain(|(key, _)| layout::digest_of(key).is_some_and(|digest| !kept.blobs.contains(digest)));
-        self.runs.retain(|(key, _)| layout::digest_of(key).is_some_and(|digest| !kept.runs.contains_key(&digest)));
+        self.runs.retain(|(key, _)| layout::digest_of(key).is_some_and(|digest| !kept.runs.contains(&digest)));
         self.records.retain(|(key, _)| !kept.records.contains_key(key));
         Ok(())
     }

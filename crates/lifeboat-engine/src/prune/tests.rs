@@ -274,7 +274,7 @@ fn c106_prune_takes_what_only_expired_backups_needed_and_nothing_before_its_time
     let done = world.prune(8);
     assert_eq!((done.held, done.plan.more, done.plan.unknown), (0, false, 0), "{done:?}");
     world.verify();
-    assert_eq!(world.repository.backups().unwrap(), [third.clone()]);
+    assert_eq!(world.repository.backups().unwrap(), [third]);
     let left = world.objects();
     let packs: Vec<&String> = left.iter().filter(|key| key.starts_with("packs/")).collect();
     assert_eq!(packs.len(), 2, "{left:?}");
@@ -393,7 +393,7 @@ fn c106_nothing_goes_while_a_manifest_cannot_be_believed() {
 
 #[test]
 fn c106_an_expiry_that_nobody_trusted_signed_releases_nothing() {
-    let (world, [first, ..]) = three();
+    let (world, _) = three();
     let stranger = KeyFileSigner::new(SigningKey::generate().unwrap());
     let trust = Trust::new([stranger.public_key().clone(), world.signer.public_key().clone()]);
     let author = Author { host: "there", by: "a stranger".into(), trust: &trust, signer: &stranger };

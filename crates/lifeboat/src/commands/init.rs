@@ -122,6 +122,8 @@ fn write_config(path: &Path, init: &Init, settings: &Settings, url: &str) -> Res
     text.push_str("\n# Public keys whose signatures count.\n[trust]\n");
     text.push_str(&format!("keys = [{}]\n\n", trust.join(", ")));
     text.push_str("[wal]\n# mode = \"archive\"  # archive, stream or sync: docs/wal.md\n# spool = \"/var/spool/lifeboat\"\n\n");
+    text.push_str("[retention]\n# keep_daily = 14  # and keep_last, keep_weekly, keep_monthly, keep_yearly: docs/retention.md\n");
+    text.push_str("# recovery_window = \"14d\"  # every moment of it can be gone back to\n# grace = \"7d\"  # between lifeboat expire and lifeboat prune\n\n");
     text.push_str("[limits]\nmemory = \"512MiB\"\n# workers = 4\n# bandwidth = \"100MiB\"  # bytes a second to read\n");
     std::fs::write(path, text).map_err(|error| {
         Failure::new(EXIT_FAILED, format!("write {}: {error}", path.display()))

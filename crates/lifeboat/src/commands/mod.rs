@@ -5,9 +5,12 @@ mod backup;
 mod config;
 mod demo;
 mod doctor;
+mod expire;
 mod init;
 mod key;
 mod list;
+mod pin;
+mod prune;
 mod replicate;
 mod restore;
 mod restore_point;
@@ -51,6 +54,10 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
         Command::Verify(verify) => verify::run(verify, &settings, out),
         Command::Restore(restore) => restore::run(restore, &settings, out),
         Command::Replicate(replicate) => replicate::run(replicate, &settings, out),
+        Command::Expire(expire) => expire::run(expire, &settings, out),
+        Command::Prune(prune) => prune::run(prune, &settings, out),
+        Command::Pin(pin) => pin::pin(pin, &settings, out),
+        Command::Unpin(unpin) => pin::unpin(unpin, &settings, out),
         Command::Artifact(artifact) => artifact::run(artifact, &settings, out),
         Command::RestorePoint(point) => restore_point::run(point, &settings, out),
         Command::Wal(wal) => wal::run(wal, &settings, out),

@@ -18,6 +18,7 @@ use lifeboat_engine::postgres::Dsn;
 use lifeboat_engine::progress::Progress as _;
 use lifeboat_engine::repository::Repository;
 use lifeboat_engine::restore::{self, RestoreSettings};
+use lifeboat_engine::retention;
 use lifeboat_engine::signing::Trust;
 use lifeboat_engine::store::{Note, NoteKind};
 use lifeboat_engine::verify::artifact_finding;
@@ -68,12 +69,14 @@ pub(super) fn run(restore: &Restore, settings: &Settings, out: &Output) -> Resul
     }
     let trust = session::trust(settings)?;
     let mut backup = opened_backup::open(&repository, &id, &trust)?;
+    warn_if_expired(&repository, &backup, &trust)?;
     let way = way(restore, settings, &repository, &trust, &backup, &request)?;
     let mut probe = None;
     if let Some(way) = way {
         id = way.recovery.choice.backup.id.parse().map_err(|error| Failure::usage(format!("{error}")).hint("lifeboat list"))?;
         if id != backup.id {
             backup = opened_backup::open(&repository, &id, &trust)?;
+            warn_if_expired(&repository, &backup, &trust)?;
         }
         request.recovery = Some(way.recovery);
         probe = Some(way.probe);
@@ -84,6 +87,17 @@ pub(super) fn run(restore: &Restore, settings: &Settings, out: &Output) -> Resul
         return print_plan(&plan, out);
     }
     execute(restore, settings, &repository, &backup, &plan, probe, out)
+}
+
+/// An expired backup restores as any other, as long as it is there.
+fn warn_if_expired(repository: &Repository, backup: &VerifiedBackup, trust: &Trust) -> Result<(), Failure> {
+    if let Some(expiry) = retention::standing_of(repository, backup, trust, jiff::Timestamp::now())?.expired {
+        output::warn(&format!(
+            "backup {} has expired, and may be pruned from {} on: lifeboat expire --undo {} keeps it",
+            backup.id, expiry.prune_after, backup.id
+        ));
+    }
+    Ok(())
 }
 
 /// Recovery through the archive, and a file of it to try the restore command with.
@@ -117,7 +131,21 @@ fn way(
     let wanted = request.recovery_request(explicit.then(|| newest.id.to_string()));
     let cluster = Cluster { system_id, segment_size: archive.segment_size() };
     let reader = WalReader::new(repository, cluster, trust, session::identities(settings, restore.identity.as_ref())?);
-    let choice = locate::choose(&reader, &archive, &backups, &wanted, &std::env::temp_dir())?;
+    // "latest" passes over backups that have expired, unless nothing else leads there.
+    let mut fresh = backups.clone();
+    if !explicit {
+        for point in &backups {
+            let id: BackupId = point.id.parse().map_err(|error| Failure::usage(format!("{error}")).hint("lifeboat list"))?;
+            let standing = retention::standing(repository, &id, None, Some(trust), jiff::Timestamp::now())?;
+            fresh.retain(|other| standing.expired.is_none() || other.id != point.id);
+        }
+    }
+    let choice = match locate::choose(&reader, &archive, &fresh, &wanted, &std::env::temp_dir()) {
+        Err(locate::LocateError::Unreachable(_)) if fresh.len() < backups.len() => {
+            locate::choose(&reader, &archive, &backups, &wanted, &std::env::temp_dir())?
+        }
+        other => other?,
+    };
     let Some(probe) = probe(&archive, &choice) else {
         // Nothing on the way is in the archive: its own WAL is all there is.
         return Ok(None);

@@ -19,7 +19,12 @@ pub(super) fn run(show: &Show, settings: &Settings, out: &Output) -> Result<u8, 
         let backup = opened_backup::open(&repository, &id, &session::trust(settings)?)?;
         (backup.manifest, format!("valid, key {}", backup.signed_by))
     };
-    out.result(&serde_json::json!({"signature": signature, "manifest": manifest}), || {
+    let standing = {
+        let trust = session::trust(settings).ok();
+        let standing = lifeboat_engine::retention::standing(&repository, &id, None, trust.as_ref(), jiff::Timestamp::now());
+        standing.map_err(lifeboat_engine::repository::RepositoryError::from)?
+    };
+    out.result(&serde_json::json!({"signature": signature, "manifest": manifest, "retention": standing}), || {
         let mut lines = vec![
             ("backup", manifest.id.to_string()),
             ("signature", signature.clone()),
@@ -37,6 +42,14 @@ pub(super) fn run(show: &Show, settings: &Settings, out: &Output) -> Result<u8, 
             ),
             ("encryption", format!("{:?}", manifest.encryption.suite).to_lowercase()),
         ];
+        if let Some(expiry) = &standing.expired {
+            lines.push(("expired", format!("{}, whole until {}: {}", expiry.at, expiry.prune_after, expiry.reasons.join("; "))));
+        }
+        for pin in &standing.pins {
+            let end = pin.until.map_or_else(|| "it is ended".to_owned(), |until| until.to_string());
+            lines.push(("pinned", format!("{} until {end}: {}", pin.name, pin.reason)));
+        }
+        lines.extend(standing.doubts.iter().map(|doubt| ("warning", doubt.clone())));
         for recipient in &manifest.encryption.recipients {
             lines.push(("recipient", recipient.clone()));
         }

@@ -1,6 +1,7 @@
 //! `lifeboat verify`
 
 use jiff::Timestamp;
+use lifeboat_core::repository::layout;
 use lifeboat_core::verify::{Depth, Finding, FindingKind, Report, Verdict, verdict};
 use lifeboat_core::wal::SystemId;
 use lifeboat_engine::opened_backup::OpenBackupError;
@@ -150,12 +151,17 @@ fn one_place(
         Some(word) => vec![session::find_backup(&repository, settings, word, |_| true)?],
         // Also those that lost their manifest: their bundle tells that there was one.
         None => {
-            let mut ids = repository.backup_prefixes()?;
-            ids.retain(|id| {
-                let there = |key| repository.store().length(&key).is_ok();
-                there(lifeboat_core::repository::layout::manifest(id)) || there(lifeboat_core::repository::layout::manifest_bundle(id))
-            });
-            ids
+            let ids = repository.backup_prefixes()?;
+            let there = |key| repository.store().length(&key).is_ok();
+            let mut found = Vec::new();
+            for id in ids {
+                let manifest = there(layout::manifest(&id));
+                // What is half pruned is no backup any more.
+                if manifest || there(layout::manifest_bundle(&id)) && !session::is_being_pruned(&repository, &id, &trust)? {
+                    found.push(id);
+                }
+            }
+            found
         }
     };
     if ids.is_empty() {

@@ -7,6 +7,7 @@ mod backup;
 mod cluster;
 mod demo;
 mod doctor;
+mod expire;
 mod failure;
 mod moto;
 mod orchestrator;

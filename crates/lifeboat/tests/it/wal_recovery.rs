@@ -14,19 +14,19 @@ use crate::program::{Output, Program, reachable_binary};
 const DEADLINE: Duration = Duration::from_secs(120);
 
 /// A repository with keys and a configuration, owned by the servers' user.
-struct Place {
-    home: TempDir,
+pub(crate) struct Place {
+    pub(crate) home: TempDir,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let place = Self { home: temp_dir() };
         place.program().args(["key", "generate"]).run().success();
         place.program().args(["init", "--repository"]).arg(place.path("repository")).run().success();
         place
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.home.path().join(name)
     }
 
@@ -34,13 +34,13 @@ impl Place {
         Program::as_owner(&self.home)
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub(crate) fn write(&self, name: &str, text: &str) {
         fs::write(self.path(name), text).unwrap();
         Owner::current().own(&self.path(name));
     }
 
     /// lifeboat with the configuration.
-    fn lifeboat(&self, words: &[&str]) -> Program {
+    pub(crate) fn lifeboat(&self, words: &[&str]) -> Program {
         self.program().arg("--config").arg(self.path("lifeboat.toml")).args(words)
     }
 
@@ -49,7 +49,7 @@ impl Place {
     }
 
     /// A server of small segments that archives here; the configuration is for it.
-    fn server(&self, version: Postgres) -> Cluster {
+    pub(crate) fn server(&self, version: Postgres) -> Cluster {
         let builder = Cluster::builder(version).wal_segment_size(1).own_system_id().config("archive_mode", "on");
         let cluster = builder.config("archive_command", &self.archive_command()).config("wal_level", "replica").start();
         let recipient = fs::read_to_string(self.path(".config/lifeboat/recipients.txt")).unwrap();
@@ -67,19 +67,19 @@ impl Place {
         cluster
     }
 
-    fn backup(&self) -> String {
+    pub(crate) fn backup(&self) -> String {
         let output = self.lifeboat(&["backup", "--copy", "stream", "--json"]).run().success();
         output.json()["backup"].as_str().expect("a backup id").to_owned()
     }
 
     /// Writes `n`, and returns the LSN behind it.
-    fn beat(cluster: &Cluster, n: u32) -> String {
+    pub(crate) fn beat(cluster: &Cluster, n: u32) -> String {
         cluster.psql(&format!("INSERT INTO moment VALUES ({n})"));
         cluster.psql("SELECT pg_current_wal_insert_lsn()")
     }
 
     /// Closes the segment, and waits until it is archived; its name.
-    fn archive(&self, cluster: &Cluster) -> String {
+    pub(crate) fn archive(&self, cluster: &Cluster) -> String {
         let name = cluster.psql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
         cluster.psql("SELECT pg_switch_wal()");
         let begun = Instant::now();
@@ -110,7 +110,7 @@ impl Place {
     }
 
     /// Restores, and returns the moments that came back and the document.
-    fn recovered(&self, data: &str, words: &[&str]) -> (String, Value) {
+    pub(crate) fn recovered(&self, data: &str, words: &[&str]) -> (String, Value) {
         let output = self.restore(data, words).success();
         let document = output.json();
         let server = Restored { data: self.path(data) };
@@ -145,7 +145,7 @@ fn psql(dsn: &str, sql: &str) -> String {
 }
 
 /// Now, by the server's clock, strictly between what was committed before and after.
-fn now(cluster: &Cluster) -> String {
+pub(crate) fn now(cluster: &Cluster) -> String {
     std::thread::sleep(Duration::from_millis(5));
     let now = cluster.psql("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')");
     std::thread::sleep(Duration::from_millis(5));

@@ -1,0 +1,108 @@
+//! `lifeboat prune`
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use lifeboat_core::prune::Plan;
+use lifeboat_core::repository::backup_id::BackupId;
+use lifeboat_engine::prune::{self, PruneSettings, Pruned};
+
+use super::expire::span;
+use crate::cli::Prune;
+use crate::config::Settings;
+use crate::failure::{EXIT_FINDINGS, Failure};
+use crate::output::{self, Output, table};
+use crate::progress::Shown;
+use crate::session;
+
+pub(super) fn run(prune: &Prune, settings: &Settings, out: &Output) -> Result<u8, Failure> {
+    let repository = session::open_repository(settings)?;
+    let trust = session::trust(settings)?;
+    let parse = |text: &String| {
+        text.parse::<BackupId>().map_err(|error| Failure::usage(format!("{error}")).hint("lifeboat list shows the backups"))
+    };
+    let forget: BTreeSet<BackupId> = prune.forget.iter().map(parse).collect::<Result<_, _>>()?;
+    let window = settings.recovery_window.as_ref().map_or(settings.grace.value, |setting| setting.value.max(settings.grace.value));
+    let host = session::host();
+    let prune_settings = PruneSettings { trust: &trust, host: &host, keep_for: span(window)?, forget };
+    let now = Timestamp::now();
+    let done = if prune.dry_run {
+        if lifeboat_engine::lease::is_held(repository.store(), "backup")? {
+            output::warn(
+                "a backup runs, or another prune: what a backup writes looks like garbage until it has ended, and prune does nothing before that",
+            );
+        }
+        Pruned { plan: prune::plan(&repository, &prune_settings, now)?, ..Pruned::default() }
+    } else {
+        let progress = Shown::new();
+        let done = prune::run(&repository, &prune_settings, now, &progress);
+        progress.finish();
+        done?
+    };
+    let plan = &done.plan;
+    let document = serde_json::json!({
+        "plan": plan, "digest": plan.digest(), "dry_run": prune.dry_run,
+        "deleted": done.objects, "held": done.held, "held_first": done.held_first,
+    });
+    out.result(&document, || text(&done, prune.dry_run));
+    for warning in &plan.warnings {
+        output::warn(warning);
+    }
+    for blocked in &plan.backups.blocked {
+        output::warn(&format!("nothing was deleted: {blocked}"));
+    }
+    if !plan.backups.blocked.is_empty() {
+        output::say(
+            "hint: lifeboat verify BACKUP tells what is wrong; a backup that is lost for good is given up with lifeboat prune --forget BACKUP",
+        );
+    }
+    if done.held > 0 {
+        let first = done.held_first.first().map_or("", String::as_str);
+        output::warn(&format!(
+            "{} objects could not be deleted, and the next prune tries again: retention still holds them, or the credentials may not delete; first {first}",
+            done.held
+        ));
+    }
+    let kept: Vec<&BackupId> = prune_settings.forget.iter().filter(|id| !plan.backups.leaves(id)).collect();
+    for id in &kept {
+        output::warn(&format!("backup {id} is not given up: it is whole, or pinned, or not there; lifeboat list shows the backups"));
+    }
+    let clean = plan.warnings.is_empty() && plan.backups.blocked.is_empty() && kept.is_empty();
+    Ok(if clean { 0 } else { EXIT_FINDINGS })
+}
+
+fn text(done: &Pruned, dry_run: bool) -> String {
+    let plan: &Plan = &done.plan;
+    let mut text = String::new();
+    for because in &plan.backups.leaving {
+        text.push_str(&format!("{}  goes: {}\n", because.backup, because.reason));
+    }
+    for because in &plan.backups.held {
+        text.push_str(&format!("{}  stays: {}\n", because.backup, because.reason));
+    }
+    let rows: Vec<Vec<String>> = plan
+        .steps
+        .iter()
+        .map(|step| vec![step.what.to_owned(), step.objects.to_string(), output::bytes(step.bytes), step.why.clone()])
+        .collect();
+    if !rows.is_empty() {
+        text.push_str(&table(&["WHAT", "OBJECTS", "BYTES", "WHY"], &rows));
+    }
+    for (cluster, rules) in &plan.wal {
+        for rule in rules.iter().filter(|rule| rule.keep_from.is_some()) {
+            text.push_str(&format!("WAL of cluster {cluster}, timeline {}  stays: {}\n", rule.timeline, rule.reason));
+        }
+    }
+    if plan.unknown > 0 {
+        let first = plan.unknown_first.first().map_or("", String::as_str);
+        text.push_str(&format!("{} objects are not lifeboat's, and stay; first {first}\n", plan.unknown));
+    }
+    text.push_str(&match dry_run {
+        true => format!("{} objects, {}, would be deleted; nothing was changed\n", plan.objects(), output::bytes(plan.bytes())),
+        false => format!("{} objects deleted\n", done.objects),
+    });
+    if plan.more {
+        text.push_str("there is more than one run deletes: lifeboat prune again\n");
+    }
+    text
+}
