@@ -107,14 +107,16 @@ fn decode(id: &BackupId, bytes: &[u8]) -> Result<Manifest, OpenBackupError> {
 /// Reads and verifies a manifest. Where manifest or signature are damaged, their other copies are tried.
 pub fn open(repository: &Repository, id: &BackupId, trust: &Trust) -> Result<VerifiedBackup, OpenBackupError> {
     let store = repository.store();
-    let both = |store: &dyn Store| open_from(store, store, id, trust);
-    match first_good(store, &layout::manifest(id), both, damage) {
-        Err(error) if damage(&error).is_some() => {
-            // In a store that keeps versions another copy of the one stands beside the present one of the other.
-            first_good(store, &layout::manifest_bundle(id), |bundles| open_from(store, bundles, id, trust), damage).map_err(|_| error)
-        }
-        other => other,
-    }
+    let error = match open_from(store, store, id, trust) {
+        Err(error) if damage(&error).is_some() => error,
+        other => return other,
+    };
+    // In a store that keeps versions another copy of the one stands beside the present one of the other.
+    let manifest = || first_good(store, &layout::manifest(id), |store| open_from(store, store, id, trust), damage);
+    let bundle = || first_good(store, &layout::manifest_bundle(id), |bundles| open_from(store, bundles, id, trust), damage);
+    let of_bundle = matches!(&error, OpenBackupError::Damaged(finding) if finding.object == layout::manifest_bundle(id).as_str());
+    let opened = if of_bundle { bundle().or_else(|_| manifest()) } else { manifest().or_else(|_| bundle()) };
+    opened.map_err(|_| error)
 }
 
 fn open_from(manifests: &dyn Store, bundles: &dyn Store, id: &BackupId, trust: &Trust) -> Result<VerifiedBackup, OpenBackupError> {

@@ -252,7 +252,7 @@ impl<'a> Fetcher<'a> {
         if let Some(reach) = from_partial {
             let place = |store: &dyn Store| {
                 let mut placed = Placed { file: &landing.file, at: 0, joined: 0, end: u64::from(reach), differs: false };
-                let head = self.reader.read(store, partial, &mut placed)?;
+                let head = self.reader.read_copy(store, partial, &mut placed)?;
                 self.expect_bytes(partial, head.predicate.bytes, segment_size.bytes())
             };
             self.reader.from_copies(partial, place, damage)?;
@@ -262,7 +262,7 @@ impl<'a> Fetcher<'a> {
                 let WalFile::Piece { from, to, .. } = *piece else { continue };
                 let place = |store: &dyn Store| {
                     let mut placed = Placed { file: &landing.file, at: from.into(), joined, end: to.into(), differs: false };
-                    let head = self.reader.read(store, *piece, &mut placed)?;
+                    let head = self.reader.read_copy(store, *piece, &mut placed)?;
                     if placed.differs {
                         return Err(FetchError::Differs { file: name.clone() });
                     }
@@ -304,7 +304,7 @@ fn expect_bytes(cluster: Cluster, file: WalFile, bytes: u64, expected: u64) -> R
 pub(super) fn read_whole(reader: &WalReader<'_>, store: &dyn Store, file: WalFile, out: &mut dyn Write) -> Result<(), WalError> {
     let Cluster { system_id, segment_size } = reader.cluster();
     let mut start = Start { out, first: Vec::with_capacity(LONG_HEADER_BYTES) };
-    let head = reader.read(store, file, &mut start)?;
+    let head = reader.read_copy(store, file, &mut start)?;
     if let WalFile::Segment(segment) | WalFile::Partial(segment) = file {
         expect_bytes(reader.cluster(), file, head.predicate.bytes, segment_size.bytes())?;
         let header = start.first.first_chunk().expect("a segment is longer than its header");

@@ -409,9 +409,14 @@ impl<'a> WalReader<'a> {
         first_good(self.repository.store(), &file.key(self.cluster.system_id, self.cluster.segment_size), read, damage)
     }
 
-    /// Gives the plain bytes of one copy of a file to `out`, in order. They are good only if this returns `Ok`: then signature, every frame,
-    /// length and digest were right.
-    pub(super) fn read(&self, store: &dyn Store, file: WalFile, out: &mut dyn Write) -> Result<WalHead, WalError> {
+    /// Gives the plain bytes of a file to `out`, in order. They are good only if this returns `Ok`: then signature, every frame, length and
+    /// digest were right. Only one copy is looked at: what `out` took of a damaged one cannot be taken back here.
+    pub fn read(&self, file: WalFile, out: &mut dyn Write) -> Result<WalHead, WalError> {
+        self.read_copy(self.repository.store(), file, out)
+    }
+
+    /// The same of the copy in one store.
+    pub(super) fn read_copy(&self, store: &dyn Store, file: WalFile, out: &mut dyn Write) -> Result<WalHead, WalError> {
         let key = file.key(self.cluster.system_id, self.cluster.segment_size);
         let mut input = StoreReader::open(store, &key)?;
         let result = self.copy(file, &key, &mut input, out);
@@ -458,7 +463,7 @@ impl<'a> WalReader<'a> {
             file,
             |store| {
                 let mut bytes = Vec::new();
-                self.read(store, file, &mut bytes)?;
+                self.read_copy(store, file, &mut bytes)?;
                 Ok(bytes)
             },
             WalError::damage,
@@ -574,7 +579,7 @@ mod tests {
         let plain: Vec<u8> = (0..700_000).map(|at| (at / 3) as u8).collect();
         assert!(matches!(place.writer().put_bytes(file(3), &predicate(700_000), &plain).unwrap(), Put::Created(_)));
         let mut out = Vec::new();
-        let head = place.reader().read(place.repository.store(), file(3), &mut out).unwrap();
+        let head = place.reader().read(file(3), &mut out).unwrap();
         assert_eq!(out, plain);
         assert_eq!(head, place.reader().head(file(3)).unwrap());
         assert_eq!((head.sha256, head.predicate), (sha256::of(&plain), predicate(700_000)));

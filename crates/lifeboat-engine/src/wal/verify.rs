@@ -158,7 +158,7 @@ fn standing(
 
 fn check(reader: &WalReader<'_>, file: WalFile, opens: bool) -> Result<(), WalError> {
     if opens {
-        return reader.read(reader.repository().store(), file, &mut io::sink()).map(drop);
+        return reader.read(file, &mut io::sink()).map(drop);
     }
     reader.head(file)?;
     let key = file.key(reader.cluster().system_id, reader.cluster().segment_size);

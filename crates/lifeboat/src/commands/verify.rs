@@ -157,7 +157,7 @@ fn one_place(
             for id in ids {
                 let manifest = there(layout::manifest(&id));
                 // What is half pruned is no backup any more.
-                if manifest || there(layout::manifest_bundle(&id)) && !session::is_being_pruned(&repository, &id, &trust)? {
+                if manifest || there(layout::manifest_bundle(&id)) && !session::is_being_pruned(&repository, &id, verify_settings.trust)? {
                     found.push(id);
                 }
             }
@@ -175,7 +175,7 @@ fn one_place(
             Err(VerifyError::Open(OpenBackupError::Absent(_))) if is_replica => place.findings.push(Finding {
                 kind: FindingKind::Missing,
                 backup: Some(id.to_string()),
-                object: lifeboat_core::repository::layout::manifest(id).to_string(),
+                object: layout::manifest(id).to_string(),
                 file: None,
                 problem: "this replica does not have the backup; lifeboat replicate brings it".into(),
             }),

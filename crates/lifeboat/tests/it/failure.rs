@@ -252,7 +252,9 @@ fn the_configuration_is_checked_and_its_lines_are_named() {
         ("[signing]\npassword = { file = 'hunter2', env = 'hunter2' }\n", &["line 2", "command"]),
         ("[signing]\npassword = 4242\n", &["line 2", "command"]),
         ("[signing]\npassword = { command = [] }\n", &["command"]),
-        ("[[repository]]\nurl = '/a'\n[[repository]]\nurl = '/b'\n", &["more than one"]),
+        ("[[repository]]\nurl = '/a'\n[[repository]]\nurl = '/a'\n", &["two [[repository]]"]),
+        ("[[repository]]\nurl = '/a'\nrequired = false\n", &["primary"]),
+        ("[[repository]]\nurl = '/a'\nkept_by = 'nobody'\n", &["line 3"]),
     ] {
         let said = fails(2, || world.configured(text).arg("backup"));
         says(&said, words);

@@ -15,6 +15,7 @@ mod program;
 #[path = "../../../lifeboat-s3/tests/support/proxy.rs"]
 #[expect(dead_code, reason = "shared with the tests of the client, which use more of it")]
 mod proxy;
+mod replicas;
 mod rescue;
 mod restore;
 mod s3;
