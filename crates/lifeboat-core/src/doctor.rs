@@ -75,7 +75,15 @@ impl Diagnosis {
         self.findings.iter().map(|finding| finding.severity).min()
     }
 
-    fn say(&mut self, severity: Severity, code: &'static str, subject: &str, problem: impl Into<String>, meaning: &str, fix: impl Into<String>) {
+    fn say(
+        &mut self,
+        severity: Severity,
+        code: &'static str,
+        subject: &str,
+        problem: impl Into<String>,
+        meaning: &str,
+        fix: impl Into<String>,
+    ) {
         self.findings.push(Finding {
             code,
             severity,

@@ -38,7 +38,11 @@ fn key(text: &str) -> Key {
 /// A moment after everything so far and before everything from now on: the server's times may have whole seconds.
 fn between() -> Timestamp {
     let begun = Timestamp::now().as_second();
-    let next = |second: i64| while Timestamp::now().as_second() < second { std::thread::sleep(Duration::from_millis(20)) };
+    let next = |second: i64| {
+        while Timestamp::now().as_second() < second {
+            std::thread::sleep(Duration::from_millis(20))
+        }
+    };
     next(begun + 2);
     let moment = Timestamp::from_second(begun + 1).expect("now");
     next(begun + 3);
@@ -63,7 +67,8 @@ fn c104_c105_what_was_deleted_or_written_over_is_read_as_it_was() {
     let server = seaweed::Seaweed::start();
     let (bucket, _place) = bucket(&server, "past", None);
     let store = S3Store::new(bucket.clone(), "in/here").unwrap();
-    for (name, bytes) in [("a/1", "one"), ("a/10", "ten"), ("a/2", "two"), ("b/x/deep", "deep"), ("top.json", "top"), ("gone/before", "x")] {
+    for (name, bytes) in [("a/1", "one"), ("a/10", "ten"), ("a/2", "two"), ("b/x/deep", "deep"), ("top.json", "top"), ("gone/before", "x")]
+    {
         store.create(&key(name), bytes.as_bytes()).unwrap();
     }
     store.delete(&key("gone/before")).unwrap();

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use aws_sdk_s3::types::{
-    BucketVersioningStatus, DefaultRetention as SdkRetention, ExpirationStatus, LifecycleRule as SdkLifecycleRule, ObjectLockConfiguration, ObjectLockEnabled, ObjectLockRetentionMode,
-    ObjectLockRule, ReplicationRuleStatus, VersioningConfiguration,
+    BucketVersioningStatus, DefaultRetention as SdkRetention, ExpirationStatus, LifecycleRule as SdkLifecycleRule, ObjectLockConfiguration,
+    ObjectLockEnabled, ObjectLockRetentionMode, ObjectLockRule, ReplicationRuleStatus, VersioningConfiguration,
 };
 
 use crate::{Bucket, Kind, Mode, S3Error};

@@ -368,8 +368,10 @@ fn parse_retention(table: &RepositoryTable) -> Result<Option<Retention>, Failure
     let Some(text) = &table.retention else {
         return match table.retention_mode {
             None => Ok(None),
-            Some(_) => Err(Failure::usage("read configuration: retention_mode says how objects are held, but retention does not say how long")
-                .hint("write retention = \"30d\" beside it; lifeboat config show prints the settings")),
+            Some(_) => {
+                Err(Failure::usage("read configuration: retention_mode says how objects are held, but retention does not say how long")
+                    .hint("write retention = \"30d\" beside it; lifeboat config show prints the settings"))
+            }
         };
     };
     let days = text.trim().strip_suffix('d').map(|days| days.trim().parse::<u32>());
@@ -382,8 +384,9 @@ fn parse_retention(table: &RepositoryTable) -> Result<Option<Retention>, Failure
         None => i64::try_from(parse_span(text)?.as_secs()).unwrap_or(i64::MAX),
     };
     if seconds == 0 {
-        return Err(Failure::usage(format!("parse retention {text:?}: it is less than a second"))
-            .hint("lifeboat config show prints the settings"));
+        return Err(
+            Failure::usage(format!("parse retention {text:?}: it is less than a second")).hint("lifeboat config show prints the settings")
+        );
     }
     let mode = table.retention_mode.unwrap_or(HoldMode::Governance);
     Ok(Some(Retention { mode, span: jiff::SignedDuration::from_secs(seconds) }))
@@ -776,7 +779,8 @@ mod tests {
         )
         .unwrap();
         assert_eq!((file.repository[0].path_style, file.repository[0].region.as_deref()), (Some(false), Some("r")));
-        for (text, expected) in [("30d", Some(30 * 86_400)), ("12h", Some(43_200)), ("0d", None), ("d", None), ("1.5d", None), ("30", None)] {
+        for (text, expected) in [("30d", Some(30 * 86_400)), ("12h", Some(43_200)), ("0d", None), ("d", None), ("1.5d", None), ("30", None)]
+        {
             let table = file_with(&format!("retention = '{text}'"));
             let seconds = parse_retention(&table).ok().flatten().map(|retention| retention.span.as_secs());
             assert_eq!(seconds, expected, "{text}");

@@ -144,7 +144,9 @@ pub fn keys(facts: &KeyFacts) -> Diagnosis {
             "backups fail, because file tables are to be opened with it",
             "correct encryption.host_identity, or lifeboat key generate",
         ),
-        None if !facts.has_host_identity && !facts.plain => out.note(ENCRYPTION, "no host identity: file tables are opened by restore identities only"),
+        None if !facts.has_host_identity && !facts.plain => {
+            out.note(ENCRYPTION, "no host identity: file tables are opened by restore identities only")
+        }
         None => {}
     }
     for file in &facts.files {
@@ -282,7 +284,14 @@ pub fn wal(name: &str, findings: &[status::WalFinding]) -> Diagnosis {
             status::Severity::Critical => Severity::Danger,
             status::Severity::Warning => Severity::Warning,
         };
-        out.say(severity, finding.code, name, finding.message.clone(), "what is not in the repository cannot be recovered", finding.hint.clone());
+        out.say(
+            severity,
+            finding.code,
+            name,
+            finding.message.clone(),
+            "what is not in the repository cannot be recovered",
+            finding.hint.clone(),
+        );
     }
     out
 }
@@ -340,7 +349,10 @@ mod tests {
         assert_eq!(codes(&server("s", &Ok(good.clone()))), []);
         assert_eq!(codes(&server("s", &Ok(ServerFacts { version_num: 120_000, ..good.clone() }))), [("version", Severity::Essential)]);
         assert_eq!(codes(&server("s", &Ok(ServerFacts { version_num: 190_000, ..good.clone() }))), [("version", Severity::Warning)]);
-        assert_eq!(codes(&server("s", &Ok(ServerFacts { full_page_writes: false, ..good.clone() }))), [("full-page-writes", Severity::Danger)]);
+        assert_eq!(
+            codes(&server("s", &Ok(ServerFacts { full_page_writes: false, ..good.clone() }))),
+            [("full-page-writes", Severity::Danger)]
+        );
         let other = ServerFacts { archive_command: Some("cp %p /archive/%f".into()), ..good };
         assert_eq!(codes(&server("s", &Ok(other))), [("archive-command-other", Severity::Warning)]);
         assert_eq!(codes(&server("s", &Err("refused".into()))), [("server-unreachable", Severity::Danger)]);

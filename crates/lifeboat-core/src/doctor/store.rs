@@ -230,6 +230,9 @@ const OTHER_STORE: &str = "use a store that heeds If-None-Match (docs/stores.md 
 pub fn refuse(facts: &StoreFacts) -> Option<super::Finding> {
     let mut diagnosis = Diagnosis::default();
     creating(facts, &mut diagnosis);
+    if let Some(bucket) = &facts.bucket {
+        lock(facts, bucket, &mut diagnosis);
+    }
     diagnosis.sorted().findings.into_iter().find(|finding| finding.severity == Severity::Essential)
 }
 
@@ -300,7 +303,7 @@ fn creating(facts: &StoreFacts, diagnosis: &mut Diagnosis) {
                 "set right what failed, then run lifeboat doctor again",
             ),
         }
-        if matches!(seen, Err(_)) {
+        if seen.is_err() {
             // One reason is enough.
             break;
         }
@@ -389,7 +392,13 @@ fn reading(facts: &StoreFacts, diagnosis: &mut Diagnosis) {
         _ => {}
     }
     if behaviour.left_behind > 0 {
-        diagnosis.note(url, format!("{} small objects below probe/ stay until the bucket's own retention ends", behaviour.left_behind));
+        diagnosis.note(
+            url,
+            format!(
+                "{} small objects below probe/ could not be taken away: what the store holds goes when its time is over, the rest needs credentials that may delete",
+                behaviour.left_behind
+            ),
+        );
     }
 }
 
@@ -519,7 +528,8 @@ fn lock(facts: &StoreFacts, bucket: &BucketFacts, diagnosis: &mut Diagnosis) {
                 ),
                 (None, Some(_)) => diagnosis.note(url, "objects are held as repository.retention says"),
                 (Some(default), _) => {
-                    diagnosis.note(url, format!("the bucket holds new objects for {} days ({:?})", default.days, default.mode).to_lowercase());
+                    diagnosis
+                        .note(url, format!("the bucket holds new objects for {} days ({:?})", default.days, default.mode).to_lowercase());
                 }
             }
             match &bucket.inherits {
@@ -586,7 +596,10 @@ fn rules(facts: &StoreFacts, bucket: &BucketFacts, diagnosis: &mut Diagnosis) {
                     );
                 }
                 if let Some(days) = rule.old_versions_after_days {
-                    diagnosis.note(url, format!("lifecycle rule {:?} deletes old versions after {days} days: --as-of reaches that far back", rule.id));
+                    diagnosis.note(
+                        url,
+                        format!("lifecycle rule {:?} deletes old versions after {days} days: --as-of reaches that far back", rule.id),
+                    );
                 }
             }
             if !rules.iter().any(|rule| rule.ours && rule.aborts_uploads) {
@@ -649,7 +662,9 @@ fn rules(facts: &StoreFacts, bucket: &BucketFacts, diagnosis: &mut Diagnosis) {
                         "the copy shows what the original shows: what is deleted here is hidden there",
                         "set DeleteMarkerReplication to Disabled in the rule: aws s3api put-bucket-replication",
                     ),
-                    false => diagnosis.note(url, format!("replicated to {}; lifeboat verify there tells whether it arrives", rule.destination)),
+                    false => {
+                        diagnosis.note(url, format!("replicated to {}; lifeboat verify there tells whether it arrives", rule.destination))
+                    }
                 }
             }
         }

@@ -68,7 +68,11 @@ impl Place {
 /// A moment after everything so far and before everything from now on: the store's times may have whole seconds.
 fn between() -> String {
     let begun = jiff::Timestamp::now().as_second();
-    let wait = |second: i64| while jiff::Timestamp::now().as_second() < second { std::thread::sleep(Duration::from_millis(20)) };
+    let wait = |second: i64| {
+        while jiff::Timestamp::now().as_second() < second {
+            std::thread::sleep(Duration::from_millis(20))
+        }
+    };
     wait(begun + 2);
     let moment = jiff::Timestamp::from_second(begun + 1).expect("now");
     wait(begun + 3);

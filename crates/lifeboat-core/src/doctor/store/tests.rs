@@ -97,7 +97,12 @@ fn c098_a_store_that_lets_two_win_is_refused() {
 fn versions_and_holds_that_are_not_kept_are_dangers() {
     use Severity::{Danger, Essential, Warning};
     let off = |versions| with(|facts| (facts.bucket.as_mut().unwrap().versions, facts.behaviour.old_version) = (Ok(versions), None));
-    one(&off(Versions::Off), "versioning-off", Danger, "aws s3api put-bucket-versioning --bucket backups --versioning-configuration Status=Enabled");
+    one(
+        &off(Versions::Off),
+        "versioning-off",
+        Danger,
+        "aws s3api put-bucket-versioning --bucket backups --versioning-configuration Status=Enabled",
+    );
     one(&off(Versions::Suspended), "versioning-suspended", Danger, "Status=Enabled");
     for fake in [OldVersion::OtherBytes, OldVersion::Gone] {
         one(&with(|facts| facts.behaviour.old_version = Some(Ok(fake))), "versions-fake", Danger, "docs/stores.md");
@@ -107,7 +112,12 @@ fn versions_and_holds_that_are_not_kept_are_dangers() {
     }
     one(&with(|facts| facts.behaviour.held = Some(Ok(Held::Ignored))), "lock-ignored", Danger, "proxy");
     one(&with(|facts| facts.bucket.as_mut().unwrap().inherits = Some(Ok(false))), "lock-not-inherited", Danger, "retention = \"30d\"");
-    one(&with(|facts| facts.bucket.as_mut().unwrap().lock = Ok(None)), "lock-off", Warning, "put-object-lock-configuration --bucket backups");
+    one(
+        &with(|facts| facts.bucket.as_mut().unwrap().lock = Ok(None)),
+        "lock-off",
+        Warning,
+        "put-object-lock-configuration --bucket backups",
+    );
     one(&with(|facts| facts.bucket.as_mut().unwrap().lock = Ok(Some(None))), "lock-unused", Warning, "retention = \"30d\"");
     let promise = Retention { mode: HoldMode::Governance, span: SignedDuration::from_secs(86_400) };
     let broken = with(|facts| {
@@ -115,11 +125,22 @@ fn versions_and_holds_that_are_not_kept_are_dangers() {
         facts.bucket.as_mut().unwrap().lock = Ok(None);
     });
     one(&broken, "retention-without-lock", Essential, "take repository.retention out");
+    let mut facts = facts();
+    facts.retention = Some(promise);
+    assert_eq!(refuse(&facts), None);
+    facts.bucket.as_mut().unwrap().lock = Ok(None);
+    assert_eq!(refuse(&facts).map(|finding| finding.code), Some("retention-without-lock"));
 }
 
 #[test]
 fn c103_rules_that_delete_what_is_needed_are_dangers() {
-    let rule = |ours, days| Deleting { id: "tidy".into(), ours, objects_after_days: days, old_versions_after_days: Some(90), aborts_uploads: true };
+    let rule = |ours, days| Deleting {
+        id: "tidy".into(),
+        ours,
+        objects_after_days: days,
+        old_versions_after_days: Some(90),
+        aborts_uploads: true,
+    };
     let found = with(|facts| facts.bucket.as_mut().unwrap().deleting = Ok(vec![rule(true, Some(30))]));
     one(&found, "lifecycle-deletes", Severity::Danger, "get-bucket-lifecycle-configuration --bucket backups");
     assert!(found[0].problem.contains("\"tidy\"") && found[0].problem.contains("30 days"), "{found:?}");
