@@ -17,6 +17,7 @@ use lifeboat_core::repository::manifest::Manifest;
 use lifeboat_core::repository::retention::{Condemned, Mark, Pin, PinEnd, Word, standing as decide_retention};
 use lifeboat_core::repository::{Descriptor, Id, Sha256, extent, file_table, pack, sealed, to_json};
 use lifeboat_core::restore::{auto_conf, tablespace_map};
+use lifeboat_core::retention::{Retention, Visit, Visited};
 use lifeboat_core::wal::file::{GapRecord, WalCluster, WalFile, WalPredicate};
 use lifeboat_core::wal::history::History;
 use lifeboat_core::wal::record::{Search, Summarizer, Summary, Wanted};
@@ -215,6 +216,10 @@ fn lease(bytes: &[u8]) {
     if let Ok(found) = serde_json::from_slice::<Lease>(bytes) {
         let _ = standing(Some(found.clone()), jiff::Timestamp::UNIX_EPOCH, |_| false);
         let _ = standing(Some(found), jiff::Timestamp::MAX, |_| true);
+    }
+    if let Ok(found) = serde_json::from_slice::<Visited>(bytes) {
+        let promised = Retention { mode: found.mode, span: jiff::SignedDuration::from_secs(1) };
+        let _ = Visit::due(found.counts_for(promised), jiff::Timestamp::MAX, promised.span);
     }
 }
 

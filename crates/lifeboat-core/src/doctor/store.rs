@@ -230,6 +230,9 @@ const OTHER_STORE: &str = "use a store that heeds If-None-Match (docs/stores.md 
 pub fn refuse(facts: &StoreFacts) -> Option<super::Finding> {
     let mut diagnosis = Diagnosis::default();
     creating(facts, &mut diagnosis);
+    if let Some(bucket) = &facts.bucket {
+        lock(facts, bucket, &mut diagnosis);
+    }
     diagnosis.sorted().findings.into_iter().find(|finding| finding.severity == Severity::Essential)
 }
 
@@ -300,7 +303,7 @@ fn creating(facts: &StoreFacts, diagnosis: &mut Diagnosis) {
                 "set right what failed, then run lifeboat doctor again",
             ),
         }
-        if matches!(seen, Err(_)) {
+        if seen.is_err() {
             // One reason is enough.
             break;
         }
@@ -389,7 +392,13 @@ fn reading(facts: &StoreFacts, diagnosis: &mut Diagnosis) {
         _ => {}
     }
     if behaviour.left_behind > 0 {
-        diagnosis.note(url, format!("{} small objects below probe/ stay until the bucket's own retention ends", behaviour.left_behind));
+        diagnosis.note(
+            url,
+            format!(
+                "{} small objects below probe/ could not be taken away: what the store holds goes when its time is over, the rest needs credentials that may delete",
+                behaviour.left_behind
+            ),
+        );
     }
 }
 

@@ -260,7 +260,14 @@ pub(super) fn bucket(store: &S3Store, how: &Examination<'_>) -> StoreFacts {
         behaviour.held = Some(held(store, &layout::probe(run, "held"), mode));
     }
     if behaviour.second_create.is_ok() {
-        behaviour.left_behind = clean(store, run, matches!(lock, Some(Some(_))) || behaviour.held.is_some());
+        let left = clean(store, run, matches!(lock, Some(Some(_))) || behaviour.held.is_some());
+        behaviour.left_behind = left.len() as u32;
+        // Who may not delete versions at all is refused as well.
+        let key = store.full(layout::probe(run, "held").as_str());
+        if behaviour.held == Some(Ok(Held::Kept)) && left.contains(&key) {
+            let why = "its version could not be deleted when its time was over either, so that it could not before says nothing";
+            behaviour.held = Some(Err(Unseen::Denied(why.to_owned())));
+        }
     }
     let inherits = lock.flatten().and_then(|default| inherits(store, default.period.at_least()));
     StoreFacts {
@@ -364,8 +371,8 @@ fn held(store: &S3Store, key: &Key, mode: Mode) -> Seen<Held> {
     }
 }
 
-/// Deletes every version of the run's objects, once they are not held any more. Returns how many stay.
-fn clean(store: &S3Store, run: Id, held: bool) -> u32 {
+/// Deletes every version of the run's objects, once they are not held any more. Returns the full keys of those that stay.
+fn clean(store: &S3Store, run: Id, held: bool) -> Vec<String> {
     let bucket = store.bucket();
     let prefix = store.full(&format!("{}{run}/", layout::PROBES));
     if held {
@@ -376,12 +383,12 @@ fn clean(store: &S3Store, run: Id, held: bool) -> u32 {
         Ok(versions) => versions.into_iter().map(|version| (version.key, Some(version.version))).collect(),
         Err(_) => bucket.list(&prefix, None, None).unwrap_or_default().into_iter().map(|object| (object.key, None)).collect(),
     };
-    let mut left = 0;
+    let mut left = Vec::new();
     for (key, version) in versions {
         if bucket.delete(&key, version.as_deref()).is_err() {
-            left += 1;
             // Out of sight at least.
             let _ = bucket.delete(&key, None);
+            left.push(key);
         }
     }
     left

@@ -131,7 +131,7 @@ fn c105_what_an_attacker_deleted_and_overwrote_comes_back_as_it_was() {
     place.lifeboat(&["show", "latest", "--as-of", &then]).run().success();
     let names = place.lifeboat(&["artifact", "list", "--as-of", &then, "--json"]).run().success().json();
     let name = names["artifacts"][0]["name"].as_str().unwrap_or_else(|| panic!("{names:#}")).to_owned();
-    let got = place.lifeboat(&["artifact", "get", &name, "--as-of", &then, "--output", "got"]).run().success();
+    let got = place.lifeboat(&["artifact", "get", "--as-of", &then, "--output", "got", "--", &name]).run().success();
     assert!(fs::read(place.path("got")).unwrap() == fs::read(artifacts.join(&name)).unwrap(), "{got}");
     place.lifeboat(&["artifact", "verify", "--as-of", &then]).run().success();
     let status = place.lifeboat(&["wal", "status", "--as-of", &then, "--json"]).run();

@@ -8,10 +8,10 @@ use serde_json::Value;
 
 use crate::backup::Site;
 use crate::cluster::Postgres;
-use crate::moto::Moto;
+use crate::moto::{Moto, python};
 use crate::orchestrator;
 use crate::program::{Output, Program};
-use crate::seaweed::{BUCKET, READER_KEY, READER_SECRET, SECRET_KEY, Seaweed, make_bucket, with_server};
+use crate::seaweed::{ACCESS_KEY, BUCKET, READER_KEY, READER_SECRET, SECRET_KEY, Seaweed, make_bucket, with_server};
 
 /// The findings: code to severity.
 fn findings(output: &Output) -> BTreeMap<String, String> {
@@ -234,4 +234,32 @@ fn c104_what_a_backup_shares_with_earlier_ones_is_held_anew() {
     lifeboat_s3::Bucket::create(&config, None).unwrap();
     let output = lifeboat(&promised).args(["doctor", "--json"]).run().expect_code(1);
     assert_eq!(findings(&output).get("retention-without-lock").map(String::as_str), Some("essential"), "{output}");
+}
+
+#[test]
+fn c103_rules_and_switches_of_a_bucket_are_found() {
+    let (site, seaweed) = (Site::new(), Seaweed::start());
+    make_bucket(&seaweed, site.home.path());
+    // An administrator's, with the store's own words: a rule that tidies up, and a bucket whose versions are switched off again.
+    let script = format!(
+        "import boto3\n\
+         s3 = boto3.client('s3', endpoint_url='{}', region_name='us-east-1', aws_access_key_id='{ACCESS_KEY}', aws_secret_access_key='{SECRET_KEY}')\n\
+         s3.create_bucket(Bucket='tidied')\n\
+         s3.put_bucket_versioning(Bucket='tidied', VersioningConfiguration={{'Status': 'Enabled'}})\n\
+         s3.put_bucket_versioning(Bucket='tidied', VersioningConfiguration={{'Status': 'Suspended'}})\n\
+         rule = lambda name, prefix: {{'ID': name, 'Status': 'Enabled', 'Filter': {{'Prefix': prefix}}, 'Expiration': {{'Days': 30}}}}\n\
+         s3.put_bucket_lifecycle_configuration(Bucket='tidied', LifecycleConfiguration={{'Rules': [rule('tidy', 'x/artifacts/'), rule('else', 'y/')]}})\n",
+        seaweed.endpoint()
+    );
+    let output = python().args(["-c", &script]).output().expect("Python can be run");
+    assert!(output.status.success(), "run scripts/setup test\n{}", String::from_utf8_lossy(&output.stderr));
+    at(&site, &seaweed.endpoint(), "s3://tidied/x").arg("init").run().success();
+    let output = at(&site, &seaweed.endpoint(), "s3://tidied/x").args(["doctor", "--json"]).run().expect_code(3);
+    let found = findings(&output);
+    assert_eq!(found.get("lifecycle-deletes").map(String::as_str), Some("danger"), "{output}");
+    assert_eq!(found.get("versioning-suspended").map(String::as_str), Some("danger"), "{output}");
+    assert_eq!(found.get("lock-off").map(String::as_str), Some("warning"), "{output}");
+    let rules: Vec<_> =
+        output.json()["findings"].as_array().unwrap().iter().filter(|finding| finding["code"] == "lifecycle-deletes").cloned().collect();
+    assert!(rules.len() == 1 && rules[0]["problem"].as_str().unwrap().contains("\"tidy\""), "{rules:#?}");
 }

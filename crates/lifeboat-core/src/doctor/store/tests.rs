@@ -125,6 +125,11 @@ fn versions_and_holds_that_are_not_kept_are_dangers() {
         facts.bucket.as_mut().unwrap().lock = Ok(None);
     });
     one(&broken, "retention-without-lock", Essential, "take repository.retention out");
+    let mut facts = facts();
+    facts.retention = Some(promise);
+    assert_eq!(refuse(&facts), None);
+    facts.bucket.as_mut().unwrap().lock = Ok(None);
+    assert_eq!(refuse(&facts).map(|finding| finding.code), Some("retention-without-lock"));
 }
 
 #[test]
