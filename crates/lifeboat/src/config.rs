@@ -108,6 +108,27 @@ pub(crate) struct RepositoryTable {
     pub(crate) path_style: Option<bool>,
     pub(crate) profile: Option<String>,
     pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) account: Option<String>,
+    pub(crate) credentials_file: Option<PathBuf>,
+}
+
+impl RepositoryTable {
+    /// The first option that a repository at its URL has not.
+    fn misplaced(&self) -> Option<(&'static str, &'static str)> {
+        let scheme = self.url.split_once("://").map_or("", |(scheme, _)| scheme);
+        let (s3, google, azure) = (scheme == "s3", scheme == "gs", matches!(scheme, "az" | "azure"));
+        let any = s3 || google || azure;
+        let options = [
+            (self.endpoint.is_some(), any, ("endpoint", "an s3://, gs:// or az:// repository")),
+            (self.ca_file.is_some(), any, ("ca_file", "an s3://, gs:// or az:// repository")),
+            (self.region.is_some(), s3, ("region", "an s3:// repository")),
+            (self.path_style.is_some(), s3, ("path_style", "an s3:// repository")),
+            (self.profile.is_some(), s3, ("profile", "an s3:// repository")),
+            (self.account.is_some(), azure, ("account", "an az:// repository")),
+            (self.credentials_file.is_some(), google, ("credentials_file", "a gs:// repository")),
+        ];
+        options.into_iter().find(|(given, fits, _)| *given && !fits).map(|(_, _, option)| option)
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -234,6 +255,8 @@ pub(crate) struct Settings {
     pub(crate) path_style: Option<Setting<bool>>,
     pub(crate) profile: Option<Setting<String>>,
     pub(crate) ca_file: Option<Setting<PathBuf>>,
+    pub(crate) account: Option<Setting<String>>,
+    pub(crate) credentials_file: Option<Setting<PathBuf>>,
     /// The URL that the file gives, whose options those are.
     pub(crate) repository_in_file: Option<String>,
     pub(crate) artifacts: Option<Setting<PathBuf>>,
@@ -406,9 +429,11 @@ fn without_credentials(url: &str) -> String {
     }
 }
 
-/// The bucket of an `s3://` URL.
+/// The bucket or container of a URL, with its scheme.
 fn bucket_of(url: &str) -> Option<&str> {
-    url.strip_prefix("s3://")?.split('/').next()
+    let (scheme, rest) = url.split_once("://")?;
+    let bucket = rest.split('/').next().unwrap_or_default();
+    matches!(scheme, "s3" | "gs" | "az" | "azure").then(|| &url[..scheme.len() + 3 + bucket.len()])
 }
 
 /// Any standard variable that says where the server is.
@@ -424,15 +449,9 @@ impl Settings {
                 .hint("keep one; copies of the repository directory are repositories as well: lifeboat --repository DIR list"));
         }
         let table = file.repository.into_iter().next();
-        if let Some(table) = &table
-            && bucket_of(&table.url).is_none()
-            && (table.endpoint.is_some() || table.region.is_some() || table.profile.is_some() || table.ca_file.is_some())
-                | table.path_style.is_some()
-        {
-            return Err(Failure::usage(
-                "read configuration: endpoint, region, path_style, profile and ca_file are of an s3:// repository only",
-            )
-            .hint("write url = \"s3://bucket/prefix\", or leave them out; lifeboat config show prints the settings"));
+        if let Some((option, of)) = table.as_ref().and_then(RepositoryTable::misplaced) {
+            return Err(Failure::usage(format!("read configuration: {option} is of {of} only"))
+                .hint("docs/configuration.md lists the options; leave it out, or change url: lifeboat config show prints the settings"));
         }
         let flag = cli.repository.clone().map(|value| (value, "--repository or LIFEBOAT_REPOSITORY"));
         let repository_in_file = table.as_ref().map(|table| source.anchor_url(table.url.clone()));
@@ -441,7 +460,7 @@ impl Settings {
         let url = repository.as_ref().map_or("", |setting| setting.value.as_str());
         let same = bucket_of(url) == repository_in_file.as_deref().and_then(bucket_of);
         let table = table.filter(|_| same);
-        let in_s3 = bucket_of(url).is_some();
+        let in_s3 = url.starts_with("s3://");
         let postgres_configured = file.postgres.is_some();
         let postgres = file.postgres.unwrap_or_default();
         let artifacts = file.artifacts.unwrap_or_default();
@@ -570,6 +589,12 @@ impl Settings {
             profile: source
                 .pick(None, None, table.as_ref().and_then(|table| table.profile.clone()))
                 .or_else(|| aws(&["AWS_PROFILE"]).filter(|_| in_s3)),
+            account: source.pick(None, None, table.as_ref().and_then(|table| table.account.clone())),
+            credentials_file: source.pick(
+                None,
+                None,
+                table.as_ref().and_then(|table| table.credentials_file.clone()).map(|path| source.anchor(path)),
+            ),
             ca_file: source.pick(None, None, table.and_then(|table| table.ca_file).map(|path| source.anchor(path))).or_else(|| {
                 let setting = aws(&["AWS_CA_BUNDLE"]).filter(|_| in_s3)?;
                 Some(Setting { value: setting.value.into(), origin: setting.origin })
@@ -618,18 +643,21 @@ impl Settings {
     pub(crate) fn store_options(&self, url: &str) -> lifeboat_engine::store::StoreOptions {
         let mine = self.repository.as_ref().map_or("", |setting| setting.value.as_str());
         let same = bucket_of(url) == bucket_of(mine) || bucket_of(url) == self.repository_in_file.as_deref().and_then(bucket_of);
-        // What the environment says is everybody's; a bucket that the configuration does not know has nothing else.
-        fn chosen<T: Clone>(setting: &Option<Setting<T>>, same: bool) -> Option<T> {
-            let setting = setting.as_ref().filter(|setting| same || matches!(setting.origin, Origin::Environment(_)));
+        // What the environment says is every bucket's of S3; a bucket that the configuration does not know has nothing else.
+        let aws = url.starts_with("s3://");
+        fn of<T: Clone>(setting: &Option<Setting<T>>, same: bool, aws: bool) -> Option<T> {
+            let setting = setting.as_ref().filter(|setting| same || (aws && matches!(setting.origin, Origin::Environment(_))));
             setting.map(|setting| setting.value.clone())
         }
         lifeboat_engine::store::StoreOptions {
-            endpoint: chosen(&self.endpoint, same),
-            region: chosen(&self.region, same),
-            path_style: chosen(&self.path_style, same),
+            endpoint: of(&self.endpoint, same, aws),
+            region: of(&self.region, same, aws),
+            path_style: of(&self.path_style, same, aws),
             // A profile of the environment comes after credentials there; one of the configuration before.
             profile: self.profile.as_ref().filter(|setting| same && matches!(setting.origin, Origin::File(_))).map(|s| s.value.clone()),
-            ca_file: chosen(&self.ca_file, same),
+            ca_file: of(&self.ca_file, same, aws),
+            account: of(&self.account, same, aws),
+            credentials_file: of(&self.credentials_file, same, aws),
         }
     }
 
@@ -674,6 +702,8 @@ impl Settings {
             maybe("repository.path_style", self.path_style.as_ref(), |on| *on),
             maybe("repository.profile", self.profile.as_ref(), String::clone),
             maybe("repository.ca_file", self.ca_file.as_ref(), path),
+            maybe("repository.account", self.account.as_ref(), String::clone),
+            maybe("repository.credentials_file", self.credentials_file.as_ref(), path),
             maybe("artifacts.directory", self.artifacts.as_ref(), path),
             maybe("artifacts.reference_query", self.reference_query.as_ref(), String::clone),
             of("encryption.recipients", &self.recipients, |list| json!(list)),
@@ -725,9 +755,29 @@ mod tests {
         for key in ["access_key = 'x'", "secret_key = 'x'", "endpont = 'x'"] {
             assert!(toml::from_str::<File>(&format!("[[repository]]\nurl = 's3://b/p'\n{key}")).is_err(), "{key}");
         }
-        assert_eq!(bucket_of("s3://b/p/q"), Some("b"));
+        assert_eq!(bucket_of("s3://b/p/q"), Some("s3://b"));
+        assert_eq!((bucket_of("gs://b"), bucket_of("az://b/")), (Some("gs://b"), Some("az://b")));
         assert_eq!(bucket_of("file:///b"), None);
         assert!(!without_credentials("https://me:hunter2@h").contains("hunter2"));
+    }
+
+    #[test]
+    fn options_are_of_the_stores_that_have_them() {
+        let misplaced = |text: &str| {
+            let file: File = toml::from_str(&format!("[[repository]]\n{text}")).unwrap();
+            file.repository[0].misplaced().map(|(option, _)| option)
+        };
+        assert_eq!(misplaced("url = 'az://c/p'\naccount = 'a'\nendpoint = 'https://h'\nca_file = 'ca.pem'"), None);
+        assert_eq!(misplaced("url = 'gs://b'\ncredentials_file = 'key.json'"), None);
+        for (text, option) in [
+            ("url = '/r'\nendpoint = 'https://h'", "endpoint"),
+            ("url = 'gs://b'\nregion = 'r'", "region"),
+            ("url = 'az://c'\nprofile = 'p'", "profile"),
+            ("url = 's3://b'\naccount = 'a'", "account"),
+            ("url = 'az://c'\ncredentials_file = 'f'", "credentials_file"),
+        ] {
+            assert_eq!(misplaced(text), Some(option), "{text}");
+        }
     }
 
     #[test]

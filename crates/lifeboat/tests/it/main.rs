@@ -3,6 +3,7 @@
 mod architecture;
 mod artifact;
 mod backup;
+mod clouds;
 mod cluster;
 mod demo;
 mod failure;
