@@ -94,15 +94,17 @@ impl CloudError {
                 let code = code.map(|code| format!(" {}", clean(&code))).unwrap_or_default();
                 Self { status: Some(status), ..Self::new(kind, action, key, format!("credentials: {host} answers {status}{code}")) }
             }
-            Noted::Lost { at_store: true, reason } => {
+            Noted::Lost { at_store: true, reason, .. } => {
                 // Trying again does not make a certificate better.
                 let certificate = reason.contains("certificate") || reason.contains("UnknownIssuer");
                 Self::new(if certificate { Kind::Other } else { Kind::Transient }, action, key, reason)
             }
             Noted::NoCredentials { reason } => Self::new(Kind::Denied, action, key, format!("credentials: {reason}")),
-            Noted::Lost { reason, .. } => {
+            Noted::Lost { nobody: true, reason, .. } => {
                 Self::new(Kind::Denied, action, key, format!("no credentials found in environment, files or instance ({reason})"))
             }
+            // A token that cannot be renewed now may be renewed soon: a backup must not end because of it.
+            Noted::Lost { host, reason, .. } => Self::new(Kind::Transient, action, key, format!("credentials: {host}: {reason}")),
         }
     }
 
@@ -210,6 +212,9 @@ mod tests {
             (error.to_string().as_str(), error.kind),
             ("open b: credentials: login.example.org answers 401 invalid_client", Kind::Denied)
         );
+        let lost = |nobody| Noted::Lost { at_store: false, nobody, host: "login.example.org".into(), reason: "timed out".into() };
+        assert_eq!(CloudError::noted("open", "b", lost(true)).kind, Kind::Denied);
+        assert_eq!(CloudError::noted("open", "b", lost(false)).to_string(), "open b: credentials: login.example.org: timed out");
         let error = CloudError::answered("read", "k", 400, Some("InvalidRange"), Some("a\nb."));
         assert_eq!(error.to_string(), "read k: 400 InvalidRange: a b");
     }

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -48,8 +48,8 @@ pub(crate) enum Noted {
         /// The object's length, where a range was refused.
         length: Option<u64>,
     },
-    /// No answer, or half of one.
-    Lost { at_store: bool, reason: String },
+    /// No answer, or half of one. `nobody`: of who hands out credentials on instances, and elsewhere is not there.
+    Lost { at_store: bool, nobody: bool, host: String, reason: String },
     /// There is nothing to ask with.
     NoCredentials { reason: String },
 }
@@ -87,6 +87,8 @@ struct Inner {
     read_timeout: Duration,
     /// Seconds that the server's clock is ahead; `i64::MIN`: not known.
     ahead: AtomicI64,
+    /// Whether the instance has handed out credentials before.
+    instance: AtomicBool,
 }
 
 impl Transport {
@@ -101,7 +103,8 @@ impl Transport {
             .build();
         let store = endpoint.parse::<::http::Uri>().ok().and_then(|uri| uri.authority().map(|authority| authority.as_str().to_owned()));
         let store = store.unwrap_or_default();
-        Ok(Self { inner: Arc::new(Inner { connector, store, read_timeout: config.read_timeout, ahead: AtomicI64::new(i64::MIN) }) })
+        let (ahead, instance) = (AtomicI64::new(i64::MIN), AtomicBool::new(false));
+        Ok(Self { inner: Arc::new(Inner { connector, store, read_timeout: config.read_timeout, ahead, instance }) })
     }
 
     /// Seconds that the server's clock was ahead of ours at the last answer.
@@ -141,10 +144,15 @@ impl HttpService for Transport {
             Some(bytes) => SdkBody::from(bytes.clone()),
             None => SdkBody::from_body_1_x(body),
         };
-        let lost = |kind: HttpErrorKind, reason: String| {
-            note(Noted::Lost { at_store, reason: reason.clone() });
-            HttpError::new(kind, Lost(reason))
+        let nobody = metadata && !self.inner.instance.load(Ordering::Relaxed);
+        let noted = {
+            let host = host.clone();
+            move |kind: HttpErrorKind, reason: String| {
+                note(Noted::Lost { at_store, nobody, host: host.clone(), reason: reason.clone() });
+                HttpError::new(kind, Lost(reason))
+            }
         };
+        let lost = noted.clone();
         let request = ::http::Request::from_parts(parts, body);
         let request = request.try_into().map_err(|_| lost(HttpErrorKind::Decode, "a request that HTTP does not allow".into()))?;
         let time = if metadata { METADATA_TIME } else { self.inner.read_timeout + Duration::from_secs(length / SLOWEST_BYTES_A_SECOND) };
@@ -163,11 +171,8 @@ impl HttpService for Transport {
             self.look_at_clock(&parts.headers);
         }
         if parts.status.as_u16() < 400 {
-            let body = body.map_err(move |error| {
-                let reason = clean(&root(&*error).to_string());
-                note(Noted::Lost { at_store, reason: reason.clone() });
-                HttpError::new(HttpErrorKind::Interrupted, Lost(reason))
-            });
+            self.inner.instance.fetch_or(metadata, Ordering::Relaxed);
+            let body = body.map_err(move |error| noted(HttpErrorKind::Interrupted, clean(&root(&*error).to_string())));
             return Ok(HttpResponse::from_parts(parts, HttpResponseBody::new(body)));
         }
         let refusal = match tokio::time::timeout(self.inner.read_timeout, Limited::new(body, MAX_REFUSAL).collect()).await {
