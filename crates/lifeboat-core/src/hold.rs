@@ -96,7 +96,7 @@ impl Visit {
     }
 }
 
-/// That a visit was finished: `retention/<nnnnnnnnnn>.json` (format 11).
+/// That a visit was finished: `retention/<nnnnnnnnnn>.json` (format 12).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Visited {
     /// Format number.

@@ -1,7 +1,14 @@
-//! What every store must do, held against all of them: in memory, in a directory, in a bucket of a real server.
+//! What every store must do, held against all of them: in memory, in a directory, in buckets of servers that speak S3's, Google's and
+//! Azure's protocols.
 //!
 //! One list of checks; a check gets a way to make empty stores, and knows nothing else of them.
 
+#[path = "../../lifeboat-clouds/tests/support/azurite.rs"]
+#[expect(dead_code, reason = "shared with the tests of other crates")]
+mod azurite;
+#[path = "../../lifeboat-clouds/tests/support/gcs.rs"]
+#[expect(dead_code, reason = "shared with the tests of other crates")]
+mod gcs;
 #[path = "../../lifeboat-s3/tests/support/seaweed.rs"]
 #[expect(dead_code, reason = "shared with the tests of other crates")]
 mod seaweed;
@@ -11,6 +18,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use lifeboat_clouds::{Cloud, Config};
 use lifeboat_core::repository::layout::Key;
 use lifeboat_engine::store::{LocalStore, MemoryStore, Store, StoreError};
 
@@ -76,18 +84,48 @@ fn in_a_bucket() {
     assert_eq!(whole.url(), "s3://conformance");
 }
 
+#[test]
+fn in_a_bucket_of_googles() {
+    let server = gcs::Gcs::start(&["conformance"]);
+    let variables = Some(vec![("GOOGLE_BEARER_TOKEN".to_owned(), gcs::TOKEN.to_owned())]);
+    let config = Config { endpoint: Some(server.endpoint()), variables, ..Config::of(Cloud::Google, "conformance") };
+    in_a_cloud(&lifeboat_clouds::Bucket::connect(&config).expect("it is there"), "gs://conformance");
+    assert_eq!(server.counts().1, 0, "no upload is left open");
+}
+
+#[test]
+fn in_a_container_of_azures() {
+    let server = azurite::Azurite::start();
+    let variables = Some(vec![("AZURE_STORAGE_KEY".to_owned(), azurite::KEY.to_owned())]);
+    let account = Some(azurite::ACCOUNT.to_owned());
+    let config = Config { endpoint: Some(server.endpoint()), account, variables, ..Config::of(Cloud::Azure, "conformance") };
+    in_a_cloud(&lifeboat_clouds::Bucket::create(&config).expect("a new server takes a container"), "az://conformance");
+}
+
+fn in_a_cloud(bucket: &lifeboat_clouds::Bucket, url: &str) {
+    let store = |prefix: &str| lifeboat_engine::store::CloudStore::new(bucket.clone(), prefix).expect("a prefix");
+    let number = AtomicUsize::new(0);
+    // Each prefix is a prefix of a later one: 1, 10, 11, ….
+    run(&|| Box::new(store(&format!("a/{}", number.fetch_add(1, Ordering::Relaxed)))));
+    // A bucket without a prefix is a repository as well; what stands in it makes it one that is not empty.
+    let whole = store("");
+    assert!(!whole.is_empty().unwrap());
+    assert_eq!(whole.list_segments("").unwrap(), ["a/"]);
+    assert_eq!(whole.url(), url);
+}
+
 /// A bucket with versions and Object Lock, as a repository should have.
 fn bucket(server: &seaweed::Seaweed, place: &std::path::Path) -> lifeboat_s3::Bucket {
-    use lifeboat_s3::{Config, DefaultRetention, Mode, Period};
+    use lifeboat_s3::{DefaultRetention, Mode, Period};
     let profiles = place.join("credentials");
     let keys = (seaweed::ACCESS_KEY, seaweed::SECRET_KEY);
     std::fs::write(&profiles, format!("[test]\naws_access_key_id = {}\naws_secret_access_key = {}\n", keys.0, keys.1)).unwrap();
-    let config = Config {
+    let config = lifeboat_s3::Config {
         bucket: "conformance".into(),
         endpoint: Some(server.endpoint()),
         profile: Some("test".into()),
         profile_file: Some(profiles),
-        ..Config::default()
+        ..lifeboat_s3::Config::default()
     };
     let lock = DefaultRetention { mode: Mode::Governance, period: Period::Days(1) };
     lifeboat_s3::Bucket::create(&config, Some(lock)).expect("a new server takes a bucket")

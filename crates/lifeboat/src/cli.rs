@@ -13,7 +13,7 @@ pub(crate) struct Cli {
     /// Configuration file [default: ./lifeboat.toml, then /etc/lifeboat/lifeboat.toml]
     #[arg(long, global = true, value_name = "FILE", env = "LIFEBOAT_CONFIG")]
     pub(crate) config: Option<PathBuf>,
-    /// Repository: a directory, file:// or s3://bucket/prefix
+    /// Repository: a directory, file://, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix
     #[arg(long, global = true, value_name = "URL", env = "LIFEBOAT_REPOSITORY")]
     pub(crate) repository: Option<String>,
     /// Leave a configured repository out, as if it were not configured: because it is lost

@@ -453,7 +453,9 @@ fn as_of_spool(mut spool: Setting<PathBuf>, as_of: Option<jiff::Timestamp>) -> S
 
 /// The bucket of an `s3://` URL.
 fn bucket_of(url: &str) -> Option<&str> {
-    url.strip_prefix("s3://")?.split('/').next()
+    let (scheme, rest) = url.split_once("://")?;
+    let bucket = rest.split('/').next().unwrap_or_default();
+    matches!(scheme, "s3" | "gs" | "az" | "azure").then(|| &url[..scheme.len() + 3 + bucket.len()])
 }
 
 /// Any standard variable that says where the server is.
@@ -466,6 +468,23 @@ impl Settings {
         let source = Source { path: path.as_deref() };
         let flag = cli.repository.clone().map(|value| (value, "--repository or LIFEBOAT_REPOSITORY"));
         let repositories = Repositories::resolve(&source, &file.repository, flag, &cli.without_repository, cli.as_of)?;
+        if file.repository.len() > 1 {
+            return Err(Failure::usage("read configuration: more than one [[repository]] is not possible in this version")
+                .hint("keep one; copies of the repository directory are repositories as well: lifeboat --repository DIR list"));
+        }
+        let table = file.repository.into_iter().next();
+        if let Some((option, of)) = table.as_ref().and_then(RepositoryTable::misplaced) {
+            return Err(Failure::usage(format!("read configuration: {option} is of {of} only"))
+                .hint("docs/configuration.md lists the options; leave it out, or change url: lifeboat config show prints the settings"));
+        }
+        let flag = cli.repository.clone().map(|value| (value, "--repository or LIFEBOAT_REPOSITORY"));
+        let repository_in_file = table.as_ref().map(|table| source.anchor_url(table.url.clone()));
+        let repository = source.pick(flag, None, repository_in_file.clone());
+        // The options of the file are of the bucket that the file names; another one has those of the environment.
+        let url = repository.as_ref().map_or("", |setting| setting.value.as_str());
+        let same = bucket_of(url) == repository_in_file.as_deref().and_then(bucket_of);
+        let table = table.filter(|_| same);
+        let in_s3 = url.starts_with("s3://");
         let postgres_configured = file.postgres.is_some();
         let postgres = file.postgres.unwrap_or_default();
         let artifacts = file.artifacts.unwrap_or_default();
@@ -738,6 +757,8 @@ impl Settings {
                 maybe("path_style", one.path_style.as_ref(), |on| *on),
                 maybe("profile", one.profile.as_ref(), String::clone),
                 maybe("ca_file", one.ca_file.as_ref(), path),
+                maybe("account", one.account.as_ref(), String::clone),
+                maybe("credentials_file", one.credentials_file.as_ref(), path),
                 maybe("retention", one.retention.as_ref(), |retention| format!("{:#}", retention.span)),
                 maybe("retention_mode", one.retention.as_ref(), |retention| json!(retention.mode)),
             ];
@@ -772,9 +793,29 @@ mod tests {
         for key in ["access_key = 'x'", "secret_key = 'x'", "endpont = 'x'"] {
             assert!(toml::from_str::<File>(&format!("[[repository]]\nurl = 's3://b/p'\n{key}")).is_err(), "{key}");
         }
-        assert_eq!(bucket_of("s3://b/p/q"), Some("b"));
+        assert_eq!(bucket_of("s3://b/p/q"), Some("s3://b"));
+        assert_eq!((bucket_of("gs://b"), bucket_of("az://b/")), (Some("gs://b"), Some("az://b")));
         assert_eq!(bucket_of("file:///b"), None);
         assert!(!without_credentials("https://me:hunter2@h").contains("hunter2"));
+    }
+
+    #[test]
+    fn options_are_of_the_stores_that_have_them() {
+        let misplaced = |text: &str| {
+            let file: File = toml::from_str(&format!("[[repository]]\n{text}")).unwrap();
+            file.repository[0].misplaced().map(|(option, _)| option)
+        };
+        assert_eq!(misplaced("url = 'az://c/p'\naccount = 'a'\nendpoint = 'https://h'\nca_file = 'ca.pem'"), None);
+        assert_eq!(misplaced("url = 'gs://b'\ncredentials_file = 'key.json'"), None);
+        for (text, option) in [
+            ("url = '/r'\nendpoint = 'https://h'", "endpoint"),
+            ("url = 'gs://b'\nregion = 'r'", "region"),
+            ("url = 'az://c'\nprofile = 'p'", "profile"),
+            ("url = 's3://b'\naccount = 'a'", "account"),
+            ("url = 'az://c'\ncredentials_file = 'f'", "credentials_file"),
+        ] {
+            assert_eq!(misplaced(text), Some(option), "{text}");
+        }
     }
 
     #[test]

@@ -122,8 +122,21 @@ const S3_CREDENTIALS: &str = "check the credentials (AWS_ACCESS_KEY_ID, AWS_PROF
 const S3_UNREACHABLE: &str =
     "check repository.endpoint and repository.region with lifeboat config show, and proxy and certificates; then run the command again";
 
-fn in_s3(url: &str) -> bool {
-    url.starts_with("s3://")
+const GOOGLE_CREDENTIALS: &str = "check the credentials (GOOGLE_APPLICATION_CREDENTIALS, repository.credentials_file, gcloud auth application-default login) and what they may do in the bucket; lifeboat config show names the server";
+
+const AZURE_CREDENTIALS: &str = "check the credentials (AZURE_STORAGE_KEY, AZURE_CLIENT_ID and its like) and what they may do in the container; lifeboat config show names account and server";
+
+const CLOUD_UNREACHABLE: &str =
+    "check repository.account and repository.endpoint with lifeboat config show, and proxy and certificates; then run the command again";
+
+/// What to look at where a store in a bucket says no, and where it says nothing.
+fn bucket_hints(url: &str) -> Option<(&'static str, &'static str)> {
+    match url.split_once("://")?.0 {
+        "s3" => Some((S3_CREDENTIALS, S3_UNREACHABLE)),
+        "gs" => Some((GOOGLE_CREDENTIALS, CLOUD_UNREACHABLE)),
+        "az" | "azure" => Some((AZURE_CREDENTIALS, CLOUD_UNREACHABLE)),
+        _ => None,
+    }
 }
 
 impl From<StoreError> for Failure {
@@ -134,9 +147,9 @@ impl From<StoreError> for Failure {
                 &error,
                 "make room, then run the command again; nothing half-written counts as a backup (lifeboat list)",
             ),
-            StoreError::Denied { store, .. } if in_s3(store) => Self::of(EXIT_KEY, &error, S3_CREDENTIALS),
-            StoreError::Denied { .. } => {
-                Self::of(EXIT_KEY, &error, "check who owns the repository, and as whom lifeboat runs: lifeboat config show")
+            StoreError::Denied { store, .. } => {
+                let owner = "check who owns the repository, and as whom lifeboat runs: lifeboat config show";
+                Self::of(EXIT_KEY, &error, bucket_hints(store).map_or(owner, |(credentials, _)| credentials))
             }
             StoreError::NotFound { .. } | StoreError::Short { .. } => {
                 Self::of(EXIT_UNVERIFIED, &error, "lifeboat verify --all tells what else is missing")
@@ -144,12 +157,11 @@ impl From<StoreError> for Failure {
             StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::Unsupported => {
                 Self::of(EXIT_FAILED, &error, "lifeboat doctor tells what the store can do")
             }
-            StoreError::Io { store, .. } if in_s3(store) => Self::of(EXIT_FAILED, &error, S3_UNREACHABLE),
-            StoreError::Exists { .. } | StoreError::Io { .. } => Self::of(
-                EXIT_FAILED,
-                &error,
-                "look at the repository and its file system, then run the command again; lifeboat config show names it",
-            ),
+            StoreError::Exists { .. } | StoreError::Io { .. } => {
+                let hints = if let StoreError::Io { store, .. } = &error { bucket_hints(store) } else { None };
+                let disk = "look at the repository and its file system, then run the command again; lifeboat config show names it";
+                Self::of(EXIT_FAILED, &error, hints.map_or(disk, |(_, unreachable)| unreachable))
+            }
         }
     }
 }
@@ -160,18 +172,23 @@ impl From<OpenError> for Failure {
             OpenError::Missing(_) => {
                 Self::of(EXIT_NO_REPOSITORY, &error, "check the path, or make a repository with lifeboat init --repository DIR")
             }
-            OpenError::Scheme(_) | OpenError::Address { .. } => {
-                Self::of(EXIT_USAGE, &error, "give a directory or a bucket: lifeboat --repository file:///path, or s3://bucket/prefix")
-            }
+            OpenError::Scheme(_) | OpenError::Address { .. } => Self::of(
+                EXIT_USAGE,
+                &error,
+                "give a directory or a bucket: lifeboat --repository file:///path, s3://bucket/prefix, gs://… or az://…",
+            ),
             OpenError::NoBucket(_) => Self::of(
                 EXIT_NO_REPOSITORY,
                 &error,
                 "check url and endpoint with lifeboat config show; make the bucket with versioning and Object Lock, then run lifeboat init",
             ),
-            OpenError::Io { path, source } if in_s3(path) && source.kind() == std::io::ErrorKind::PermissionDenied => {
-                Self::of(EXIT_KEY, &error, S3_CREDENTIALS)
+            OpenError::Io { path, source } if bucket_hints(path).is_some() => {
+                let (credentials, unreachable) = bucket_hints(path).expect("just looked at");
+                match source.kind() {
+                    std::io::ErrorKind::PermissionDenied => Self::of(EXIT_KEY, &error, credentials),
+                    _ => Self::of(EXIT_FAILED, &error, unreachable),
+                }
             }
-            OpenError::Io { path, .. } if in_s3(path) => Self::of(EXIT_FAILED, &error, S3_UNREACHABLE),
             OpenError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotADirectory => {
                 Self::of(EXIT_NO_REPOSITORY, &error, "check the path, or make a repository with lifeboat init --repository DIR")
             }

@@ -4,6 +4,7 @@
 //! trait blocks: those who copy are threads with bounded queues, and a store that waits on a network
 //! runs its own waiting inside (see docs/decisions/0004).
 
+mod clouds;
 mod copies;
 mod journal;
 mod local;
@@ -18,6 +19,7 @@ use std::ops::Range;
 
 use lifeboat_core::repository::layout::Key;
 
+pub use clouds::CloudStore;
 pub(crate) use copies::View;
 pub use copies::{Alone, Note, NoteKind, first_good};
 pub use journal::{Entry, Journal, Missed};
@@ -249,10 +251,10 @@ fn unsupported(action: &'static str, key: &str, store: &str, why: &str) -> Store
     StoreError::Io { action, key: key.to_owned(), store: store.to_owned(), source }
 }
 
-/// How to reach a store, beside its URL. Only `s3://` has such options.
+/// How to reach a store, beside its URL: region, path style and profile are of `s3://` alone.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StoreOptions {
-    /// The server, where it is not AWS: `https://host:port`.
+    /// The server, where it is not the cloud's own: `https://host:port`.
     pub endpoint: Option<String>,
     /// The region.
     pub region: Option<String>,
@@ -264,9 +266,14 @@ pub struct StoreOptions {
     pub ca_file: Option<std::path::PathBuf>,
     /// How long objects are held; otherwise as the bucket says.
     pub retention: Option<lifeboat_core::hold::Retention>,
+    /// The storage account of an `az://` store.
+    pub account: Option<String>,
+    /// The file with the credentials of a `gs://` store.
+    pub credentials_file: Option<std::path::PathBuf>,
 }
 
-/// Opens the store at a URL: `s3://bucket/prefix`, `file:///absolute/path`, or a plain path. `make` makes a directory that is missing;
+/// Opens the store at a URL: `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`, `file:///absolute/path`, or a plain
+/// path. `make` makes a directory that is missing;
 /// a bucket is never made, because who makes it decides about versions and Object Lock.
 ///
 /// # Errors
@@ -277,6 +284,7 @@ pub fn open(url: &str, options: &StoreOptions, make: bool) -> Result<Box<dyn Sto
         None => url,
         Some(("file", path)) => path,
         Some(("s3", _)) => return Ok(Box::new(S3Store::open(url, options)?)),
+        Some(("gs" | "az" | "azure", _)) => return Ok(Box::new(CloudStore::open(url, options)?)),
         Some((scheme, _)) => return Err(OpenError::Scheme(scheme.to_owned())),
     };
     if path.is_empty() {
@@ -289,7 +297,7 @@ pub fn open(url: &str, options: &StoreOptions, make: bool) -> Result<Box<dyn Sto
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Not a kind of store that this program knows.
-    #[error("open a store with scheme {0:?}: this build knows file:// and s3://")]
+    #[error("open a store with scheme {0:?}: this build knows file://, s3://, gs:// and az://")]
     Scheme(String),
     /// The URL is none of a bucket and a prefix.
     #[error("open {url}: {reason}")]

@@ -193,7 +193,7 @@ fn archived(repository: &Repository, manifest: &Manifest) -> Result<Option<bool>
 /// A place that cannot be a repository is told before anything else is done.
 fn check_output(url: &str, make: bool) -> Result<(), Failure> {
     // A bucket is asked when it is opened.
-    if url.starts_with("s3://") {
+    if ["s3://", "gs://", "az://", "azure://"].iter().any(|scheme| url.starts_with(scheme)) {
         return Ok(());
     }
     let path = url.strip_prefix("file://").unwrap_or(url);

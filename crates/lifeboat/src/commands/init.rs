@@ -97,6 +97,12 @@ fn write_config(path: &Path, init: &Init, settings: &Settings, url: &str) -> Res
         text.push_str(&line("profile", options.profile.as_deref().map(quoted), "\"backup\""));
         text.push_str(&line("ca_file", options.ca_file.as_deref().map(absolute), "\"/etc/ssl/own.pem\""));
     }
+    if url.starts_with("gs://") {
+        text.push_str(&line("credentials_file", None, "\"/etc/lifeboat/google.json\""));
+    }
+    if url.starts_with("az") && url.contains("://") {
+        text.push_str(&line("account", settings.store_options(url).account.as_deref().map(quoted), "\"storageaccount\""));
+    }
     text.push('\n');
     text.push_str("# Code archives, test results, build logs.\n[artifacts]\n");
     text.push_str(&line("directory", init.artifacts.as_deref().map(absolute), "\"/srv/artifacts\""));

@@ -23,8 +23,31 @@ pub(crate) struct RepositoryTable {
     pub(crate) path_style: Option<bool>,
     pub(crate) profile: Option<String>,
     pub(crate) ca_file: Option<PathBuf>,
+    pub(crate) account: Option<String>,
+    pub(crate) credentials_file: Option<PathBuf>,
     pub(crate) retention: Option<String>,
     pub(crate) retention_mode: Option<HoldMode>,
+}
+
+impl RepositoryTable {
+    /// The first option that a repository at its URL has not.
+    fn misplaced(&self) -> Option<(&'static str, &'static str)> {
+        let scheme = self.url.split_once("://").map_or("", |(scheme, _)| scheme);
+        let (s3, google, azure) = (scheme == "s3", scheme == "gs", matches!(scheme, "az" | "azure"));
+        let any = s3 || google || azure;
+        let options = [
+            (self.endpoint.is_some(), any, ("endpoint", "an s3://, gs:// or az:// repository")),
+            (self.ca_file.is_some(), any, ("ca_file", "an s3://, gs:// or az:// repository")),
+            (self.region.is_some(), s3, ("region", "an s3:// repository")),
+            (self.path_style.is_some(), s3, ("path_style", "an s3:// repository")),
+            (self.profile.is_some(), s3, ("profile", "an s3:// repository")),
+            (self.retention.is_some(), s3, ("retention", "an s3:// repository")),
+            (self.retention_mode.is_some(), s3, ("retention_mode", "an s3:// repository")),
+            (self.account.is_some(), azure, ("account", "an az:// repository")),
+            (self.credentials_file.is_some(), google, ("credentials_file", "a gs:// repository")),
+        ];
+        options.into_iter().find(|(given, fits, _)| *given && !fits).map(|(_, _, option)| option)
+    }
 }
 
 /// Who brings objects to a replica.
@@ -48,6 +71,8 @@ pub(crate) struct RepositorySettings {
     pub(crate) path_style: Option<Setting<bool>>,
     pub(crate) profile: Option<Setting<String>>,
     pub(crate) ca_file: Option<Setting<PathBuf>>,
+    pub(crate) account: Option<Setting<String>>,
+    pub(crate) credentials_file: Option<Setting<PathBuf>>,
     pub(crate) retention: Option<Setting<Retention>>,
     /// When it is looked at, if not now.
     pub(crate) as_of: Option<Timestamp>,
@@ -55,7 +80,7 @@ pub(crate) struct RepositorySettings {
 
 impl RepositorySettings {
     fn resolve(source: &Source<'_>, url: Setting<String>, table: Option<&RepositoryTable>, first: bool) -> Self {
-        let in_s3 = bucket_of(&url.value).is_some();
+        let in_s3 = url.value.starts_with("s3://");
         let part = match table {
             Some(RepositoryTable { kept_by: Some(Keeper::Store), .. }) => Some(Part::KeptByStore),
             Some(RepositoryTable { required: Some(true), .. }) => Some(Part::Required),
@@ -83,6 +108,12 @@ impl RepositorySettings {
                 let setting = aws(&["AWS_CA_BUNDLE"]).filter(|_| in_s3)?;
                 Some(Setting { value: setting.value.into(), origin: setting.origin })
             }),
+            account: source.pick(None, None, table.and_then(|table| table.account.clone())),
+            credentials_file: source.pick(
+                None,
+                None,
+                table.and_then(|table| table.credentials_file.clone()).map(|path| source.anchor(path)),
+            ),
             // What it says was checked before.
             retention: source.pick(None, None, table.and_then(|table| parse_retention(table).ok().flatten())),
             as_of: None,
@@ -108,6 +139,8 @@ impl RepositorySettings {
             // A profile of the environment comes after credentials there; one of the configuration before.
             profile: self.profile.as_ref().filter(|setting| matches!(setting.origin, Origin::File(_))).map(|s| s.value.clone()),
             ca_file: self.ca_file.as_ref().map(|setting| setting.value.clone()),
+            account: self.account.as_ref().map(|setting| setting.value.clone()),
+            credentials_file: self.credentials_file.as_ref().map(|setting| setting.value.clone()),
             retention: self.retention.as_ref().map(|setting| setting.value),
         }
     }
@@ -208,20 +241,9 @@ impl Repositories {
 
 fn check(table: &RepositoryTable, first: bool) -> Result<(), Failure> {
     parse_retention(table)?;
-    let holds = table.retention.is_some() || table.retention_mode.is_some();
-    let of_s3 = [
-        table.endpoint.is_some(),
-        table.region.is_some(),
-        table.profile.is_some(),
-        table.ca_file.is_some(),
-        table.path_style.is_some(),
-        holds,
-    ];
-    if bucket_of(&table.url).is_none() && of_s3.contains(&true) {
-        return Err(Failure::usage(
-            "read configuration: endpoint, region, path_style, profile, ca_file and retention are of an s3:// repository only",
-        )
-        .hint("write url = \"s3://bucket/prefix\", or leave them out; lifeboat config show prints the settings"));
+    if let Some((option, of)) = table.misplaced() {
+        return Err(Failure::usage(format!("read configuration: {option} is of {of} only"))
+            .hint("docs/configuration.md lists the options; leave it out, or change url: lifeboat config show prints the settings"));
     }
     let hint = "put the repository that decides first; lifeboat config show prints them in order";
     if first && table.required == Some(false) {

@@ -213,8 +213,8 @@ fn the_command_line_is_checked_before_anything_else() {
         (&["backup", "--name", "Ugly Name"], "Ugly Name"),
         (&["artifact", "get", "../../etc/passwd"], "etc/passwd"),
         (&["artifact", "list", "--versions"], "versions"),
-        (&["--repository", "gs://bucket/prefix", "list"], "s3"),
-        (&["backup", "--output", "gs://bucket/prefix"], "gs"),
+        (&["--repository", "ftp://host/prefix", "list"], "s3"),
+        (&["backup", "--output", "ftp://host/prefix"], "ftp"),
     ] {
         let text = fails(2, || world.lifeboat().args(arguments));
         says(&text, &[word]);

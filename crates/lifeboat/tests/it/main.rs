@@ -4,6 +4,7 @@ mod architecture;
 mod artifact;
 mod as_of;
 mod backup;
+mod clouds;
 mod cluster;
 mod demo;
 mod doctor;
