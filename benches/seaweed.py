@@ -48,8 +48,9 @@ def make_certificates(directory):
 class Seaweed:
     """A server, its bucket and its line. `trace`: a file for every request; then the server speaks plain HTTP, so that they can be read."""
 
-    def __init__(self, program, delay_line, directory, delay_ms, trace=None):
-        self.program, self.delay_line, self.directory, self.delay_ms, self.trace = program, delay_line, directory, delay_ms, trace
+    def __init__(self, program, delay_line, directory, delay_ms, window_bytes, trace=None):
+        self.program, self.delay_line, self.directory, self.trace = program, delay_line, directory, trace
+        self.delay_ms, self.window_bytes = delay_ms, window_bytes
         self.server, self.line, self.ports = None, None, {}
 
     def __enter__(self):
@@ -60,7 +61,7 @@ class Seaweed:
         else:
             fail(f"SeaweedFS does not start:\n{self.log_tail()}")
         port = self.ports["s3"] if self.trace else self.ports["https"]
-        command = [self.delay_line, f"{HOST}:{port}", str(int(self.delay_ms * 1000 / 2)), *([self.trace] if self.trace else [])]
+        command = [self.delay_line, f"{HOST}:{port}", int(self.delay_ms * 1000 / 2), self.window_bytes, *([self.trace] if self.trace else [])]
         self.line = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         port = self.line.stdout.readline().strip()
         if not port:

@@ -1,7 +1,8 @@
 //! A line on loopback between clients and a server, on which every byte takes its time: what a store is like that is not next door.
 //!
-//! Every byte arrives a fixed time after it was sent, in order, and any number of them may be under way: latency is added to every round
-//! trip, and bandwidth is not taken away. Opening a connection costs a round trip as well, as TCP's handshake does. Nothing is opened or
+//! Every byte arrives a fixed time after it was sent, in order, and as many of them as a window has may be under way in each direction of a
+//! connection. With a large one latency is added to every round trip, and bandwidth is not taken away; a small one is what TCP has on a long
+//! way, where one connection carries a window in each round trip and no more. Opening a connection costs a round trip as well, as TCP's handshake does. Nothing is opened or
 //! changed, so TLS passes. The kernel could do this (`tc qdisc add … netem delay`), but many kernels in clouds and containers are built
 //! without it. A program in Rust and not in Python, because it shares its cores with what is measured.
 //!
@@ -16,13 +17,10 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-const USAGE: &str = "Usage: delay-line TARGET-ADDRESS:PORT ONE-WAY-MICROSECONDS [LOG]";
+const USAGE: &str = "Usage: delay-line TARGET-ADDRESS:PORT ONE-WAY-MICROSECONDS WINDOW-BYTES [LOG]";
 
 /// Bytes that are taken off a socket at once.
 const READ_BYTES: usize = 256 << 10;
-
-/// Bytes under way in one direction of one connection, at most. It only bounds memory: at 10 ms one way it lets 800 MB/s pass.
-const LINE_BYTES: usize = 8 << 20;
 
 const METHODS: [&[u8]; 5] = [b"GET /", b"PUT /", b"HEAD /", b"POST /", b"DELETE /"];
 
@@ -31,21 +29,23 @@ const TLS_HANDSHAKE: u8 = 22;
 
 fn main() -> io::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (Some(target), Some(one_way)) = (
+    let (Some(target), Some(one_way), Some(window)) = (
         arguments.first().and_then(|text| text.parse::<SocketAddr>().ok()),
         arguments.get(1).and_then(|text| text.parse().ok()).map(Duration::from_micros),
+        arguments.get(2).and_then(|text| text.parse::<usize>().ok()),
     ) else {
         eprintln!("{USAGE}");
         std::process::exit(2);
     };
-    let log = arguments.get(2).map(File::create).transpose()?;
+    let log = arguments.get(3).map(File::create).transpose()?;
     let log = log.map(|file| Arc::new(Log { began: Instant::now(), file: Mutex::new(file) }));
+    let way = Way { target, one_way, window };
     let listener = TcpListener::bind(("127.0.0.1", 0))?;
     println!("{}", listener.local_addr()?.port());
     thread::spawn(move || {
         for (number, client) in listener.incoming().flatten().enumerate() {
             let log = log.clone();
-            thread::spawn(move || carry(client, target, one_way, number, log));
+            thread::spawn(move || carry(client, way, number, log));
         }
     });
     // Who started this is gone when its pipe is.
@@ -53,15 +53,25 @@ fn main() -> io::Result<()> {
     Ok(())
 }
 
+/// What every connection is like.
+#[derive(Clone, Copy)]
+struct Way {
+    target: SocketAddr,
+    one_way: Duration,
+    /// Bytes under way in one direction of one connection.
+    window: usize,
+}
+
 /// One connection, both ways.
-fn carry(client: TcpStream, target: SocketAddr, one_way: Duration, number: usize, log: Option<Arc<Log>>) {
+fn carry(client: TcpStream, way: Way, number: usize, log: Option<Arc<Log>>) {
     // Before that the client's side of a real connection would not have been open.
-    let open = Instant::now() + 2 * one_way;
-    let Ok(server) = TcpStream::connect(target) else { return };
+    let open = Instant::now() + 2 * way.one_way;
+    let Ok(server) = TcpStream::connect(way.target) else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let requests = log.map(|log| Arc::new(Requests { number, log, state: Mutex::default() }));
-    let upwards = Direction { from: &client, to: &server, not_before: open + one_way, one_way, requests: requests.as_deref(), up: true };
-    let downwards = Direction { from: &server, to: &client, not_before: open, one_way, requests: requests.as_deref(), up: false };
+    let requests_seen = requests.as_deref();
+    let upwards = Direction { from: &client, to: &server, not_before: open + way.one_way, way, requests: requests_seen, up: true };
+    let downwards = Direction { from: &server, to: &client, not_before: open, way, requests: requests_seen, up: false };
     thread::scope(|scope| {
         scope.spawn(|| upwards.carry());
         downwards.carry();
@@ -76,7 +86,7 @@ struct Direction<'c> {
     from: &'c TcpStream,
     to: &'c TcpStream,
     not_before: Instant,
-    one_way: Duration,
+    way: Way,
     requests: Option<&'c Requests>,
     up: bool,
 }
@@ -84,7 +94,7 @@ struct Direction<'c> {
 impl Direction<'_> {
     /// Until one end closes its side; that takes its time as well.
     fn carry(&self) {
-        let line = Line::default();
+        let line = Line { window: self.way.window.max(1), ..Line::default() };
         thread::scope(|scope| {
             scope.spawn(|| self.take_in(&line));
             self.give_out(&line);
@@ -97,12 +107,13 @@ impl Direction<'_> {
             // A broken connection is passed on as its end: what came before it arrives.
             let length = from.read(&mut buffer).unwrap_or(0);
             let now = Instant::now();
-            if self.up && length > 0
+            if self.up
+                && length > 0
                 && let Some(requests) = self.requests
             {
                 requests.sent(&buffer[..length], now);
             }
-            let due = (now + self.one_way).max(self.not_before);
+            let due = (now + self.way.one_way).max(self.not_before);
             if !line.push(due, buffer[..length].to_vec()) || length == 0 {
                 return;
             }
@@ -138,6 +149,7 @@ impl Direction<'_> {
 /// Bytes under way.
 #[derive(Default)]
 struct Line {
+    window: usize,
     state: Mutex<LineState>,
     changed: Condvar,
 }
@@ -154,7 +166,7 @@ impl Line {
     /// Whether anybody will take it.
     fn push(&self, due: Instant, bytes: Vec<u8>) -> bool {
         let state = self.state.lock().expect("no panic while held");
-        let full = |state: &mut LineState| state.bytes >= LINE_BYTES && !state.closed;
+        let full = |state: &mut LineState| state.bytes >= self.window && !state.closed;
         let mut state = self.changed.wait_while(state, full).expect("no panic while held");
         state.bytes += bytes.len();
         state.queue.push_back((due, bytes));
