@@ -84,12 +84,14 @@ class Cluster:
         return sum(everyone[pid][1] for pid in tree(everyone, self.server.pid)) / TICKS
 
 
-def load_pgbench(cluster, scale, filler):
-    """pgbench's tables; with filler `hex`, accounts that compress about as well as business data does, not sixty to one."""
+def load_pgbench(cluster, scale, filler, partitions=0):
+    """pgbench's tables; with filler `hex`, accounts that compress about as well as business data does, not sixty to one. With partitions,
+    the accounts are in that many files."""
+    parts = [f"--partitions={partitions}"] if partitions else []
     if filler == "blank":
-        cluster.run("pgbench", "-i", "-q", "-s", scale)
+        cluster.run("pgbench", "-i", "-q", *parts, "-s", scale)
     else:
-        cluster.run("pgbench", "-i", "-q", "-I", "dt", "-s", scale)
+        cluster.run("pgbench", "-i", "-q", "-I", "dt", *parts, "-s", scale)
         cluster.sql(
             f"BEGIN; TRUNCATE pgbench_accounts, pgbench_branches, pgbench_tellers;"
             f"INSERT INTO pgbench_branches SELECT i, 0, '' FROM generate_series(1, {scale}) i;"

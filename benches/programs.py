@@ -1,10 +1,13 @@
 """lifeboat and pgBackRest as benchmarks configure them: the same compression, the same number of processes, both durable."""
 
 import json
+import os
 import shutil
 import subprocess
+import time
+from urllib.parse import urlsplit
 
-from measuring import CORES, environment, fail, mkdir
+from measuring import CORES, environment, fail, mkdir, remove
 
 
 def pgbackrest_settings(home, repository, cipher="none"):
@@ -21,6 +24,63 @@ def pgbackrest_settings(home, repository, cipher="none"):
 def quoted(value):
     """A string in TOML."""
     return json.dumps(str(value))
+
+
+class Repositories:
+    """Where repositories are: a directory, or below a URL of which both tools get every part. Without `keys` for S3, (id, secret), those
+    of the environment count."""
+
+    def __init__(self, url=None, endpoint=None, region="us-east-1", ca_file=None, keys=None):
+        self.url, self.endpoint, self.region, self.ca_file, self.keys = url, endpoint, region, ca_file, keys
+        self.run = f"{os.getpid()}-{int(time.time())}"
+
+    def place(self, tool, number):
+        if self.url:
+            return f"{self.url.rstrip('/')}/{self.run}/{tool.name}-{number}"
+        return tool.home / f"repository-{number}"
+
+    def is_local(self):
+        return not self.url
+
+    def make(self, place, user):
+        if self.is_local():
+            remove(place)
+            user.own(mkdir(place)).chmod(0o700)
+
+    def remove(self, place):
+        if self.is_local():
+            remove(place)
+
+    def lifeboat(self, place):
+        if self.is_local():
+            return f"url = {quoted(f'file://{place}')}\n"
+        more = {"endpoint": self.endpoint, "region": self.region, "ca_file": self.ca_file}
+        return f"url = {quoted(place)}\n" + "".join(f"{key} = {quoted(value)}\n" for key, value in more.items() if value)
+
+    def pgbackrest(self, place):
+        if self.is_local():
+            return [f"repo1-path={place}"]
+        url = urlsplit(place)
+        if url.scheme != "s3":
+            fail(f"pgBackRest is given S3 only here, not {url.scheme}")
+        endpoint = urlsplit(self.endpoint or f"https://s3.{self.region}.amazonaws.com")
+        return [
+            "repo1-type=s3", f"repo1-s3-bucket={url.netloc}", f"repo1-path={url.path}", f"repo1-s3-endpoint={endpoint.hostname}",
+            f"repo1-storage-port={endpoint.port or 443}", f"repo1-s3-region={self.region}", "repo1-s3-uri-style=path",
+            *([f"repo1-storage-ca-file={self.ca_file}"] if self.ca_file else []),
+        ]
+
+    def environment(self):
+        """Secrets, for both."""
+        if self.is_local():
+            return {}
+        known = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        if self.keys:
+            known |= dict(zip(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), self.keys, strict=True))
+        return known | {
+            "PGBACKREST_REPO1_S3_KEY": known.get("AWS_ACCESS_KEY_ID", ""),
+            "PGBACKREST_REPO1_S3_KEY_SECRET": known.get("AWS_SECRET_ACCESS_KEY", ""),
+        }
 
 
 class LifeboatKeys:

@@ -8,11 +8,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::Timestamp;
+use lifeboat_core::hold::{Retention, Visit, Visited, artifact_until, later};
 use lifeboat_core::repository::artifact::created;
 use lifeboat_core::repository::layout::{self, Key};
 use lifeboat_core::repository::manifest::{BackupKind, Manifest};
 use lifeboat_core::repository::{FORMAT_VERSION, to_json};
-use lifeboat_core::hold::{Retention, Visit, Visited, artifact_until, later};
 use serde::Serialize;
 
 use crate::artifacts::workers::each;

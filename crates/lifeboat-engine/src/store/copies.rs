@@ -124,6 +124,9 @@ macro_rules! delegate {
         fn retain(&self, key: &Key, until: jiff::Timestamp) -> Result<(), StoreError> {
             self.inner().retain(key, until)
         }
+        fn is_remote(&self) -> bool {
+            self.inner().is_remote()
+        }
     };
 }
 

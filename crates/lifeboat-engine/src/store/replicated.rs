@@ -683,6 +683,10 @@ impl Store for ReplicatedStore {
         &self.url
     }
 
+    fn is_remote(&self) -> bool {
+        self.slots.iter().any(|slot| slot.store.get().is_some_and(|store| store.is_remote()))
+    }
+
     fn urls(&self) -> Vec<String> {
         self.slots.iter().map(|slot| slot.store.get().map_or_else(|| slot.member.url.clone(), |store| store.url().to_owned())).collect()
     }

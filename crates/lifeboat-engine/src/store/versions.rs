@@ -72,6 +72,10 @@ impl Store for OneVersion<'_> {
         &self.url
     }
 
+    fn is_remote(&self) -> bool {
+        true
+    }
+
     fn writer(&self) -> Result<Box<dyn ObjectWriter + '_>, StoreError> {
         Err(read_only(&self.url, "an object"))
     }
@@ -191,6 +195,10 @@ impl<'a> AsOf<'a> {
 impl Store for AsOf<'_> {
     fn url(&self) -> &str {
         &self.url
+    }
+
+    fn is_remote(&self) -> bool {
+        true
     }
 
     fn writer(&self) -> Result<Box<dyn ObjectWriter + '_>, StoreError> {

@@ -29,14 +29,16 @@ pub fn load(repository: &Repository, system_id: SystemId, trust: &Trust) -> Resu
     of_cluster(repository, cluster, trust).map(Some)
 }
 
-/// Whoever lost `cluster.json` has the same in every file; the first one that verifies says it.
+/// Whoever lost `cluster.json` has the same in every file; the first one that verifies says it. Most who come here have no file at all, so
+/// the store is asked once, not once for every size that there may be.
 fn without_description(repository: &Repository, system_id: SystemId, trust: &Trust) -> Result<Option<Archive>, WalError> {
+    let listed = repository.store().list(&layout::wal_of(system_id))?;
     for shift in 20..=30 {
         let Ok(segment_size) = lifeboat_core::wal::SegmentSize::new(1 << shift) else { continue };
         let cluster = Cluster { system_id, segment_size };
-        let files = list(repository, cluster)?;
-        let Some((file, _)) = files.iter().find(|(file, _)| file.segment().is_some()) else { continue };
-        if WalReader::new(repository, cluster, trust, Identities::default()).head(*file).is_ok() {
+        let mut files = listed.iter().filter_map(|listed| WalFile::from_key(&listed.key, system_id, segment_size));
+        let Some(file) = files.find(|file| file.segment().is_some()) else { continue };
+        if WalReader::new(repository, cluster, trust, Identities::default()).head(file).is_ok() {
             return of_cluster(repository, cluster, trust).map(Some);
         }
     }

@@ -25,6 +25,7 @@ fn assert_one_clean_line(output: &Output) {
 fn c099_c102_a_whole_cycle_in_a_bucket() {
     let (site, server) = (Site::new(), Seaweed::start());
     let bucket = make_bucket(&server, site.home.path());
+    let proxy = Proxy::start(server.port(), |_, _| Fate::Pass);
     let url = format!("s3://{BUCKET}/company/conductor/");
     let mut cluster = site.cluster(Postgres::V15).start();
     orchestrator::install(&cluster, 100);
@@ -39,7 +40,7 @@ fn c099_c102_a_whole_cycle_in_a_bucket() {
         directory.display(),
         orchestrator::REFERENCE_QUERY,
         // The file's comes before the environment's: those variables are other programs' as well.
-        server.endpoint(),
+        proxy.endpoint(),
     ));
     let keys = site.home.path().join(".config/lifeboat");
     let text = fs::read_to_string(&configuration).unwrap();
@@ -58,7 +59,7 @@ fn c099_c102_a_whole_cycle_in_a_bucket() {
     };
 
     let shown = lifeboat().args(["config", "show"]).run().success();
-    assert!(shown.stdout.contains("repository.endpoint") && shown.stdout.contains(&server.endpoint()), "{shown}");
+    assert!(shown.stdout.contains("repository.endpoint") && shown.stdout.contains(&proxy.endpoint()), "{shown}");
     assert!(!shown.stdout.contains(SECRET_KEY), "{shown}");
 
     let before = lifeboat().args(["list"]).run().expect_code(10);
@@ -84,12 +85,17 @@ fn c099_c102_a_whole_cycle_in_a_bucket() {
 
     cluster.stop(crate::cluster::Stop::Immediate);
     let to = site.place("restored");
+    let asked_before = proxy.requests().len();
     let restore = lifeboat().args(["restore", "latest", "--json", "--start", "--pgdata"]).arg(&to);
     let output = restore.arg("--artifacts").arg(site.place("restored-artifacts")).run().success();
     let running = Running::new(&to, Postgres::V15, &output);
     assert_eq!(running.report["verdict"], "verified");
     assert_eq!(running.psql("SELECT count(*) FROM builds"), "100");
     assert_eq!(running.psql("SELECT count(*) FROM artifacts"), "20");
+    // That there is no archive is one answer: every request more is a way to the store and back.
+    let requests = proxy.requests().split_off(asked_before);
+    let listings: Vec<&String> = requests.iter().filter(|line| line.contains("list-type=2") && line.contains("wal%2F")).collect();
+    assert_eq!(listings.len(), 1, "{listings:#?}");
 }
 
 #[test]
