@@ -171,6 +171,11 @@ pub trait Store: Send + Sync {
     /// [`StoreError::Denied`] if it may not be taken away.
     fn delete(&self, key: &Key) -> Result<(), StoreError>;
 
+    /// Whether requests wait on a network, so that several at the same time bring more than one after the other.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
     /// Other copies of one object, those to try first in front: views of stores in which this key stands for an older version of it, or
     /// for its copy in another repository. For readers that found the object missing or damaged.
     fn alternatives<'a>(&'a self, key: &Key) -> Result<Vec<Box<dyn Store + 'a>>, StoreError> {

@@ -166,6 +166,10 @@ impl Store for S3Store {
         &self.url
     }
 
+    fn is_remote(&self) -> bool {
+        true
+    }
+
     fn create(&self, key: &Key, bytes: &[u8]) -> Result<(), StoreError> {
         let mut writer = self.writer_for(key, bytes.len() as u64)?;
         writer.write(bytes)?;
