@@ -93,8 +93,8 @@ pub struct CopySettings {
 
 /// Bytes that one pack may take, so that all of them at once stay inside three quarters of the
 /// budget: every worker fills a boot pack and another one, and some wait for the store.
-pub(crate) fn pack_bytes(memory_bytes: u64, workers: usize) -> usize {
-    let packs = 2 * workers as u64 + pack_writer::STORE_THREADS as u64 + 1;
+fn pack_bytes(memory_bytes: u64, workers: usize, store_threads: usize) -> usize {
+    let packs = 2 * workers as u64 + store_threads as u64 + 1;
     (memory_bytes / 4 * 3 / packs).clamp(1 << 20, 32 << 20) as usize
 }
 
@@ -454,7 +454,8 @@ pub fn run<T, E: From<CopyError>>(
     feed: impl FnOnce(&Feeder<'_, '_>) -> Result<T, E>,
 ) -> Result<(T, Copied), E> {
     let workers = settings.workers.max(1);
-    let pack_limit = pack_bytes(settings.memory_bytes, workers);
+    let store_threads = pack_writer::store_threads(store.is_remote(), workers);
+    let pack_limit = pack_bytes(settings.memory_bytes, workers, store_threads);
     let shared = Shared {
         settings,
         progress,
@@ -473,7 +474,7 @@ pub fn run<T, E: From<CopyError>>(
     let (jobs, work) = channel::bounded::<Job>(workers);
     let (full, packs) = channel::bounded(1);
     let fed = std::thread::scope(|scope| {
-        for _ in 0..pack_writer::STORE_THREADS {
+        for _ in 0..store_threads {
             let packs = packs.clone();
             scope.spawn(|| pack_writer::store_packs(&shared, packs));
         }
