@@ -28,7 +28,7 @@ fn findings(output: &Output) -> BTreeMap<String, String> {
     findings.iter().map(|finding| (text(finding, "code"), text(finding, "severity"))).collect()
 }
 
-fn at<'a>(site: &Site, endpoint: &str, url: &str) -> Program {
+fn at(site: &Site, endpoint: &str, url: &str) -> Program {
     with_server(Program::new(&site.home), endpoint).args(["--repository", url])
 }
 

@@ -1,3 +1,5 @@
+//! Facts in, findings out: each fault one finding, of the right danger, with its fix.
+
 use jiff::SignedDuration;
 
 use super::*;
