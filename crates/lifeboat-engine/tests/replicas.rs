@@ -389,6 +389,44 @@ fn when_the_primary_fails_nothing_is_committed_anywhere() {
 }
 
 #[test]
+fn a_silent_replica_is_left_alone_for_a_while_and_not_for_ever() {
+    let world = World::new(Part::BestEffort, Part::Required);
+    world.places[1].faults.down.store(true, Ordering::SeqCst);
+    let write =
+        |number: u32| world.open(Access::Write).map(|repository| repository.store().create(&key(&format!("wal/1/{number}.json")), b"x"));
+    write(0).unwrap().unwrap();
+    let asked = |place: &Place| place.faults.requests.load(Ordering::SeqCst);
+    let before = asked(&world.places[1]);
+    let marks = || {
+        let names = fs::read_dir(world.journal(&world.places[1]).directory()).unwrap().flatten();
+        names
+            .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "down"))
+            .map(|entry| entry.metadata().unwrap().modified().unwrap())
+            .collect::<Vec<_>>()
+    };
+    let mark = marks();
+    assert_eq!(mark.len(), 1);
+    // Later processes do not ask it, and do not make it wait for longer either.
+    for number in 1..4 {
+        write(number).unwrap().unwrap();
+    }
+    assert_eq!((asked(&world.places[1]), marks()), (before, mark));
+    assert_eq!(world.journal(&world.places[1]).read().unwrap().entries.len(), 4);
+    // One that is required is asked every time, and written to as soon as it answers.
+    let repository = world.open(Access::Write).unwrap();
+    world.places[2].faults.down.store(true, Ordering::SeqCst);
+    let wal = key("wal/1/5.json");
+    for _ in 0..2 {
+        let before = asked(&world.places[2]);
+        assert!(repository.store().create(&wal, b"x").is_err());
+        assert!(asked(&world.places[2]) > before);
+    }
+    world.places[2].faults.down.store(false, Ordering::SeqCst);
+    assert!(matches!(repository.store().create(&wal, b"x"), Err(StoreError::Exists { .. })));
+    assert!(world.places[2].inner.length(&wal).is_ok());
+}
+
+#[test]
 fn what_is_not_a_replica_is_not_written_to() {
     let mut world = World::new(Part::BestEffort, Part::BestEffort);
     // Empty: it is left alone, and said so; required: the run does not begin.

@@ -148,6 +148,8 @@ pub struct RestoredDatabase {
     pub dsn: Option<String>,
     /// What an operator should know.
     pub warnings: Vec<String>,
+    /// WAL that the server's restore command read from another place than the first, in its own words.
+    pub read_around: Vec<String>,
 }
 
 /// Checks that everything the plan writes to can be written to, before anything is read.
@@ -215,6 +217,7 @@ pub fn run(
         restored.last_commit = started.last_commit;
         restored.dsn = Some(started.dsn);
         restored.warnings.extend(started.warnings);
+        restored.read_around = started.read_around;
         // Nothing is fetched any more.
         if let Some(spool) = &settings.spool {
             let _ = fs::remove_dir_all(spool);

@@ -83,6 +83,8 @@ pub struct Started {
     pub last_commit: Option<jiff::Timestamp>,
     /// What an operator should know of it.
     pub warnings: Vec<String>,
+    /// WAL that its restore command read from another place than the first, in its own words.
+    pub read_around: Vec<String>,
 }
 
 /// Where a program of exactly this major version is.
@@ -188,7 +190,7 @@ pub(super) fn run(postgres: &Path, directory: &Path, options: &[String], timeout
         match first_answer(directory) {
             Ok(Some(started)) => {
                 // Empty unless something went wrong; PostgreSQL's own logging is elsewhere or here.
-                return Ok(started);
+                return Ok(Started { read_around: read_around(&log_path), ..started });
             }
             Ok(None) => last = "still in recovery".into(),
             Err(error) if error.is_transient() || matches!(error, PgError::Unreachable { .. }) => last = error.to_string(),
@@ -217,6 +219,13 @@ pub(super) fn stop(directory: &Path) -> Result<(), ServerError> {
         std::thread::sleep(Duration::from_millis(50));
     }
     Err(ServerError::Timeout { directory: directory.display().to_string(), seconds: 120, last: "it does not stop".into() })
+}
+
+/// What `wal fetch` said that recovery read around. (A server with a log collector says it there.)
+fn read_around(log: &Path) -> Vec<String> {
+    let text = String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned();
+    let said = text.lines().filter_map(|line| line.strip_prefix("warning: ")).filter(|line| line.starts_with("read wal/"));
+    said.take(crate::artifacts::MAX_KEPT).map(str::to_owned).collect()
 }
 
 fn last_words(log: &Path, status: &str) -> String {
@@ -309,7 +318,13 @@ fn ask_first(directory: &Path) -> Result<Option<Started>, PgError> {
     let endpoint = connection.endpoint();
     let dsn = format!("host={} port={} user={} dbname={}", endpoint.host, endpoint.port, endpoint.user, endpoint.database);
     let reached = began.map_or_else(|| row.parse("reached"), Ok)?;
-    Ok(Some(Started { dsn, reached, last_commit: row.parse_opt("last_commit")?, warnings: collation_warnings(&connection) }))
+    Ok(Some(Started {
+        dsn,
+        reached,
+        last_commit: row.parse_opt("last_commit")?,
+        warnings: collation_warnings(&connection),
+        read_around: Vec::new(),
+    }))
 }
 
 /// Databases whose collation has another version here than when their indexes were built: those

@@ -77,6 +77,11 @@ impl Journal {
         Self { directory: directory.to_owned(), name, most: MAX_BYTES }
     }
 
+    /// Where it stands.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     fn path(&self) -> PathBuf {
         self.directory.join(format!("{}.missed", self.name))
     }

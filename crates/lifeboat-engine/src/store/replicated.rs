@@ -29,6 +29,9 @@ const PAUSE: Duration = Duration::from_secs(300);
 /// The same between processes, of which an archiver starts one for every segment.
 const PAUSE_BETWEEN: Duration = Duration::from_secs(60);
 
+/// Why a replica is left alone that another process found silent.
+const NOT_ASKED: &str = "it did not answer a moment ago";
+
 /// Notes that are kept: nobody reads more, and memory is bounded.
 const MAX_NOTES: usize = 10_000;
 
@@ -141,7 +144,7 @@ pub fn open_members(members: Vec<Member>, access: Access, spool: &Path, watch: W
         if writing && index > 0 && member.part == Part::BestEffort {
             let journal = id.map(|id| journal_of(spool, id, &member.name));
             if journal.is_some_and(|journal| journal.was_down(PAUSE_BETWEEN)) {
-                found.push((index, Err("it did not answer a moment ago".to_owned())));
+                found.push((index, Err(NOT_ASKED.to_owned())));
                 continue;
             }
         }
@@ -193,9 +196,9 @@ pub fn open_members(members: Vec<Member>, access: Access, spool: &Path, watch: W
             Ok(store) => _ = slot.store.set(store),
             Err(problem) => {
                 *slot.paused.get_mut().expect("it is ours alone") = Some((Instant::now() + PAUSE, problem.clone()));
-                if writing {
+                if writing && problem != NOT_ASKED {
                     slot.journal.mark_down();
-                } else {
+                } else if !writing {
                     let repository = slot.member.name.clone();
                     notes.push(Note { kind: NoteKind::LeftOut, repository, object: None, problem });
                 }
@@ -235,8 +238,21 @@ struct Slot {
 }
 
 impl Slot {
-    fn pause(&self, problem: &str) {
-        *self.paused.lock().expect("no panic while held") = Some((Instant::now() + PAUSE, problem.to_owned()));
+    /// Leaves it alone for a while. One that is left alone already is not left alone for longer: it has to be tried again some time.
+    fn pause(&self, problem: &str) -> bool {
+        let mut paused = self.paused.lock().expect("no panic while held");
+        let new = paused.as_ref().is_none_or(|(until, _)| Instant::now() >= *until);
+        if new {
+            *paused = Some((Instant::now() + PAUSE, problem.to_owned()));
+        }
+        new
+    }
+
+    /// The same of a replica that failed a write. One that is required is asked every time: everything waits for it.
+    fn pause_writing(&self, problem: &str) {
+        if self.member.part == Part::BestEffort && self.pause(problem) {
+            self.journal.mark_down();
+        }
     }
 
     /// The store, if it is to be tried now. `id` is what it has to be.
@@ -352,8 +368,7 @@ impl ReplicatedStore {
         };
         let problem = causes::joined(&error);
         if !matches!(error, StoreError::Exists { .. } | StoreError::NotFound { .. } | StoreError::Short { .. }) {
-            slot.pause(&problem);
-            slot.journal.mark_down();
+            slot.pause_writing(&problem);
         }
         self.miss(index, &Entry::Put(key.clone()), &problem);
         if self.required(index) { Err(error) } else { Ok(()) }
@@ -646,7 +661,7 @@ impl ObjectWriter for ReplicatedWriter<'_> {
             if let Ok(writer) = &mut copy.writer
                 && let Err(error) = writer.write(bytes)
             {
-                self.all.slots[copy.index].pause(&causes::joined(&error));
+                self.all.slots[copy.index].pause_writing(&causes::joined(&error));
                 copy.writer = Err(error);
             }
         }
@@ -769,7 +784,7 @@ impl Store for ReplicatedStore {
         for (index, slot) in self.replicas() {
             if let Err(error) = slot.usable(self.id).and_then(|replica| replica.delete(key)) {
                 let problem = causes::joined(&error);
-                slot.pause(&problem);
+                slot.pause_writing(&problem);
                 self.miss(index, &Entry::Delete(key.clone()), &problem);
                 if self.required(index) {
                     failed = failed.and(Err(error));

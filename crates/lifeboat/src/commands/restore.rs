@@ -397,6 +397,10 @@ fn execute(
     // No reason not to restore what is signed and whole, but somebody should look.
     findings.extend(backup.stray(repository).map(|finding| Finding { kind: FindingKind::NotChecked, ..finding }));
     findings.extend(read_around(repository));
+    for said in database.iter().flat_map(|database| &database.read_around) {
+        let object = said.split(' ').nth(1).unwrap_or_default().to_owned();
+        findings.push(Finding { kind: FindingKind::NotChecked, backup: None, object, file: None, problem: said.clone() });
+    }
     measured.verified_seconds = begun.elapsed().as_secs_f64();
     let all = verdict(&findings);
     out.result(&serde_json::json!({"backup": plan.backup, "plan": plan, "digest": plan.digest(), "measured": measured, "verdict": all, "findings": findings}), || {

@@ -237,7 +237,8 @@ pub(super) fn run_ahead(prefetch: &WalPrefetch, settings: &Settings) -> Result<u
     let segment_size = SegmentSize::new(prefetch.segment_size).map_err(usage)?;
     let segment = Segment::from_file_name(&prefetch.file, segment_size).map_err(usage)?;
     let cluster = Cluster { system_id: prefetch.system_id, segment_size };
-    let repository = session::prove_repository(settings)?;
+    // The primary by itself: what it does not have, or has damaged, is left to the one whose words are heard.
+    let repository = session::without_copies(session::primary(settings)?)?;
     let trust = session::trust(settings)?;
     let reader = WalReader::new(&repository, cluster, &trust, session::identities(settings, prefetch.identity.as_ref())?);
     let Some(spool) = open_spool(settings, &repository, cluster) else { return Ok(EXIT_FAILED) };
