@@ -10,11 +10,14 @@ from urllib.parse import urlsplit
 from measuring import CORES, environment, fail, mkdir, remove
 
 
-def pgbackrest_settings(home, repository, cipher="none"):
-    """Lines of `[global]`: files below `home`, zstd at lifeboat's level."""
+LIFEBOATS_LEVEL = ("compress-type=zst", "compress-level=1")
+
+
+def pgbackrest_settings(home, repository, cipher="none", compression=LIFEBOATS_LEVEL):
+    """Lines of `[global]`: files below `home`, zstd at lifeboat's level where nothing else is said."""
     return [
         f"log-path={home}", f"lock-path={home}/lock", f"spool-path={home}/spool", "log-level-console=warn", "log-level-file=off",
-        "compress-type=zst", "compress-level=1", f"process-max={CORES}", "start-fast=y", "archive-timeout=120",
+        *compression, f"process-max={CORES}", "start-fast=y", "archive-timeout=120",
         "repo1-retention-full=9999999", f"repo1-cipher-type={cipher}",
         *(["repo1-cipher-pass=a-passphrase-for-a-benchmark-only"] if cipher != "none" else []),
         *(repository if isinstance(repository, list) else [f"repo1-path={repository}"]),

@@ -6,6 +6,7 @@
 
 use lifeboat_core::artifacts::Found;
 use lifeboat_core::attestation::{Expected, Statement};
+use lifeboat_core::hold::{Retention, Visit, Visited};
 use lifeboat_core::postgres::control_file::{ControlFile, invalidate_checkpoint};
 use lifeboat_core::postgres::data_directory::{RelationFile, disposition, must_exist, unlogged};
 use lifeboat_core::postgres::{backup_manifest, page};
@@ -17,7 +18,6 @@ use lifeboat_core::repository::manifest::Manifest;
 use lifeboat_core::repository::retention::{Condemned, Mark, Pin, PinEnd, Word, standing as decide_retention};
 use lifeboat_core::repository::{Descriptor, Id, Sha256, extent, file_table, pack, sealed, to_json};
 use lifeboat_core::restore::{auto_conf, tablespace_map};
-use lifeboat_core::retention::{Retention, Visit, Visited};
 use lifeboat_core::wal::file::{GapRecord, WalCluster, WalFile, WalPredicate};
 use lifeboat_core::wal::history::History;
 use lifeboat_core::wal::record::{Search, Summarizer, Summary, Wanted};

@@ -62,6 +62,8 @@ pub(crate) struct Inner {
     runtime: Runtime,
     /// Whether the server takes SHA-256 checksums. Some clones refuse headers that they do not know.
     pub(crate) checksums: AtomicBool,
+    /// Whether everything goes through TLS.
+    encrypted: bool,
     requests: Mutex<BTreeMap<&'static str, u64>>,
     observed: Observer,
 }
@@ -138,10 +140,17 @@ impl Bucket {
                 max_attempts: config.max_attempts.max(1),
                 runtime,
                 checksums: AtomicBool::new(true),
+                encrypted: config.endpoint.as_deref().is_none_or(|endpoint| endpoint.starts_with("https://")),
                 requests: Mutex::default(),
                 observed,
             }),
         })
+    }
+
+    /// Whether a body need not be hashed once more for its request's signature: the signature is over its checksum, which the server
+    /// compares, and TLS lets nobody change it on the way. Plain HTTP has the signature only.
+    pub(crate) fn leaves_body_unsigned(&self, has_checksum: bool) -> bool {
+        self.inner.encrypted && has_checksum
     }
 
     /// The name of the bucket.

@@ -93,7 +93,18 @@ impl Bucket {
     ///
     /// [`Kind::Exists`] if somebody else's object is there, which stays as it is.
     pub fn put_if_absent(&self, key: &str, bytes: impl Into<Bytes>, retention: Option<Retention>) -> Result<Written, S3Error> {
-        self.wait(self.put(key, bytes.into(), retention, &write_id()))
+        self.wait(self.put(key, bytes.into(), None, retention, &write_id()))
+    }
+
+    /// The same of bytes whose SHA-256 is known already. The server compares it with what arrives, so a wrong one writes nothing.
+    pub fn put_digested_if_absent(
+        &self,
+        key: &str,
+        bytes: impl Into<Bytes>,
+        digest: [u8; 32],
+        retention: Option<Retention>,
+    ) -> Result<Written, S3Error> {
+        self.wait(self.put(key, bytes.into(), Some(base64::encode(digest)), retention, &write_id()))
     }
 
     /// Creates the object with a SHA-256 that is not that of its bytes, which a server that checks them refuses. True: it did.
@@ -108,9 +119,16 @@ impl Bucket {
         }
     }
 
-    pub(crate) async fn put(&self, key: &str, bytes: Bytes, retention: Option<Retention>, id: &str) -> Result<Written, S3Error> {
+    pub(crate) async fn put(
+        &self,
+        key: &str,
+        bytes: Bytes,
+        digest: Option<String>,
+        retention: Option<Retention>,
+        id: &str,
+    ) -> Result<Written, S3Error> {
         let length = bytes.len() as u64;
-        let digest = &sha256(&bytes);
+        let digest = &digest.unwrap_or_else(|| sha256(&bytes));
         let done = self
             .again("create", key, |_| {
                 let bytes = bytes.clone();
@@ -154,7 +172,11 @@ impl Bucket {
             .set_object_lock_mode(retention.map(|retention| lock_mode(retention.mode)))
             .set_object_lock_retain_until_date(retention.map(|retention| DateTime::from(retention.until)))
             .body(ByteStream::from(bytes));
-        let answer = request.send().await.map_err(|error| S3Error::of("create", key, error))?;
+        let answer = match self.leaves_body_unsigned(digest.is_some()) {
+            true => request.customize().disable_payload_signing().send().await,
+            false => request.send().await,
+        };
+        let answer = answer.map_err(|error| S3Error::of("create", key, error))?;
         Ok(Written { version: answer.version_id().map(str::to_owned) })
     }
 

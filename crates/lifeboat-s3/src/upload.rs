@@ -104,7 +104,7 @@ impl Upload {
     pub fn finish(mut self) -> Result<Written, S3Error> {
         if self.parts.is_none() {
             let bytes = Bytes::from(std::mem::take(&mut self.filling));
-            return self.bucket.wait(self.bucket.put(&self.key, bytes, self.retention, &self.id));
+            return self.bucket.wait(self.bucket.put(&self.key, bytes, None, self.retention, &self.id));
         }
         self.send()?;
         let bucket = self.bucket.clone();
@@ -235,7 +235,14 @@ async fn send_part(
         .again("create", key, |_| {
             let request = bucket.client().upload_part().bucket(bucket.name()).key(key).upload_id(&upload).part_number(number);
             let request = request.set_checksum_sha256(digest.clone()).body(ByteStream::from(bytes.clone()));
-            async move { request.send().await.map_err(|error| S3Error::of("create", key, error)) }
+            let unsigned = bucket.leaves_body_unsigned(digest.is_some());
+            async move {
+                let answer = match unsigned {
+                    true => request.customize().disable_payload_signing().send().await,
+                    false => request.send().await,
+                };
+                answer.map_err(|error| S3Error::of("create", key, error))
+            }
         })
         .await?;
     let tag = answer.e_tag().ok_or_else(|| S3Error::new(Kind::Other, "create", key, "the server gave no tag of a part"))?;

@@ -451,7 +451,7 @@ fn as_of_spool(mut spool: Setting<PathBuf>, as_of: Option<jiff::Timestamp>) -> S
     spool
 }
 
-/// The bucket of an `s3://` URL.
+/// The bucket or container of a URL, with its scheme.
 fn bucket_of(url: &str) -> Option<&str> {
     let (scheme, rest) = url.split_once("://")?;
     let bucket = rest.split('/').next().unwrap_or_default();
@@ -468,23 +468,6 @@ impl Settings {
         let source = Source { path: path.as_deref() };
         let flag = cli.repository.clone().map(|value| (value, "--repository or LIFEBOAT_REPOSITORY"));
         let repositories = Repositories::resolve(&source, &file.repository, flag, &cli.without_repository, cli.as_of)?;
-        if file.repository.len() > 1 {
-            return Err(Failure::usage("read configuration: more than one [[repository]] is not possible in this version")
-                .hint("keep one; copies of the repository directory are repositories as well: lifeboat --repository DIR list"));
-        }
-        let table = file.repository.into_iter().next();
-        if let Some((option, of)) = table.as_ref().and_then(RepositoryTable::misplaced) {
-            return Err(Failure::usage(format!("read configuration: {option} is of {of} only"))
-                .hint("docs/configuration.md lists the options; leave it out, or change url: lifeboat config show prints the settings"));
-        }
-        let flag = cli.repository.clone().map(|value| (value, "--repository or LIFEBOAT_REPOSITORY"));
-        let repository_in_file = table.as_ref().map(|table| source.anchor_url(table.url.clone()));
-        let repository = source.pick(flag, None, repository_in_file.clone());
-        // The options of the file are of the bucket that the file names; another one has those of the environment.
-        let url = repository.as_ref().map_or("", |setting| setting.value.as_str());
-        let same = bucket_of(url) == repository_in_file.as_deref().and_then(bucket_of);
-        let table = table.filter(|_| same);
-        let in_s3 = url.starts_with("s3://");
         let postgres_configured = file.postgres.is_some();
         let postgres = file.postgres.unwrap_or_default();
         let artifacts = file.artifacts.unwrap_or_default();

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use jiff::{SignedDuration, Timestamp};
 use lifeboat_core::doctor::store::StoreFacts;
 use lifeboat_core::hold::{HoldMode, Retention, hold_of, later};
-use lifeboat_core::repository::layout::Key;
+use lifeboat_core::repository::layout::{self, Key};
 use lifeboat_core::repository::pack::MAX_BYTES as MAX_PACK_BYTES;
 use lifeboat_s3::{Bucket, Config, Kind, Mode, S3Error, Upload};
 
@@ -233,7 +233,12 @@ impl ObjectWriter for S3Collector<'_> {
 
     fn commit(self: Box<Self>, key: &Key) -> Result<(), StoreError> {
         let store = self.store;
-        let written = store.bucket.put_if_absent(&store.full(key.as_str()), self.bytes, store.hold(key));
+        let full = store.full(key.as_str());
+        // A pack has its digest in its name: who named it has hashed these bytes, and the server compares.
+        let written = match layout::digest_of(key).filter(|digest| layout::pack(*digest) == *key) {
+            Some(digest) => store.bucket.put_digested_if_absent(&full, self.bytes, digest.0, store.hold(key)),
+            None => store.bucket.put_if_absent(&full, self.bytes, store.hold(key)),
+        };
         written.map(drop).map_err(|error| store.error("write", key.as_str(), 0, error))
     }
 }

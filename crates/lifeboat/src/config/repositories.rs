@@ -31,7 +31,7 @@ pub(crate) struct RepositoryTable {
 
 impl RepositoryTable {
     /// The first option that a repository at its URL has not.
-    fn misplaced(&self) -> Option<(&'static str, &'static str)> {
+    pub(super) fn misplaced(&self) -> Option<(&'static str, &'static str)> {
         let scheme = self.url.split_once("://").map_or("", |(scheme, _)| scheme);
         let (s3, google, azure) = (scheme == "s3", scheme == "gs", matches!(scheme, "az" | "azure"));
         let any = s3 || google || azure;
