@@ -142,6 +142,7 @@ fn prepare(
     };
     let artifact_steps = begin..plan.steps.len();
     leases(repository.store(), &mut plan)?;
+    numbered(repository.store(), layout::VISITS, &layout::visit, ("visits", "newer ones say what is held"), &mut plan)?;
     plan.push(Step::ordered("pins and marks", "their backups are gone", words));
     Ok(Prepared { plan, artifacts, artifact_steps })
 }
@@ -271,17 +272,30 @@ fn artifact_steps(found: &Garbage, plan: &mut Plan) {
 fn leases(store: &dyn Store, plan: &mut Plan) -> Result<(), PruneError> {
     for purpose in store.list_segments(layout::LEASES)?.into_iter().filter(|part| part.ends_with('/')) {
         let purpose = purpose.trim_end_matches('/');
-        let mut bytes = BTreeMap::new();
-        for (key, length) in pairs(store.list(&layout::leases(purpose))?) {
-            match layout::number_of(&key).filter(|number| layout::lease(purpose, *number) == key) {
-                Some(number) => drop(bytes.insert(number, length)),
-                None => plan.leave([key]),
-            }
-        }
-        let going = rules::numbered_garbage(bytes.keys().copied().collect(), None);
-        let listed = going.into_iter().map(|number| (layout::lease(purpose, number), bytes[&number])).collect();
-        plan.push(Step::ordered(rules::LEASE_EPOCHS, "newer ones decide", listed));
+        let of = |number| layout::lease(purpose, number);
+        numbered(store, &layout::leases(purpose), &of, (rules::LEASE_EPOCHS, "newer ones decide"), plan)?;
     }
+    Ok(())
+}
+
+/// Numbered objects of which only the newest say anything.
+fn numbered(
+    store: &dyn Store,
+    prefix: &str,
+    of: &dyn Fn(u64) -> Key,
+    (what, why): (&'static str, &str),
+    plan: &mut Plan,
+) -> Result<(), PruneError> {
+    let mut bytes = BTreeMap::new();
+    for (key, length) in pairs(store.list(prefix)?) {
+        match layout::number_of(&key).filter(|number| of(*number) == key) {
+            Some(number) => drop(bytes.insert(number, length)),
+            None => plan.leave([key]),
+        }
+    }
+    let going = rules::numbered_garbage(bytes.keys().copied().collect(), None);
+    let listed = going.into_iter().map(|number| (of(number), bytes[&number])).collect();
+    plan.push(Step::ordered(what, why, listed));
     Ok(())
 }
 

@@ -289,6 +289,18 @@ fn c106_prune_takes_what_only_expired_backups_needed_and_nothing_before_its_time
 }
 
 #[test]
+fn of_marks_that_say_what_is_held_the_newest_stay() {
+    let (world, _) = three();
+    for number in 1..=40 {
+        world.repository.store().create(&layout::visit(number), b"{}").unwrap();
+    }
+    world.prune(8);
+    let left = world.repository.store().list(layout::VISITS).unwrap();
+    let numbers: Vec<_> = left.iter().filter_map(|listed| layout::number_of(&listed.key)).collect();
+    assert_eq!(numbers, (25..=40).collect::<Vec<u64>>());
+}
+
+#[test]
 fn a_prune_that_ends_anywhere_leaves_a_repository_that_verifies_and_the_next_one_finishes() {
     let reference = {
         let (world, _) = three();
