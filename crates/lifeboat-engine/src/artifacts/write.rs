@@ -396,7 +396,7 @@ impl<'a> Writer<'a> {
             }
             let runs = self.merge(change, set.runs())?;
             let next = Head { format: FORMAT_VERSION, head: number + 1, created: Timestamp::now(), runs, count, bytes };
-            if create_or_mine(self.store, &layout::artifact_head(next.head), &to_json(&next), catalog::MAX_HEAD_BYTES)? {
+            if create_or_mine(self.store, &layout::artifact_head(next.head), &next.encode(), catalog::MAX_HEAD_BYTES)? {
                 *mine = Some(next.clone());
                 return Ok(Some(next));
             }
