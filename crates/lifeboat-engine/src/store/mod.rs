@@ -4,6 +4,7 @@
 //! trait blocks: those who copy are threads with bounded queues, and a store that waits on a network
 //! runs its own waiting inside (see docs/decisions/0004).
 
+mod fault;
 mod local;
 mod memory;
 mod s3;
@@ -13,6 +14,7 @@ use std::ops::Range;
 
 use lifeboat_core::repository::layout::Key;
 
+pub use fault::{Fault, Faults, FaultyStore, INJECTED, Operation, Rule, Step};
 pub use local::LocalStore;
 pub use memory::MemoryStore;
 pub use s3::S3Store;
