@@ -199,6 +199,24 @@ pub trait Store: Send + Sync {
     }
 }
 
+/// Creates an object with bytes that nobody else writes. A conditional create that failed may have been done all the same, its answer lost
+/// on the way: so whatever the error, what is there now is looked at. False: somebody else's is there.
+pub(crate) fn create_or_mine(store: &dyn Store, key: &Key, bytes: &[u8]) -> Result<bool, StoreError> {
+    let error = match store.create(key, bytes) {
+        Ok(()) => return Ok(true),
+        // Nothing can have been done.
+        Err(error @ (StoreError::Denied { .. } | StoreError::Full { .. })) => return Err(error),
+        Err(error) => error,
+    };
+    match store.get(key, bytes.len() as u64) {
+        Ok(found) => Ok(found == bytes),
+        Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::FileTooLarge => Ok(false),
+        // Whose it is has to be known; of an object that is not there, the first error tells more.
+        Err(unread) if matches!(error, StoreError::Exists { .. }) => Err(unread),
+        Err(_) => Err(error),
+    }
+}
+
 fn unsupported(action: &'static str, key: &str, store: &str, why: &str) -> StoreError {
     let source = std::io::Error::new(std::io::ErrorKind::Unsupported, why.to_owned());
     StoreError::Io { action, key: key.to_owned(), store: store.to_owned(), source }
