@@ -73,11 +73,10 @@ fn read_manifest(repository: &Repository, id: &BackupId) -> Result<Vec<u8>, Open
         Ok(bytes) => Ok(bytes),
         Err(StoreError::NotFound { .. }) => {
             // A bundle without a manifest is a backup that did not finish, or lost its manifest.
-            let bundle = repository.store().length(&layout::manifest_bundle(id));
-            if bundle.is_ok() {
-                Err(finding(id, FindingKind::Missing, &key, "the backup did not finish, or its manifest was removed"))
-            } else {
-                Err(OpenBackupError::Absent(id.to_string()))
+            match repository.store().length(&layout::manifest_bundle(id)) {
+                Ok(_) => Err(finding(id, FindingKind::Missing, &key, "the backup did not finish, or its manifest was removed")),
+                Err(StoreError::NotFound { .. }) => Err(OpenBackupError::Absent(id.to_string())),
+                Err(error) => Err(error.into()),
             }
         }
         Err(error) => Err(error.into()),

@@ -217,6 +217,17 @@ pub(crate) fn create_or_mine(store: &dyn Store, key: &Key, bytes: &[u8]) -> Resu
     }
 }
 
+/// Reads a range, and makes sure that all of it came: who takes bytes apart by their places must not find fewer.
+pub(crate) fn read_range(store: &dyn Store, key: &Key, range: Range<u64>, buffer: &mut Vec<u8>) -> Result<(), StoreError> {
+    let wanted = range.end.saturating_sub(range.start);
+    store.get_range(key, range, buffer)?;
+    if buffer.len() as u64 == wanted {
+        return Ok(());
+    }
+    let source = std::io::Error::new(std::io::ErrorKind::UnexpectedEof, format!("{} bytes came instead of {wanted}", buffer.len()));
+    Err(StoreError::Io { action: "read", key: key.to_string(), store: store.url().to_owned(), source })
+}
+
 fn unsupported(action: &'static str, key: &str, store: &str, why: &str) -> StoreError {
     let source = std::io::Error::new(std::io::ErrorKind::Unsupported, why.to_owned());
     StoreError::Io { action, key: key.to_owned(), store: store.to_owned(), source }
