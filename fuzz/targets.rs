@@ -14,6 +14,7 @@ use lifeboat_core::repository::backup_id::BackupId;
 use lifeboat_core::repository::layout::{self, ArtifactName, Key};
 use lifeboat_core::repository::lease::{Lease, standing};
 use lifeboat_core::repository::manifest::Manifest;
+use lifeboat_core::repository::retention::{Condemned, Mark, Pin, PinEnd, Word, standing as decide_retention};
 use lifeboat_core::repository::{Descriptor, Id, Sha256, extent, file_table, pack, sealed, to_json};
 use lifeboat_core::restore::{auto_conf, tablespace_map};
 use lifeboat_core::wal::file::{GapRecord, WalCluster, WalFile, WalPredicate};
@@ -28,7 +29,7 @@ use lifeboat_engine::signing::{PublicKey, SigningKey, Trust};
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub(crate) const TARGETS: [Target; 32] = [
+pub(crate) const TARGETS: [Target; 33] = [
     ("descriptor", descriptor),
     ("manifest", manifest),
     ("file_table", file_table_rows),
@@ -43,6 +44,7 @@ pub(crate) const TARGETS: [Target; 32] = [
     ("artifact_name", artifact_name),
     ("artifact_version", artifact_version),
     ("lease", lease),
+    ("retention", retention),
     ("backup_id", backup_id),
     ("object_key", object_key),
     ("control_file", control_file),
@@ -213,6 +215,27 @@ fn lease(bytes: &[u8]) {
     if let Ok(found) = serde_json::from_slice::<Lease>(bytes) {
         let _ = standing(Some(found.clone()), jiff::Timestamp::UNIX_EPOCH, |_| false);
         let _ = standing(Some(found), jiff::Timestamp::MAX, |_| true);
+    }
+}
+
+/// Marks, pins, their ends, and lists of what is condemned: each is read as all of them.
+fn retention(bytes: &[u8]) {
+    if let Ok(found) = Mark::decode(bytes) {
+        assert_eq!(Mark::decode(&to_json(&found)), Ok(found.clone()));
+        let (number, id) = (found.number, found.backup.clone());
+        let decided = decide_retention(&id, None, Some((number, Word::Signed(found))), Vec::new(), jiff::Timestamp::UNIX_EPOCH);
+        assert!(decided.next_mark > 0);
+    }
+    if let Ok(found) = Pin::decode(bytes) {
+        assert_eq!(Pin::decode(&to_json(&found)), Ok(found.clone()));
+        assert!(found.predicate().get("bundle").is_none());
+    }
+    if let Ok(found) = PinEnd::decode(bytes) {
+        assert_eq!(PinEnd::decode(&to_json(&found)), Ok(found));
+    }
+    if let Ok(found) = Condemned::decode(bytes) {
+        assert!(found.blobs.iter().all(|digest| found.has_blob(*digest)) && found.runs.iter().all(|digest| found.has_run(*digest)));
+        assert_eq!(Condemned::decode(&to_json(&found)), Ok(found));
     }
 }
 

@@ -8,7 +8,9 @@
 pub mod artifacts;
 pub mod attestation;
 pub mod backup;
+pub mod expire;
 pub mod postgres;
+pub mod prune;
 pub mod repository;
 pub mod restore;
 pub mod verify;

@@ -70,6 +70,17 @@ fn read(store: &dyn Store, purpose: &str, epoch: u64) -> Result<Lease, StoreErro
     })
 }
 
+/// Whether no epoch is above this one.
+fn is_highest(store: &dyn Store, purpose: &str, epoch: u64) -> Result<bool, StoreError> {
+    let above = store.list_after(&layout::leases(purpose), &layout::lease(purpose, epoch))?;
+    Ok(above.iter().all(|listed| layout::number_of(&listed.key).is_none()))
+}
+
+/// Whether somebody holds the lease for `purpose`, as far as the repository tells.
+pub fn is_held(store: &dyn Store, purpose: &str) -> Result<bool, StoreError> {
+    Ok(matches!(standing(latest(store, purpose)?, Timestamp::now(), |_| false), Standing::Held(_)))
+}
+
 fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }
@@ -146,17 +157,28 @@ fn take<'a>(store: &'a dyn Store, purpose: &str, host: &str) -> Result<HeldLease
             expires: now + LEASE_TIME,
             released: false,
         };
-        if create_or_mine(store, &layout::lease(purpose, epoch), &to_json(&lease))? {
-            let shared = Shared {
-                purpose: purpose.to_owned(),
-                current: Mutex::new(lease),
-                lost: Mutex::default(),
-                stop: AtomicBool::new(false),
-                wake: Condvar::new(),
-            };
-            return Ok(HeldLease { store, shared: Arc::new(shared) });
+        if !create_or_mine(store, &layout::lease(purpose, epoch), &to_json(&lease))? {
+            newest = Some(read(store, purpose, epoch)?);
+            continue;
         }
-        newest = Some(read(store, purpose, epoch)?);
+        let shared = Shared {
+            purpose: purpose.to_owned(),
+            current: Mutex::new(lease),
+            lost: Mutex::default(),
+            stop: AtomicBool::new(false),
+            wake: Condvar::new(),
+        };
+        let held = HeldLease { store, shared: Arc::new(shared) };
+        match is_highest(store, purpose, epoch) {
+            Ok(true) => return Ok(held),
+            // Old epochs are pruned: what was free may lie behind the present.
+            Ok(false) => newest = latest(store, purpose)?,
+            Err(error) => {
+                // Nobody will come back for it.
+                held.release();
+                return Err(error.into());
+            }
+        }
     }
 }
 
@@ -170,8 +192,15 @@ impl HeldLease<'_> {
             let next = Lease { epoch: current.epoch + 1, expires: now + LEASE_TIME, released, ..current.clone() };
             match store.create(&layout::lease(purpose, next.epoch), &to_json(&next)) {
                 Ok(()) => {
+                    let epoch = next.epoch;
                     *current = next;
-                    return Ok(());
+                    if is_highest(store, purpose, epoch)? {
+                        return Ok(());
+                    }
+                    // Others went on long ago, and the epoch was free only because it was pruned.
+                    let holder = latest(store, purpose)?.map_or_else(String::new, |lease| lease.holder);
+                    *self.shared.lost.lock().expect("no panic while held") = Some(holder.clone());
+                    return Err(LeaseError::Lost { purpose: purpose.clone(), holder });
                 }
                 // What stands in the place decides, not a listing, which may not show it yet.
                 Err(StoreError::Exists { .. }) => {
@@ -215,6 +244,14 @@ impl HeldLease<'_> {
         self.advance(false)
     }
 
+    /// Proves that the lease is still ours without writing, as long as there is time; renews it when there is little. To be called before every
+    /// step that others must not run into.
+    pub fn check(&self) -> Result<(), LeaseError> {
+        let lost = self.shared.lost.lock().expect("no panic while held").is_some();
+        let expires = self.shared.current.lock().expect("no panic while held").expires;
+        if !lost && Timestamp::now() < expires - LEASE_TIME / 2 { Ok(()) } else { self.fence() }
+    }
+
     fn release(&self) {
         self.shared.stop.store(true, Ordering::SeqCst);
         self.shared.wake.notify_all();
@@ -256,6 +293,21 @@ mod tests {
             held.fence()
         });
         assert!(matches!(result, Err(LeaseError::Lost { holder, .. }) if holder == "other:1:x"));
+    }
+
+    #[test]
+    fn c044_an_epoch_that_is_free_because_it_was_pruned_is_nobodys() {
+        let store = MemoryStore::default();
+        let result: Result<(), LeaseError> = with_lease(&store, "backup", "host", |held| {
+            held.check()?;
+            // We slept for hours: others took it, went on, and what they left behind was pruned.
+            let other = Lease { holder: "other:1:x".into(), host: "other".into(), ..latest(&store, "backup")?.unwrap() };
+            store.create(&layout::lease("backup", 9), &to_json(&Lease { epoch: 9, ..other }))?;
+            held.fence()
+        });
+        assert!(matches!(result, Err(LeaseError::Lost { holder, .. }) if holder == "other:1:x"));
+        assert!(is_held(&store, "backup").unwrap());
+        assert!(!is_held(&store, "other").unwrap());
     }
 
     #[test]

@@ -221,6 +221,9 @@ pub struct Head {
     pub count: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// The newest head, up to this one, with which a prune began: who began before it must look again at what it relies on (format 8).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pruned: Option<u64>,
 }
 
 /// Where the check of a head stands while it is computed.
@@ -347,7 +350,8 @@ mod tests {
             last: "z".parse().unwrap(),
         };
         let runs = vec![run("a"), run("b")];
-        let head = Head { format: FORMAT_VERSION, head: 12, created: Timestamp::UNIX_EPOCH, runs, count: 30, bytes: 18231 };
+        let head =
+            Head { format: FORMAT_VERSION, head: 12, created: Timestamp::UNIX_EPOCH, runs, count: 30, bytes: 18231, pruned: Some(3) };
         let good = head.encode();
         assert_eq!(Head::decode(&good).unwrap(), head);
         // As programs before it wrote it.

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use super::{FormatError, Sha256, backup_id::BackupId};
+use super::backup_id::{BackupId, SystemName};
+use super::{FormatError, Sha256};
 use crate::wal::{Lsn, SystemId, Timeline};
 
 /// The most bytes an artifact's name may have.
@@ -109,6 +110,69 @@ pub const ARTIFACT_HEADS: &str = "artifacts/heads/";
 pub fn artifact_head(number: u64) -> Key {
     Key(format!("{ARTIFACT_HEADS}{number:010}.json"))
 }
+
+/// Where catalog runs stand.
+pub const ARTIFACT_RUNS: &str = "artifacts/catalog/";
+
+/// Where blobs stand.
+pub const ARTIFACT_BLOBS: &str = "artifacts/blobs/";
+
+/// Where packs stand.
+pub const PACKS: &str = "packs/";
+
+/// `artifacts/condemned/<n>.json`
+pub fn artifact_condemned(head: u64) -> Key {
+    Key(format!("artifacts/condemned/{head:010}.json"))
+}
+
+/// Where a backup's own objects stand.
+pub fn backup(id: &BackupId) -> String {
+    format!("{id}/")
+}
+
+/// Where the marks of a backup's expiry stand.
+pub fn expiry_marks(id: &BackupId) -> String {
+    format!("{id}/expired/")
+}
+
+/// `<backup-id>/expired/<n>.json`
+pub fn expiry_mark(id: &BackupId, number: u64) -> Key {
+    Key(format!("{id}/expired/{number:010}.json"))
+}
+
+/// Where a backup's pins stand.
+pub fn pins(id: &BackupId) -> String {
+    format!("{id}/pins/")
+}
+
+/// `<backup-id>/pins/<name>.json`
+pub fn pin(id: &BackupId, name: &SystemName) -> Key {
+    Key(format!("{id}/pins/{name}.json"))
+}
+
+/// `<backup-id>/pins/<name>.ended.json`
+pub fn pin_end(id: &BackupId, name: &SystemName) -> Key {
+    Key(format!("{id}/pins/{name}.ended.json"))
+}
+
+/// The pin that a key is of, and whether it is its end.
+pub fn pin_of(key: &Key) -> Option<(SystemName, bool)> {
+    let (id, name) = key.0.split_once("/pins/")?;
+    id.parse::<BackupId>().ok()?;
+    let name = name.strip_suffix(".json")?;
+    match name.strip_suffix(".ended") {
+        Some(name) => Some((name.parse().ok()?, true)),
+        None => Some((name.parse().ok()?, false)),
+    }
+}
+
+/// The digest at the end of a key like `packs/ab/ab…`.
+pub fn digest_of(key: &Key) -> Option<Sha256> {
+    key.0.rsplit('/').next()?.parse().ok()
+}
+
+/// Where leases stand.
+pub const LEASES: &str = "leases/";
 
 /// Where the epochs of a lease stand.
 pub fn leases(purpose: &str) -> String {
@@ -250,11 +314,20 @@ mod tests {
             (artifact_blob(digest), format!("artifacts/blobs/ab/{hex}")),
             (artifact_record(&name, "v"), "artifacts/records/builds/1%207/gr%C3%B6%C3%9Fe.txt/v.json".to_owned()),
             (artifact_head(12), "artifacts/heads/0000000012.json".to_owned()),
+            (artifact_condemned(12), "artifacts/condemned/0000000012.json".to_owned()),
+            (expiry_mark(&id, 2), "conductor-backup-20240315T120000Z/expired/0000000002.json".to_owned()),
+            (pin(&id, &"audit".parse().unwrap()), "conductor-backup-20240315T120000Z/pins/audit.json".to_owned()),
+            (pin_end(&id, &"audit".parse().unwrap()), "conductor-backup-20240315T120000Z/pins/audit.ended.json".to_owned()),
         ] {
             assert_eq!(key.as_str(), expected);
             assert_eq!(Key::parse(key.as_str()), Ok(key));
         }
-        assert_eq!(backup_of_manifest(&manifest(&id)), Some(id));
+        assert_eq!(backup_of_manifest(&manifest(&id)), Some(id.clone()));
+        let audit: SystemName = "audit".parse().unwrap();
+        assert_eq!(pin_of(&pin(&id, &audit)), Some((audit.clone(), false)));
+        assert_eq!(pin_of(&pin_end(&id, &audit)), Some((audit, true)));
+        assert_eq!(pin_of(&file_table(&id, 3)), None);
+        assert_eq!(digest_of(&pack(digest)), Some(digest));
         assert_eq!(number_of(&artifact_head(12)), Some(12));
         for other in ["leases/x/12.json", "leases/x/+000000012.json", "leases/x/0000000012", "leases/x/18446744073709551615.json"] {
             assert_eq!(number_of(&Key::parse(other).unwrap()), None, "{other}");

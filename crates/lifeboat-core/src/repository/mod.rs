@@ -10,6 +10,7 @@ pub mod layout;
 pub mod lease;
 pub mod manifest;
 pub mod pack;
+pub mod retention;
 pub mod sealed;
 
 use std::fmt;

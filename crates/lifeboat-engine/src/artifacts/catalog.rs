@@ -31,6 +31,9 @@ const WHOLE_RUN_BYTES: u64 = 12 << 20;
 /// The longest line: a name of 1024 bytes, every one escaped, and the rest.
 const MAX_LINE_BYTES: u64 = 16 << 10;
 
+/// Plain bytes that are read of a run that nothing describes; ours have about 10 MB.
+const MAX_ORPHAN_BYTES: u64 = 64 << 20;
+
 /// Compression of runs.
 const LEVEL: i32 = 3;
 
@@ -261,6 +264,31 @@ fn whole(store: &dyn Store, run: &Run, key: &Key) -> Result<Vec<u8>, ArtifactErr
     Ok(bytes)
 }
 
+/// The lines of a run that no head describes any more: all that is known of it is its digest. Longer ones than our own are not read.
+pub(super) fn orphan(store: &dyn Store, sha256: Sha256, bytes: u64) -> Result<Vec<Line>, ArtifactError> {
+    let key = layout::artifact_run(sha256);
+    if bytes > WHOLE_RUN_BYTES {
+        return Err(corrupt(&key, "it is longer than any that this program writes"));
+    }
+    let found = store.get(&key, bytes).map_err(|e| unreadable(&key, e))?;
+    if sha256::of(&found) != sha256 {
+        return Err(corrupt(&key, "the digest is another"));
+    }
+    let decoder = zstd::stream::read::Decoder::with_buffer(Cursor::new(found)).map_err(|e| corrupt(&key, e.to_string()))?;
+    let mut reader = BufReader::with_capacity(64 << 10, decoder).take(MAX_ORPHAN_BYTES);
+    let (mut lines, mut line) = (Vec::new(), Vec::new());
+    while lines.len() as u64 <= RUN_LINES {
+        line.clear();
+        match reader.read_until(b'\n', &mut line) {
+            Ok(0) => return Ok(lines),
+            Ok(_) if line.last() == Some(&b'\n') => lines.push(serde_json::from_slice(&line).map_err(|e| corrupt(&key, e.to_string()))?),
+            Ok(_) => return Err(corrupt(&key, "a line has no end")),
+            Err(error) => return Err(corrupt(&key, error.to_string())),
+        }
+    }
+    Err(corrupt(&key, "it has more lines than any that this program writes"))
+}
+
 /// The lines of one run.
 pub(super) struct RunLines<'a> {
     reader: Box<dyn BufRead + 'a>,
@@ -273,7 +301,7 @@ pub(super) struct RunLines<'a> {
 }
 
 impl<'a> RunLines<'a> {
-    fn open(store: &'a dyn Store, run: &Run) -> Result<Self, ArtifactError> {
+    pub(super) fn open(store: &'a dyn Store, run: &Run) -> Result<Self, ArtifactError> {
         let key = layout::artifact_run(run.sha256);
         if run.bytes <= WHOLE_RUN_BYTES {
             let bytes = whole(store, run, &key)?;

@@ -8,6 +8,7 @@
 
 mod beneath;
 mod catalog;
+pub(crate) mod prune;
 mod read;
 mod references;
 mod restore;
@@ -118,6 +119,12 @@ pub enum ArtifactError {
         #[source]
         source: std::io::Error,
     },
+    /// What was relied on may have been pruned: to be done again from the beginning.
+    #[error("change the artifact set: unneeded artifacts were pruned again and again meanwhile")]
+    Pruned,
+    /// A prune takes away what is to be written, and does not end.
+    #[error("write {0}: it is being pruned")]
+    Condemned(String),
     /// Others changed the set again and again.
     #[error("change the artifact set: others were faster {0} times")]
     Contended(u32),

@@ -19,7 +19,7 @@ use lifeboat_core::repository::{
 };
 use serde::Serialize;
 
-use super::catalog::{ArtifactSet, RunsWriter, newest_head};
+use super::catalog::{ArtifactSet, RunsWriter};
 use super::walk::{Note, Walk, WalkNotes};
 use super::write::{Known, Stored, Trouble, Writer};
 use super::{ArtifactError, Capped, beneath};
@@ -132,7 +132,13 @@ impl Writer<'_> {
     /// artifacts that came from a sync and are no longer there. Artifacts that were put stay. If
     /// nothing changed, nothing is written at all.
     pub fn sync(&self, directory: &Path, options: SyncOptions, progress: &dyn Progress) -> Result<SyncReport, ArtifactError> {
-        let head = newest_head(self.store())?;
+        // The newest set, not the one of an earlier change by this writer.
+        self.restart();
+        self.again(|| self.sync_once(directory, options, progress))
+    }
+
+    fn sync_once(&self, directory: &Path, options: SyncOptions, progress: &dyn Progress) -> Result<SyncReport, ArtifactError> {
+        let head = self.begin()?;
         let set = ArtifactSet::new(self.store(), head.as_ref().map_or_else(Vec::new, |head| head.runs.clone()));
         let moment = Moment { now: Timestamp::now(), read_all: options.read_all };
         let notes = RefCell::default();

@@ -9,8 +9,8 @@ use std::fs::File;
 use std::io::{self, Cursor, Read, Seek as _, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::sync::Mutex;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest;
 use jiff::{SignedDuration, Timestamp};
@@ -20,6 +20,7 @@ use lifeboat_core::repository::{
     FORMAT_VERSION, Sha256, Suite,
     artifact::{Entry, Head, Line, Origin, Record, merge, runs_to_merge, version},
     layout::{self, ArtifactName, Key},
+    retention::Condemned,
     to_json,
 };
 use serde_json::{Map, Value};
@@ -27,7 +28,7 @@ use serde_json::{Map, Value};
 use super::beneath::Meta;
 use super::catalog::{ArtifactSet, Lines, Lookup, RunsWriter, Sequence, newest_head};
 use super::read::{SMALL_BYTES, blob_finding, check_blob};
-use super::{ArtifactError, Finding, Problem};
+use super::{ArtifactError, Finding, Problem, prune};
 use crate::keys::{self, Recipient};
 use crate::repository::Repository;
 use crate::seal::{DataKey, ObjectSealer, Sealing};
@@ -45,6 +46,15 @@ const HEADS: u32 = 200;
 
 /// How often another version is tried for: each is a millisecond later.
 const VERSIONS: u32 = 100;
+
+/// How often a change is begun anew because a prune came in between. Prunes exclude each other, and each is long.
+const TURNS: u32 = 4;
+
+/// How long a prune is waited for that takes away what is to be written.
+const PRUNE_WAIT: Duration = Duration::from_secs(180);
+
+/// How often is looked.
+const PRUNE_POLL: Duration = Duration::from_millis(250);
 
 /// Compression of blobs.
 const LEVEL: i32 = 3;
@@ -88,8 +98,24 @@ pub struct Writer<'a> {
     /// The newest head that this writer knows. Locked while it makes the next, so that its own threads
     /// do not race each other.
     head: Mutex<Option<Head>>,
+    /// What this writer knows of prunes since it began.
+    begun: Mutex<Option<Arc<Begun>>>,
     /// Blobs that were there and found sound, and whether they are plain.
     proven: Mutex<(HashSet<Sha256>, HashSet<Sha256>)>,
+}
+
+/// What a writer relies on is there as of some head: nothing may be pruned between that one and the one it makes.
+struct Begun {
+    /// The head it began with, as newest.
+    head: Option<Head>,
+    /// What a prune takes away at the moment.
+    condemned: Option<Condemned>,
+}
+
+impl Begun {
+    fn pruned(&self) -> Option<u64> {
+        self.head.as_ref().and_then(|head| head.pruned)
+    }
 }
 
 /// Why one file was not stored.
@@ -153,36 +179,117 @@ impl<'a> Writer<'a> {
             }
             None => (Sealing::Plain, None),
         };
-        Ok(Self { store: repository.store(), signer, sealing, wrapped, head: Mutex::default(), proven: Mutex::default() })
+        Ok(Self {
+            store: repository.store(),
+            signer,
+            sealing,
+            wrapped,
+            head: Mutex::default(),
+            begun: Mutex::default(),
+            proven: Mutex::default(),
+        })
     }
 
     pub(super) fn store(&self) -> &'a dyn Store {
         self.store
     }
 
+    /// Begins anew: forgets what was relied on so far.
+    pub(super) fn restart(&self) {
+        *self.head.lock().expect("no panic while held") = None;
+        *self.begun.lock().expect("no panic while held") = None;
+        *self.proven.lock().expect("no panic while held") = Default::default();
+    }
+
+    fn begun(&self) -> Result<Arc<Begun>, ArtifactError> {
+        let mut begun = self.begun.lock().expect("no panic while held");
+        if let Some(begun) = &*begun {
+            return Ok(begun.clone());
+        }
+        // Before anything is looked for or stored: what is found then, and gone at the commit, a prune between took away.
+        let head = newest_head(self.store)?;
+        let condemned = match head.as_ref().and_then(|head| head.pruned) {
+            Some(number) => prune::condemned(self.store, number)?,
+            None => None,
+        };
+        *self.head.lock().expect("no panic while held") = head.clone();
+        Ok(begun.insert(Arc::new(Begun { head, condemned })).clone())
+    }
+
+    /// Believes that an old head is the newest, as after a long sleep.
+    #[cfg(test)]
+    pub(crate) fn pretend(&self, number: u64) -> Result<(), ArtifactError> {
+        self.begun()?;
+        *self.head.lock().expect("no panic while held") = Some(super::catalog::head(self.store, number)?);
+        Ok(())
+    }
+
+    /// The head that this writer begins with.
+    pub(super) fn begin(&self) -> Result<Option<Head>, ArtifactError> {
+        Ok(self.begun()?.head.clone())
+    }
+
+    /// Waits until a prune that takes away what we want to write has ended: before that it can neither be relied on nor be written anew.
+    fn wait_for_prune(&self, begun: &Begun, what: &Key) -> Result<(), ArtifactError> {
+        let number = begun.pruned().unwrap_or_default();
+        let give_up = Instant::now() + PRUNE_WAIT;
+        while prune::condemned(self.store, number)?.is_some() {
+            if Instant::now() > give_up {
+                return Err(ArtifactError::Condemned(what.to_string()));
+            }
+            std::thread::sleep(PRUNE_POLL);
+        }
+        let mut now = self.begun.lock().expect("no panic while held");
+        // Unless somebody began anew meanwhile.
+        if let Some(current) = now.as_mut().filter(|current| current.pruned() == begun.pruned()) {
+            *current = Arc::new(Begun { head: begun.head.clone(), condemned: None });
+        }
+        Ok(())
+    }
+
     /// Stores an artifact as a new version and makes it part of the set.
     pub fn put(&self, name: &ArtifactName, source: Source<'_>) -> Result<Put, ArtifactError> {
-        let (path, stored) = match source {
-            Source::File(path) => {
-                let open = || File::options().read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32).open(path);
-                (path, self.store_file(name, Origin::Put, None, &open))
+        let (path, mut spooled) = match source {
+            Source::File(path) => (path.to_owned(), None),
+            Source::Stream { input, spool } => {
+                let spooled = Spooled::read(input, spool).map_err(|source| ArtifactError::File { path: spool.to_owned(), source })?;
+                (spool.to_owned(), Some(spooled))
             }
-            Source::Stream { input, spool } => (spool, self.store_stream(name, input, spool)),
         };
-        let path = path.to_owned();
-        let version = match stored {
-            Ok(Stored::Version(version)) => *version,
-            Ok(Stored::Unchanged) => unreachable!("there was no version to compare with"),
-            Err(Trouble::File(source)) => return Err(ArtifactError::File { path, source }),
-            Err(Trouble::Changing) => return Err(ArtifactError::Changing { path }),
-            Err(Trouble::Blob(finding)) => return Err(ArtifactError::Finding(finding)),
-            Err(Trouble::Fatal(error)) => return Err(error),
-        };
-        let mut lines = RunsWriter::new(self.store);
-        lines.push(&Line::Present(version.entry))?;
-        let head = self.commit(lines.finish()?, None)?;
-        let Blob { written, plain } = version.blob;
-        Ok(Put { record: version.record, head: head.map_or(0, |head| head.head), new_bytes: written > 0, plain })
+        self.again(|| {
+            let stored = match &mut spooled {
+                None => {
+                    let open = || File::options().read(true).custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32).open(&path);
+                    self.store_file(name, Origin::Put, None, &open)
+                }
+                Some(spooled) => self.store_spooled(name, spooled),
+            };
+            let path = path.clone();
+            let version = match stored {
+                Ok(Stored::Version(version)) => *version,
+                Ok(Stored::Unchanged) => unreachable!("there was no version to compare with"),
+                Err(Trouble::File(source)) => return Err(ArtifactError::File { path, source }),
+                Err(Trouble::Changing) => return Err(ArtifactError::Changing { path }),
+                Err(Trouble::Blob(finding)) => return Err(ArtifactError::Finding(finding)),
+                Err(Trouble::Fatal(error)) => return Err(error),
+            };
+            let mut lines = RunsWriter::new(self.store);
+            lines.push(&Line::Present(version.entry))?;
+            let head = self.commit(lines.finish()?, None)?;
+            let Blob { written, plain } = version.blob;
+            Ok(Put { record: version.record, head: head.map_or(0, |head| head.head), new_bytes: written > 0, plain })
+        })
+    }
+
+    /// Does it again from the beginning where a prune came in between.
+    pub(super) fn again<T>(&self, mut work: impl FnMut() -> Result<T, ArtifactError>) -> Result<T, ArtifactError> {
+        for _ in 1..TURNS {
+            match work() {
+                Err(ArtifactError::Pruned) => self.restart(),
+                other => return other,
+            }
+        }
+        work()
     }
 
     /// Reads a file, and stores it if it is other than `previous`. `open` opens it anew.
@@ -230,29 +337,26 @@ impl<'a> Writer<'a> {
         Err(Trouble::Changing)
     }
 
-    fn store_stream(&self, name: &ArtifactName, input: &mut dyn Read, spool: &Path) -> Result<Stored, Trouble> {
-        let created = Timestamp::now();
-        let mut memory = Vec::new();
-        input.take(SMALL_BYTES + 1).read_to_end(&mut memory).map_err(Trouble::File)?;
-        let found = |bytes| Found { name: name.clone(), bytes, mode: 0o644, modified: created };
-        if memory.len() as u64 <= SMALL_BYTES {
-            let (digest, bytes) = (sha256::of(&memory), memory.len() as u64);
-            let blob = self.blob(name, digest, bytes, &mut Cursor::new(&memory))?.expect("memory does not change");
-            return self.record(&found(bytes), digest, created, Origin::Put, blob).map(Stored::Version);
-        }
-        let mut file = nameless(spool).map_err(Trouble::File)?;
-        file.write_all(&memory).and_then(|()| io::copy(input, &mut file)).map_err(Trouble::File)?;
-        drop(memory);
-        file.seek(SeekFrom::Start(0)).map_err(Trouble::File)?;
-        let (digest, bytes) = hash(&mut file).map_err(Trouble::File)?;
-        file.seek(SeekFrom::Start(0)).map_err(Trouble::File)?;
-        let blob = self.blob(name, digest, bytes, &mut file)?.ok_or(Trouble::Changing)?;
-        self.record(&found(bytes), digest, created, Origin::Put, blob).map(Stored::Version)
+    fn store_spooled(&self, name: &ArtifactName, spooled: &mut Spooled) -> Result<Stored, Trouble> {
+        let blob = match &mut spooled.content {
+            Content::Memory(memory) => self.blob(name, spooled.digest, spooled.bytes, &mut Cursor::new(memory))?,
+            Content::File(file) => {
+                file.seek(SeekFrom::Start(0)).map_err(Trouble::File)?;
+                self.blob(name, spooled.digest, spooled.bytes, file)?
+            }
+        };
+        let blob = blob.ok_or(Trouble::Changing)?;
+        let found = Found { name: name.clone(), bytes: spooled.bytes, mode: 0o644, modified: spooled.created };
+        self.record(&found, spooled.digest, spooled.created, Origin::Put, blob).map(Stored::Version)
     }
 
     /// Stores the bytes, unless they are there. `None`: they were not those of the digest.
     pub(super) fn blob(&self, name: &ArtifactName, digest: Sha256, bytes: u64, content: &mut dyn Read) -> Result<Option<Blob>, Trouble> {
         let key = layout::artifact_blob(digest);
+        let begun = self.begun()?;
+        if begun.condemned.as_ref().is_some_and(|condemned| condemned.has_blob(digest)) {
+            self.wait_for_prune(&begun, &key)?;
+        }
         {
             let proven = self.proven.lock().expect("no panic while held");
             if proven.0.contains(&digest) {
@@ -380,9 +484,14 @@ impl<'a> Writer<'a> {
     /// `basis` is the set that the change was computed against and what becomes of it. If the set is
     /// another by now, only what is still as it was there leaves the set.
     pub(super) fn commit(&self, change: Sequence, basis: Option<(&ArtifactSet<'_>, Known)>) -> Result<Option<Head>, ArtifactError> {
+        let begun = self.begun()?;
         let mut mine = self.head.lock().expect("no panic while held");
         for attempt in 0..HEADS {
             let head = self.newest(mine.take())?;
+            // What was found to be there may be gone.
+            if head.as_ref().and_then(|head| head.pruned) != begun.pruned() {
+                return Err(ArtifactError::Pruned);
+            }
             let number = head.as_ref().map_or(0, |head| head.head);
             let set = ArtifactSet::new(self.store, head.as_ref().map_or_else(Vec::new, |head| head.runs.clone()));
             let totals = head.as_ref().map_or((0, 0), |head| (head.count, head.bytes));
@@ -395,8 +504,20 @@ impl<'a> Writer<'a> {
                 return Ok(None);
             }
             let runs = self.merge(change, set.runs())?;
-            let next = Head { format: FORMAT_VERSION, head: number + 1, created: Timestamp::now(), runs, count, bytes };
+            if let Some(condemned) = &begun.condemned
+                && let Some(run) = runs.iter().find(|run| condemned.has_run(run.sha256))
+            {
+                let key = layout::artifact_run(run.sha256);
+                drop(mine);
+                self.wait_for_prune(&begun, &key)?;
+                return Err(ArtifactError::Pruned);
+            }
+            let next =
+                Head { format: FORMAT_VERSION, head: number + 1, created: Timestamp::now(), runs, count, bytes, pruned: begun.pruned() };
             if create_or_mine(self.store, &layout::artifact_head(next.head), &next.encode())? {
+                if !self.stands(number)? {
+                    return Err(ArtifactError::Pruned);
+                }
                 *mine = Some(next.clone());
                 return Ok(Some(next));
             }
@@ -412,6 +533,23 @@ impl<'a> Writer<'a> {
             // Nobody can have made a later one without that.
             Err(StoreError::NotFound { .. }) => Ok(Some(known)),
             Ok(_) => newest_head(self.store),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether the head made after head `number` is the present one or one before it, and no number that was free only because all up to it
+    /// were pruned: they go from the lowest on, so then the one that we began with is gone as well.
+    fn stands(&self, number: u64) -> Result<bool, ArtifactError> {
+        let before = match number {
+            0 => {
+                let newest = newest_head(self.store)?.map_or(0, |head| head.head);
+                return Ok(newest <= 1 || self.store.length(&layout::artifact_head(2)).is_ok());
+            }
+            number => layout::artifact_head(number),
+        };
+        match self.store.length(&before) {
+            Ok(_) => Ok(true),
+            Err(StoreError::NotFound { .. }) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
@@ -471,6 +609,37 @@ impl<'a> Writer<'a> {
         let mut all = change.store(self.store)?;
         all.extend_from_slice(left);
         Ok(all)
+    }
+}
+
+/// The bytes of a stream, kept until they are part of the set.
+struct Spooled {
+    content: Content,
+    digest: Sha256,
+    bytes: u64,
+    created: Timestamp,
+}
+
+enum Content {
+    Memory(Vec<u8>),
+    File(File),
+}
+
+impl Spooled {
+    fn read(input: &mut dyn Read, spool: &Path) -> io::Result<Self> {
+        let created = Timestamp::now();
+        let mut memory = Vec::new();
+        input.take(SMALL_BYTES + 1).read_to_end(&mut memory)?;
+        if memory.len() as u64 <= SMALL_BYTES {
+            let (digest, bytes) = (sha256::of(&memory), memory.len() as u64);
+            return Ok(Self { content: Content::Memory(memory), digest, bytes, created });
+        }
+        let mut file = nameless(spool)?;
+        file.write_all(&memory).and_then(|()| io::copy(input, &mut file))?;
+        drop(memory);
+        file.seek(SeekFrom::Start(0))?;
+        let (digest, bytes) = hash(&mut file)?;
+        Ok(Self { content: Content::File(file), digest, bytes, created })
     }
 }
 

@@ -33,6 +33,9 @@ pub struct LocalStore {
 /// How many made directories are remembered.
 const MADE_KEPT: usize = 10_000;
 
+/// How often a directory is made again that somebody takes away: each time means that an object was deleted just then.
+const LINKS: u32 = 100;
+
 /// How many objects are kept open for reading.
 const KEPT_OPEN: usize = 16;
 
@@ -184,19 +187,29 @@ impl ObjectWriter for LocalWriter<'_> {
         self.file.sync_all().map_err(fail)?;
         let target = self.store.path(key.as_str());
         let parent = target.parent().unwrap_or(&self.store.root);
-        self.store.make_directories(parent).map_err(fail)?;
-        match fs::hard_link(&self.path, &target) {
-            Ok(()) => {}
-            // File systems without hard links: a rename that refuses to replace.
-            Err(error) if matches!(error.raw_os_error(), Some(libc_eperm) if libc_eperm == rustix::io::Errno::PERM.raw_os_error() || libc_eperm == rustix::io::Errno::OPNOTSUPP.raw_os_error()) =>
-            {
-                let here = rustix::fs::CWD;
-                rustix::fs::renameat_with(here, &self.path, here, &target, rustix::fs::RenameFlags::NOREPLACE)
-                    .map_err(|e| fail(e.into()))?;
+        for attempt in 0.. {
+            match self.store.make_directories(parent).and_then(|()| fs::hard_link(&self.path, &target)) {
+                Ok(()) => break,
+                // Somebody took the directory away because it was empty: it is made again, and not for ever.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && attempt < LINKS && self.path.exists() => {
+                    self.store.made.lock().expect("no panic while held").clear();
+                }
+                // File systems without hard links: a rename that refuses to replace.
+                Err(error) if matches!(error.raw_os_error(), Some(libc_eperm) if libc_eperm == rustix::io::Errno::PERM.raw_os_error() || libc_eperm == rustix::io::Errno::OPNOTSUPP.raw_os_error()) =>
+                {
+                    let here = rustix::fs::CWD;
+                    rustix::fs::renameat_with(here, &self.path, here, &target, rustix::fs::RenameFlags::NOREPLACE)
+                        .map_err(|e| fail(e.into()))?;
+                    break;
+                }
+                Err(error) => return Err(fail(error)),
             }
-            Err(error) => return Err(fail(error)),
         }
-        sync_directory(parent).map_err(fail)
+        match sync_directory(parent) {
+            // It was there, and somebody deleted it and its directory at once.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.store.root.exists() => Ok(()),
+            other => other.map_err(fail),
+        }
     }
 }
 
@@ -304,14 +317,68 @@ impl Store for LocalStore {
             }
             Err(error) => return Err(fail(error)),
         }
-        // Its directory stays: a writer may be about to link into it.
-        sync_directory(path.parent().unwrap_or(&self.root)).map_err(fail)
+        let mut directory = path.parent().unwrap_or(&self.root);
+        // Where somebody took the directory away meanwhile, the one above it says so.
+        while let Err(error) = sync_directory(directory) {
+            if error.kind() != io::ErrorKind::NotFound || directory == self.root {
+                return Err(fail(error));
+            }
+            directory = directory.parent().unwrap_or(&self.root);
+        }
+        // Directories that are empty now go as well, or a backup that is gone would still be listed. A writer that is about to link into one
+        // makes it again. Durable is only that the object is gone; an empty directory is none.
+        while directory != self.root && fs::remove_dir(directory).is_ok() {
+            self.made.lock().expect("no panic while held").remove(directory);
+            directory = directory.parent().unwrap_or(&self.root);
+        }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn empty_directories_go_with_their_last_object_and_come_back() {
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().join("repository");
+        let store = LocalStore::open(&root, true).unwrap();
+        let other = LocalStore::open(&root, false).unwrap();
+        let key = |name: &str| Key::parse(name).unwrap();
+        store.create(&key("a/b/c"), b"1").unwrap();
+        store.create(&key("a/d"), b"1").unwrap();
+        other.delete(&key("a/b/c")).unwrap();
+        assert!(!root.join("a/b").exists() && root.join("a/d").exists());
+        // The first one remembers the directory that is gone.
+        store.create(&key("a/b/c"), b"2").unwrap();
+        assert_eq!(other.get(&key("a/b/c"), 10).unwrap(), b"2");
+        for name in ["a/b/c", "a/d", "a/d", "x/y"] {
+            other.delete(&key(name)).unwrap();
+        }
+        assert!(!root.join("a").exists() && root.exists());
+        assert_eq!(store.list_segments("").unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn writers_and_those_who_delete_do_not_hinder_each_other() {
+        let place = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(&place.path().join("repository"), true).unwrap();
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let store = &store;
+                scope.spawn(move || {
+                    for round in 0..100 {
+                        let key = Key::parse(&format!("a/b/{writer}-{round}")).unwrap();
+                        store.create(&key, b"1").unwrap();
+                        assert_eq!(store.length(&key).unwrap(), 1);
+                        store.delete(&key).unwrap();
+                    }
+                });
+            }
+        });
+        assert!(!place.path().join("repository/a").exists());
+    }
 
     #[test]
     fn a_repository_that_is_gone_is_not_begun_anew() {

@@ -85,7 +85,7 @@ pub fn survey(repository: &Repository, system_id: SystemId, trust: &Trust) -> Re
 }
 
 /// Time of the last commit that is known to be before `lsn` on a timeline. Only what is signed is believed; what cannot be read tells nothing.
-fn last_commit_before(archive: &Archive, reader: &WalReader<'_>, timeline: Timeline, lsn: Lsn) -> Option<Timestamp> {
+pub(crate) fn last_commit_before(archive: &Archive, reader: &WalReader<'_>, timeline: Timeline, lsn: Lsn) -> Option<Timestamp> {
     let size = archive.segment_size();
     let mut segment = Segment::ending_at(timeline, lsn, size);
     for _ in 0..LOOK_BACK {
