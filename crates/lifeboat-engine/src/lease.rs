@@ -9,7 +9,7 @@ use lifeboat_core::repository::lease::{LEASE_TIME, Lease, Standing, standing};
 use lifeboat_core::repository::{layout, to_json};
 
 use crate::repository::MAX_DOCUMENT_BYTES;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, create_or_mine};
 
 /// Time between renewals: two may fail before the lease runs out.
 const RENEWAL: Duration = Duration::from_secs(LEASE_TIME.as_secs() as u64 / 3);
@@ -40,15 +40,26 @@ pub enum LeaseError {
     Store(#[from] StoreError),
 }
 
+/// The newest epoch, as far as a listing shows.
 fn latest(store: &dyn Store, purpose: &str) -> Result<Option<Lease>, StoreError> {
     let listed = store.list(&layout::leases(purpose))?;
-    let Some(newest) = listed.iter().filter_map(|object| layout::number_of(&object.key)).max() else { return Ok(None) };
-    let bytes = store.get(&layout::lease(purpose, newest), MAX_DOCUMENT_BYTES)?;
+    let newest = listed.iter().filter_map(|object| layout::number_of(&object.key)).max();
+    newest.map(|newest| read(store, purpose, newest)).transpose()
+}
+
+/// An epoch that is there.
+fn read(store: &dyn Store, purpose: &str, epoch: u64) -> Result<Lease, StoreError> {
+    // Twice, if need be: bytes that arrived damaged would give away the lease of somebody who is at work.
+    for _ in 0..2 {
+        let bytes = store.get(&layout::lease(purpose, epoch), MAX_DOCUMENT_BYTES)?;
+        if let Some(lease) = serde_json::from_slice(&bytes).ok().filter(|lease: &Lease| lease.epoch == epoch) {
+            return Ok(lease);
+        }
+    }
     // One that cannot be read, or says that it is another, still counts as an epoch, and as held by nobody we know: its time
     // is unknown, so it is given none.
-    let lease = serde_json::from_slice(&bytes).ok().filter(|lease: &Lease| lease.epoch == newest);
-    Ok(Some(lease.unwrap_or_else(|| Lease {
-        epoch: newest,
+    Ok(Lease {
+        epoch,
         holder: "an unreadable lease".into(),
         host: String::new(),
         pid: 0,
@@ -56,7 +67,7 @@ fn latest(store: &dyn Store, purpose: &str) -> Result<Option<Lease>, StoreError>
         taken: Timestamp::UNIX_EPOCH,
         expires: Timestamp::UNIX_EPOCH,
         released: false,
-    })))
+    })
 }
 
 /// Whether no epoch is above this one.
@@ -125,10 +136,11 @@ impl Drop for Release<'_, '_> {
 
 fn take<'a>(store: &'a dyn Store, purpose: &str, host: &str) -> Result<HeldLease<'a>, LeaseError> {
     let boot = boot_id();
-    // Several may try at once; who loses the create looks again, and finds the winner.
+    let mut newest = latest(store, purpose)?;
+    // Several may try at once; who loses the create finds the winner's in its place, and goes on from there.
     loop {
         let now = Timestamp::now();
-        let epoch = match standing(latest(store, purpose)?, now, |lease| is_gone(lease, host, &boot)) {
+        let epoch = match standing(newest, now, |lease| is_gone(lease, host, &boot)) {
             Standing::Held(lease) => {
                 return Err(LeaseError::Held { purpose: purpose.to_owned(), holder: lease.holder, until: lease.expires });
             }
@@ -145,21 +157,27 @@ fn take<'a>(store: &'a dyn Store, purpose: &str, host: &str) -> Result<HeldLease
             expires: now + LEASE_TIME,
             released: false,
         };
-        match store.create(&layout::lease(purpose, epoch), &to_json(&lease)) {
+        if !create_or_mine(store, &layout::lease(purpose, epoch), &to_json(&lease))? {
+            newest = Some(read(store, purpose, epoch)?);
+            continue;
+        }
+        let shared = Shared {
+            purpose: purpose.to_owned(),
+            current: Mutex::new(lease),
+            lost: Mutex::default(),
+            stop: AtomicBool::new(false),
+            wake: Condvar::new(),
+        };
+        let held = HeldLease { store, shared: Arc::new(shared) };
+        match is_highest(store, purpose, epoch) {
+            Ok(true) => return Ok(held),
             // Old epochs are pruned: what was free may lie behind the present.
-            Ok(()) if !is_highest(store, purpose, epoch)? => {}
-            Ok(()) => {
-                let shared = Shared {
-                    purpose: purpose.to_owned(),
-                    current: Mutex::new(lease),
-                    lost: Mutex::default(),
-                    stop: AtomicBool::new(false),
-                    wake: Condvar::new(),
-                };
-                return Ok(HeldLease { store, shared: Arc::new(shared) });
+            Ok(false) => newest = latest(store, purpose)?,
+            Err(error) => {
+                // Nobody will come back for it.
+                held.release();
+                return Err(error.into());
             }
-            Err(StoreError::Exists { .. }) => {}
-            Err(error) => return Err(error.into()),
         }
     }
 }
@@ -167,32 +185,35 @@ fn take<'a>(store: &'a dyn Store, purpose: &str, host: &str) -> Result<HeldLease
 impl HeldLease<'_> {
     /// Writes the next epoch.
     fn advance(&self, released: bool) -> Result<(), LeaseError> {
+        let (store, purpose) = (self.store, &self.shared.purpose);
         let mut current = self.shared.current.lock().expect("no panic while held");
-        let now = Timestamp::now();
-        let next = Lease { epoch: current.epoch + 1, expires: now + LEASE_TIME, released, ..current.clone() };
-        match self.store.create(&layout::lease(&self.shared.purpose, next.epoch), &to_json(&next)) {
-            Ok(()) => {
-                let epoch = next.epoch;
-                *current = next;
-                if is_highest(self.store, &self.shared.purpose, epoch)? {
-                    return Ok(());
-                }
-                // Others went on long ago, and the epoch was free only because it was pruned.
-                let holder = latest(self.store, &self.shared.purpose)?.map_or_else(String::new, |lease| lease.holder);
-                *self.shared.lost.lock().expect("no panic while held") = Some(holder.clone());
-                Err(LeaseError::Lost { purpose: self.shared.purpose.clone(), holder })
-            }
-            Err(StoreError::Exists { .. }) => {
-                let holder = latest(self.store, &self.shared.purpose)?.map_or_else(String::new, |lease| lease.holder);
-                if holder == current.holder {
-                    // Our own write, whose answer was lost.
+        loop {
+            let now = Timestamp::now();
+            let next = Lease { epoch: current.epoch + 1, expires: now + LEASE_TIME, released, ..current.clone() };
+            match store.create(&layout::lease(purpose, next.epoch), &to_json(&next)) {
+                Ok(()) => {
+                    let epoch = next.epoch;
                     *current = next;
-                    return Ok(());
+                    if is_highest(store, purpose, epoch)? {
+                        return Ok(());
+                    }
+                    // Others went on long ago, and the epoch was free only because it was pruned.
+                    let holder = latest(store, purpose)?.map_or_else(String::new, |lease| lease.holder);
+                    *self.shared.lost.lock().expect("no panic while held") = Some(holder.clone());
+                    return Err(LeaseError::Lost { purpose: purpose.clone(), holder });
                 }
-                *self.shared.lost.lock().expect("no panic while held") = Some(holder.clone());
-                Err(LeaseError::Lost { purpose: self.shared.purpose.clone(), holder })
+                // What stands in the place decides, not a listing, which may not show it yet.
+                Err(StoreError::Exists { .. }) => {
+                    let there = read(store, purpose, next.epoch)?;
+                    if there.holder != current.holder {
+                        *self.shared.lost.lock().expect("no panic while held") = Some(there.holder.clone());
+                        return Err(LeaseError::Lost { purpose: purpose.clone(), holder: there.holder });
+                    }
+                    // A renewal of our own, whose answer was lost. It says nothing of this moment, nor that the lease was given back.
+                    *current = there;
+                }
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => Err(error.into()),
         }
     }
 
@@ -244,7 +265,7 @@ impl HeldLease<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::MemoryStore;
+    use crate::store::{Fault, FaultyStore, MemoryStore, Operation, Rule};
 
     #[test]
     fn c044_one_writer_at_a_time_and_the_next_after_it() {
@@ -307,5 +328,64 @@ mod tests {
         store.create(&layout::lease("backup", 1), &to_json(&dead)).unwrap();
         assert!(matches!(with_lease::<(), LeaseError>(&store, "backup", "elsewhere", |_| Ok(())), Err(LeaseError::Held { .. })));
         with_lease::<(), LeaseError>(&store, "backup", "host", |_| Ok(())).unwrap();
+    }
+
+    /// What the next host would be told.
+    fn is_free(store: &dyn Store) -> bool {
+        matches!(standing(latest(store, "backup").unwrap(), Timestamp::now(), |_| false), Standing::Free(_))
+    }
+
+    #[test]
+    fn c117_a_lease_whose_answer_was_lost_is_ours() {
+        let (store, faults) = FaultyStore::new(Box::new(MemoryStore::default()));
+        faults.plan(&[Rule::once(Operation::Create, 0, Fault::AnswerLost)]);
+        with_lease::<(), LeaseError>(&store, "backup", "host", |_| Ok(())).unwrap();
+        assert!(is_free(&store));
+    }
+
+    #[test]
+    fn c117_a_renewal_whose_answer_was_lost_does_not_keep_the_lease_from_being_given_back() {
+        let (store, faults) = FaultyStore::new(Box::new(MemoryStore::default()));
+        faults.plan(&[Rule::once(Operation::Create, 1, Fault::AnswerLost)]);
+        let result = with_lease::<(), LeaseError>(&store, "backup", "host", |held| held.fence());
+        assert!(matches!(result, Err(LeaseError::Store(_))), "{result:?}");
+        assert!(is_free(&store), "nobody else could write for two minutes");
+    }
+
+    #[test]
+    fn c044_c102_a_listing_that_lags_behind_hides_no_other_holder() {
+        let (store, faults) = FaultyStore::new(Box::new(MemoryStore::default()));
+        let result: Result<(), LeaseError> = with_lease(&store, "backup", "host", |held| {
+            let ours = latest(&store, "backup")?.unwrap();
+            let theirs = Lease { epoch: ours.epoch + 1, holder: "other:1:x".into(), ..ours };
+            store.create(&layout::lease("backup", theirs.epoch), &to_json(&theirs))?;
+            faults.plan(&[Rule::from(0, Fault::Stale(1))]);
+            held.fence()
+        });
+        assert!(matches!(&result, Err(LeaseError::Lost { holder, .. }) if holder == "other:1:x"), "{result:?}");
+    }
+
+    #[test]
+    fn c044_c102_who_comes_later_finds_the_holder_that_a_listing_does_not_show() {
+        let (store, faults) = FaultyStore::new(Box::new(MemoryStore::default()));
+        with_lease::<(), LeaseError>(&store, "backup", "host", |_| Ok(())).unwrap();
+        let before = latest(&store, "backup").unwrap().unwrap();
+        let theirs = Lease { epoch: before.epoch + 1, holder: "other:1:x".into(), pid: std::process::id(), released: false, ..before };
+        store.create(&layout::lease("backup", theirs.epoch), &to_json(&theirs)).unwrap();
+        faults.plan(&[Rule::from(0, Fault::Stale(1))]);
+        let result = with_lease::<(), LeaseError>(&store, "backup", "elsewhere", |_| Ok(()));
+        assert!(matches!(&result, Err(LeaseError::Held { holder, .. }) if holder == "other:1:x"), "{result:?}");
+    }
+
+    #[test]
+    fn c044_bytes_that_arrive_damaged_give_no_lease_away() {
+        let (store, faults) = FaultyStore::new(Box::new(MemoryStore::default()));
+        let result: Result<(), LeaseError> = with_lease(&store, "backup", "host", |held| {
+            faults.plan(&[Rule::once(Operation::Get, 0, Fault::Truncated)]);
+            let other = with_lease::<(), LeaseError>(&store, "backup", "elsewhere", |_| Ok(()));
+            assert!(matches!(other, Err(LeaseError::Held { .. })), "{other:?}");
+            held.fence()
+        });
+        result.unwrap();
     }
 }

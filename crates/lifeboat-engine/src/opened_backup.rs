@@ -83,11 +83,10 @@ fn read_manifest(store: &dyn Store, id: &BackupId) -> Result<Vec<u8>, OpenBackup
         Ok(bytes) => Ok(bytes),
         Err(StoreError::NotFound { .. }) => {
             // A bundle without a manifest is a backup that did not finish, or lost its manifest.
-            let bundle = store.length(&layout::manifest_bundle(id));
-            if bundle.is_ok() {
-                Err(finding(id, FindingKind::Missing, &key, "the backup did not finish, or its manifest was removed"))
-            } else {
-                Err(OpenBackupError::Absent(id.to_string()))
+            match store.length(&layout::manifest_bundle(id)) {
+                Ok(_) => Err(finding(id, FindingKind::Missing, &key, "the backup did not finish, or its manifest was removed")),
+                Err(StoreError::NotFound { .. }) => Err(OpenBackupError::Absent(id.to_string())),
+                Err(error) => Err(error.into()),
             }
         }
         Err(error) => Err(error.into()),

@@ -81,6 +81,16 @@ pub struct Pruned {
     pub held_first: Vec<String>,
 }
 
+impl Pruned {
+    /// The same, with manifests that the store did not let go.
+    fn with_held(mut self, refused: Vec<(Key, String)>) -> Self {
+        self.held += refused.len() as u64;
+        self.held_first.splice(0..0, refused.into_iter().map(|(key, why)| format!("{key}: {why}")));
+        self.held_first.truncate(NAMED);
+        self
+    }
+}
+
 /// A plan, and what only the doing needs.
 struct Prepared {
     plan: Plan,
@@ -143,7 +153,7 @@ fn prepare(
     let artifact_steps = begin..plan.steps.len();
     leases(repository.store(), &mut plan)?;
     numbered(repository.store(), layout::VISITS, &layout::visit, ("visits", "newer ones say what is held"), &mut plan)?;
-    plan.push(Step::ordered("pins and marks", "their backups are gone", words));
+    plan.push(Step::ordered(WORDS, "their backups are gone", words));
     Ok(Prepared { plan, artifacts, artifact_steps })
 }
 
@@ -193,6 +203,8 @@ fn own(repository: &Repository, named: &Named, plan: &mut Plan) -> Result<Vec<(K
 }
 
 const MANIFESTS: &str = "manifests";
+
+const WORDS: &str = "pins and marks";
 
 fn packs(store: &dyn Store, named: &Named, plan: &mut Plan) -> Result<(), PruneError> {
     let mut garbage = Vec::new();
@@ -307,21 +319,22 @@ pub fn run(repository: &Repository, settings: &PruneSettings<'_>, now: Timestamp
         with_lease(store, retention::LEASE, settings.host, |retention| {
             let leases = Leases(backup, retention);
             let mut bound = BTreeSet::new();
-            let mut gone = 0;
+            let (mut gone, mut kept) = (0, Vec::new());
             loop {
                 let prepared = prepare(repository, settings, &bound, now)?;
                 let Some(step) = prepared.plan.steps.first().filter(|step| step.what == MANIFESTS) else {
-                    return execute(store, prepared, gone, &leases, progress, now);
+                    return execute(store, prepared, gone, &leases, progress, now).map(|done| done.with_held(kept));
                 };
                 // As long as a manifest is there, everything that it names has to be.
                 let (done, refused) = delete(store, step, &leases, progress)?;
                 gone += done;
                 if refused.is_empty() {
-                    return execute(store, without_manifests(prepared), gone, &leases, progress, now);
+                    return execute(store, without_manifests(prepared), gone, &leases, progress, now).map(|done| done.with_held(kept));
                 }
                 for (key, _) in &refused {
                     bound.extend(layout::backup_of_manifest(key));
                 }
+                kept.extend(refused);
             }
         })
     })
@@ -355,6 +368,9 @@ fn execute(
     progress.total(plan.objects(), plan.bytes());
     let mut number = None;
     let mut spared: Option<BTreeSet<Key>> = None;
+    // Where something is left of a backup, so is the word that it goes: without it the next prune would not know what the rest is.
+    let mut left_over: BTreeSet<String> = BTreeSet::new();
+    let of = |key: &Key| key.as_str().split('/').next().unwrap_or_default().to_owned();
     for (index, step) in plan.steps.iter().enumerate() {
         if index == artifact_steps.start
             && !artifact_steps.is_empty()
@@ -372,8 +388,13 @@ fn execute(
                 let keys = step.keys.iter().filter(|key| left.contains(key)).map(|key| (key.clone(), 0)).collect();
                 delete(store, &Step::new(step.what, step.why.clone(), keys), leases, progress)?
             }
+            None if step.what == WORDS => {
+                let keys = step.keys.iter().filter(|key| !left_over.contains(&of(key))).map(|key| (key.clone(), 0)).collect();
+                delete(store, &Step::ordered(WORDS, step.why.clone(), keys), leases, progress)?
+            }
             None => delete(store, step, leases, progress)?,
         };
+        left_over.extend(refused.iter().map(|(key, _)| of(key)));
         done.objects += removed;
         done.held += refused.len() as u64;
         let room = NAMED.saturating_sub(done.held_first.len());

@@ -7,7 +7,7 @@ use lifeboat_core::repository::{
     to_json,
 };
 
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, create_or_mine};
 
 /// The longest descriptor, record, head, lease or bundle that is read.
 pub const MAX_DOCUMENT_BYTES: u64 = 16 << 20;
@@ -51,10 +51,10 @@ impl Repository {
     pub fn init(store: Box<dyn Store>, now: jiff::Timestamp, program: &str) -> Result<Self, RepositoryError> {
         Self::check_vacant(&*store)?;
         let descriptor = Descriptor::new(crate::random::id(), now, program.to_owned());
-        match store.create(&layout::descriptor(), &to_json(&descriptor)) {
+        match create_or_mine(&*store, &layout::descriptor(), &to_json(&descriptor))? {
+            true => Ok(Self { store, descriptor }),
             // Somebody else was faster; theirs is as good.
-            Ok(()) | Err(StoreError::Exists { .. }) => Self::open(store),
-            Err(error) => Err(error.into()),
+            false => Self::open(store),
         }
     }
 

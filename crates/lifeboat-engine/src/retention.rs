@@ -21,7 +21,7 @@ use crate::lease::LeaseError;
 use crate::opened_backup::{self, OpenBackupError, VerifiedBackup};
 use crate::repository::{Repository, RepositoryError};
 use crate::signing::{SignError, Signer, Trust};
-use crate::store::{Listed, StoreError};
+use crate::store::{Listed, StoreError, create_or_mine};
 
 /// The lease of those who decide what is kept: expire, pin and prune.
 pub const LEASE: &str = "retention";
@@ -106,10 +106,9 @@ pub(crate) fn write<T: Document>(repository: &Repository, key: &Key, mut documen
     let bundle = signer.sign_statement(&statement.to_bytes())?;
     *document.bundle() = serde_json::from_str(&bundle).map_err(|e| SignError::Signer(format!("its bundle is not JSON: {e}")))?;
     let bytes = to_json(&document);
-    match repository.store().create(key, &bytes) {
-        // A write whose answer was lost.
-        Err(StoreError::Exists { .. }) if repository.document(key)?.is_some_and(|found| found == bytes) => Ok(()),
-        other => Ok(other?),
+    match create_or_mine(repository.store(), key, &bytes)? {
+        true => Ok(()),
+        false => Err(StoreError::Exists { key: key.to_string() }.into()),
     }
 }
 

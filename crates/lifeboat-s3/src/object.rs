@@ -275,7 +275,11 @@ impl Bucket {
             };
             failures = if buffer.len() > had { 1 } else { failures + 1 };
             if !failed.is_transient() || failures >= self.max_attempts() {
-                return Err(failed);
+                let reason = match failures {
+                    2.. if failed.is_transient() && !failed.reason.ends_with("tries)") => format!("{} ({failures} tries)", failed.reason),
+                    _ => failed.reason,
+                };
+                return Err(S3Error { reason, ..failed });
             }
             tokio::time::sleep(wait_before(failures)).await;
         }

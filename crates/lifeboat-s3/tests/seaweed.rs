@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use lifeboat_s3::{Bucket, Config, DefaultRetention, Kind, Mode, PART_BYTES, Period, Retention, Versioning};
-use proxy::{Fate, Proxy, refusal};
+use proxy::{Fate, Proxy, denial, refusal};
 use seaweed::{ACCESS_KEY, READER_KEY, READER_SECRET, SECRET_KEY, Seaweed};
 
 /// A configuration whose credentials are those of a profile: tests must not change their process's environment.
@@ -240,6 +240,14 @@ fn c095_c101_what_breaks_is_done_again() {
         assert_eq!(proxy.broken(), count);
     }
 
+    // Also where the connection is reset, and what comes slowly only takes longer.
+    let proxy = breaking(&server, "/object", 2, Fate::ResetAnswer(700_000));
+    assert!(through(&proxy).get("object", None, u64::MAX).unwrap() == bytes);
+    assert_eq!(proxy.broken(), 2);
+    let proxy = breaking(&server, "/object", 1, Fate::Trickle(30));
+    assert!(through(&proxy).get("object", None, u64::MAX).unwrap() == bytes);
+    assert_eq!(proxy.requests().iter().filter(|line| line.starts_with("GET /faults/object")).count(), 1);
+
     // Writes that break on the way are written again.
     for (key, fate) in [("cut", Fate::CutRequest(100_000)), ("slow", refusal("503 Slow Down", "SlowDown"))] {
         let proxy = breaking(&server, "PUT /", 2, fate);
@@ -255,6 +263,12 @@ fn c095_c101_what_breaks_is_done_again() {
     assert_eq!(proxy.broken(), 1);
     assert_eq!(direct.versions("lost").unwrap().len(), 1);
     assert_eq!(written.version, direct.head("lost", None).unwrap().version);
+    // The same where the answer is an error, and where the connection is reset.
+    for (key, fate) in [("denied", denial("500 Internal Server Error", "InternalError")), ("reset", Fate::ResetAnswer(10))] {
+        let proxy = breaking(&server, "PUT /", 1, fate);
+        through(&proxy).put_if_absent(key, b"ours".to_vec(), None).unwrap();
+        assert_eq!((proxy.broken(), direct.versions(key).unwrap().len()), (1, 1), "{key}");
+    }
     // The same where it is not ours.
     let proxy = breaking(&server, "PUT /", 1, Fate::CutRequest(10));
     let bucket = through(&proxy);
@@ -263,7 +277,7 @@ fn c095_c101_what_breaks_is_done_again() {
     // Listings and looks.
     let proxy = breaking(&server, "/faults", 2, refusal("503 Slow Down", "SlowDown"));
     let bucket = through(&proxy);
-    assert_eq!(bucket.list("", None, None).unwrap().len(), 4);
+    assert_eq!(bucket.list("", None, None).unwrap().len(), 6);
     assert_eq!(bucket.head("object", None).unwrap().bytes, bytes.len() as u64);
 
     // The end of a long object: an answer that is lost, and one that says 200 and is an error.
@@ -272,6 +286,7 @@ fn c095_c101_what_breaks_is_done_again() {
     for (key, text, fate) in [
         ("long lost", "POST /faults/long%20lost?uploadId", Fate::LoseAnswer),
         ("long error", "POST /faults/long%20error?uploadId", error),
+        ("long denied", "POST /faults/long%20denied?uploadId", denial("200 OK", "InternalError")),
         ("long part", "PUT /faults/long%20part?", Fate::CutRequest(500_000)),
         ("long begin", "POST /faults/long%20begin?uploads", refusal("500 Internal Server Error", "InternalError")),
     ] {

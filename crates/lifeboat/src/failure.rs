@@ -154,6 +154,11 @@ impl From<StoreError> for Failure {
             StoreError::NotFound { .. } | StoreError::Short { .. } => {
                 Self::of(EXIT_UNVERIFIED, &error, "lifeboat verify --all tells what else is missing")
             }
+            StoreError::Replica { .. } => Self::of(
+                EXIT_FAILED,
+                &error,
+                "bring the replica back, then run the command again; or set required = false for it, so that it is caught up later",
+            ),
             StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::Unsupported => {
                 Self::of(EXIT_FAILED, &error, "lifeboat doctor tells what the store can do")
             }

@@ -226,15 +226,50 @@ pub struct Head {
     pub pruned: Option<u64>,
 }
 
+/// Where the check of a head stands while it is computed.
+const NO_CHECK: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
 impl Head {
-    /// Reads a head.
+    /// Reads a head. One of an earlier program has no check of its own.
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        #[derive(Deserialize)]
+        struct Checked {
+            #[serde(default)]
+            check: Option<Sha256>,
+        }
         let what = "artifact head";
-        let head: Self = serde_json::from_slice(bytes).map_err(|e| FormatError::malformed(what, e.to_string()))?;
+        let malformed = |e: serde_json::Error| FormatError::malformed(what, e.to_string());
+        let head: Self = serde_json::from_slice(bytes).map_err(malformed)?;
         if head.format != FORMAT_VERSION {
             return Err(FormatError::TooNew { what, found: head.format });
         }
+        let checked: Checked = serde_json::from_slice(bytes).map_err(malformed)?;
+        if let Some(check) = checked.check {
+            let digits = check.to_string();
+            let unchecked = bytes.windows(digits.len()).rposition(|part| part == digits.as_bytes()).map(|at| {
+                let mut bytes = bytes.to_vec();
+                bytes[at..at + digits.len()].copy_from_slice(NO_CHECK.as_bytes());
+                bytes
+            });
+            if unchecked.is_none_or(|bytes| Sha256::of(&bytes) != check) {
+                return Err(FormatError::malformed(what, "its check is another"));
+            }
+        }
         Ok(head)
+    }
+
+    /// The head as it is stored, with a check over itself: nothing else would notice a digit that became another, and whatever the head
+    /// does not name any more is lost to the set.
+    pub fn encode(&self) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Checked<'a> {
+            #[serde(flatten)]
+            head: &'a Head,
+            check: &'a str,
+        }
+        let encode = |check| super::to_json(&Checked { head: self, check });
+        let check = Sha256::of(&encode(NO_CHECK)).to_string();
+        encode(&check)
     }
 }
 
@@ -304,6 +339,33 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
+
+    #[test]
+    fn a_head_in_which_a_bit_is_another_is_no_head() {
+        let run = |name: &str| Run {
+            sha256: Sha256::of(name.as_bytes()),
+            bytes: 812,
+            entries: 30,
+            first: name.parse().unwrap(),
+            last: "z".parse().unwrap(),
+        };
+        let runs = vec![run("a"), run("b")];
+        let head =
+            Head { format: FORMAT_VERSION, head: 12, created: Timestamp::UNIX_EPOCH, runs, count: 30, bytes: 18231, pruned: Some(3) };
+        let good = head.encode();
+        assert_eq!(Head::decode(&good).unwrap(), head);
+        // As programs before it wrote it.
+        assert_eq!(Head::decode(&super::super::to_json(&head)).unwrap(), head);
+        for at in 0..good.len() {
+            for bit in 0..8 {
+                let mut bytes = good.clone();
+                bytes[at] ^= 1 << bit;
+                // Where only the name of the check is hit, the head is as it was.
+                let read = Head::decode(&bytes);
+                assert!(read.is_err() || read.as_ref() == Ok(&head), "byte {at}, bit {bit}: {read:?}");
+            }
+        }
+    }
 
     fn present(name: &str, bytes: u64) -> Line {
         Line::Present(Entry {

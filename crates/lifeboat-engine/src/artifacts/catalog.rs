@@ -62,10 +62,17 @@ fn unreadable(key: &Key, error: StoreError) -> ArtifactError {
 pub fn newest_head(store: &dyn Store) -> Result<Option<Head>, ArtifactError> {
     let names = store.list_segments(layout::ARTIFACT_HEADS)?;
     let number = |name: &String| name.strip_suffix(".json")?.parse::<u64>().ok();
-    match names.iter().filter_map(number).max() {
-        Some(number) => head(store, number).map(Some),
-        None => Ok(None),
+    let mut newest = names.iter().filter_map(number).max().unwrap_or(0);
+    // Heads are numbered without a hole, so one that a listing does not show yet is the next one (c102): a set that is taken for the
+    // present one although it is not would go into a backup.
+    while newest < u64::MAX {
+        match store.length(&layout::artifact_head(newest + 1)) {
+            Ok(_) => newest += 1,
+            Err(StoreError::NotFound { .. }) => break,
+            Err(error) => return Err(error.into()),
+        }
     }
+    if newest == 0 { Ok(None) } else { head(store, newest).map(Some) }
 }
 
 /// Head `number`, which must be there.

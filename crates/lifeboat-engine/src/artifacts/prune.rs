@@ -14,10 +14,9 @@ use lifeboat_core::repository::retention::{Condemned, MAX_CONDEMNED};
 use lifeboat_core::repository::{FORMAT_VERSION, Sha256, to_json};
 
 use super::ArtifactError;
-use super::catalog::{self, MAX_HEAD_BYTES, RunLines, head, newest_head};
-use super::write::create_or_mine;
+use super::catalog::{self, RunLines, head, newest_head};
 use crate::repository::MAX_DOCUMENT_BYTES;
-use crate::store::{Listed, Store, StoreError};
+use crate::store::{Listed, Store, StoreError, create_or_mine};
 
 /// Heads of the grace period that are looked at. Where there are more, they are looked at evenly: what was in the set only between two of those
 /// may be pruned before its time.
@@ -245,14 +244,14 @@ impl Garbage {
             let (blobs, runs) = (digests(&self.blobs), digests(&self.runs));
             let list = to_json(&Condemned { format: FORMAT_VERSION, head: number, created: now, blobs, runs });
             let key = layout::artifact_condemned(number);
-            if !create_or_mine(store, &key, &list, MAX_DOCUMENT_BYTES)? {
+            if !create_or_mine(store, &key, &list)? {
                 // Of a prune that died before its head was made: nobody ever heard of it.
                 store.delete(&key)?;
                 continue;
             }
             // The list first: who sees the head must find it.
             let next = Head { head: number, created: now, pruned: Some(number), ..newest.clone() };
-            if create_or_mine(store, &layout::artifact_head(number), &to_json(&next), MAX_HEAD_BYTES)? {
+            if create_or_mine(store, &layout::artifact_head(number), &next.encode())? {
                 self.newest = Some(next);
                 return Ok(Some(number));
             }

@@ -26,16 +26,16 @@ use lifeboat_core::repository::{
 use serde_json::{Map, Value};
 
 use super::beneath::Meta;
-use super::catalog::{self, ArtifactSet, Lines, Lookup, RunsWriter, Sequence, newest_head};
+use super::catalog::{ArtifactSet, Lines, Lookup, RunsWriter, Sequence, newest_head};
 use super::read::{SMALL_BYTES, blob_finding, check_blob};
-use super::{ArtifactError, Finding, MAX_RECORD_BYTES, Problem, prune};
+use super::{ArtifactError, Finding, Problem, prune};
 use crate::keys::{self, Recipient};
 use crate::repository::Repository;
 use crate::seal::{DataKey, ObjectSealer, Sealing};
 use crate::sha256;
 use crate::signing::Signer;
 use crate::store::stream::StoreWrite;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, create_or_mine};
 
 /// How often a file is read again that changed while it was read.
 const READS: u32 = 3;
@@ -220,7 +220,7 @@ impl<'a> Writer<'a> {
     #[cfg(test)]
     pub(crate) fn pretend(&self, number: u64) -> Result<(), ArtifactError> {
         self.begun()?;
-        *self.head.lock().expect("no panic while held") = Some(catalog::head(self.store, number)?);
+        *self.head.lock().expect("no panic while held") = Some(super::catalog::head(self.store, number)?);
         Ok(())
     }
 
@@ -460,7 +460,7 @@ impl<'a> Writer<'a> {
             };
             let json = to_json(&record);
             let key = layout::artifact_record(&record.name, &record.version);
-            if create_or_mine(self.store, &key, &json, MAX_RECORD_BYTES)? {
+            if create_or_mine(self.store, &key, &json)? {
                 let entry = Entry {
                     name: record.name.clone(),
                     version: record.version.clone(),
@@ -514,7 +514,7 @@ impl<'a> Writer<'a> {
             }
             let next =
                 Head { format: FORMAT_VERSION, head: number + 1, created: Timestamp::now(), runs, count, bytes, pruned: begun.pruned() };
-            if create_or_mine(self.store, &layout::artifact_head(next.head), &to_json(&next), catalog::MAX_HEAD_BYTES)? {
+            if create_or_mine(self.store, &layout::artifact_head(next.head), &next.encode())? {
                 if !self.stands(number)? {
                     return Err(ArtifactError::Pruned);
                 }
@@ -646,16 +646,6 @@ impl Spooled {
 /// What the predicate says besides version and length, so that a signature speaks for it.
 pub(super) fn details(mode: u32, modified: Timestamp) -> Map<String, Value> {
     Map::from_iter([("mode".to_owned(), mode.into()), ("modified".to_owned(), modified.to_string().into())])
-}
-
-/// Creates an object. False if another is there. One that has just these bytes is ours: a conditional
-/// write whose answer was lost.
-pub(super) fn create_or_mine(store: &dyn Store, key: &Key, bytes: &[u8], limit: u64) -> Result<bool, StoreError> {
-    match store.create(key, bytes) {
-        Ok(()) => Ok(true),
-        Err(StoreError::Exists { .. }) => Ok(store.get(key, limit)? == bytes),
-        Err(error) => Err(error),
-    }
 }
 
 /// Waits, longer each time, and never as long as somebody else.

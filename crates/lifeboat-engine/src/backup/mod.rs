@@ -33,7 +33,7 @@ use crate::progress::Progress;
 use crate::repository::{Repository, RepositoryError};
 use crate::seal::{Sealing, seal_object};
 use crate::signing::{SignError, Signer};
-use crate::store::StoreError;
+use crate::store::{StoreError, create_or_mine};
 
 pub use artifact_set::{compare as compare_references, complaints as sync_complaints};
 pub(crate) use local::OUTSIDE;
@@ -345,7 +345,10 @@ fn take(
     store.create(&layout::manifest_bundle(&id), bundle.as_bytes())?;
     // Whoever took the lease from us may have pruned what we wrote: only its holder commits (c044).
     lease.fence()?;
-    store.create(&layout::manifest(&id), &bytes)?;
+    let key = layout::manifest(&id);
+    if !create_or_mine(store, &key, &bytes)? {
+        return Err(StoreError::Exists { key: key.to_string() }.into());
+    }
     Ok(TakenBackup { manifest, digest })
 }
 

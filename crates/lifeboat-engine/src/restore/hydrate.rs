@@ -24,7 +24,7 @@ use crate::opened_backup::{OpenBackupError, VerifiedBackup};
 use crate::progress::Progress;
 use crate::repository::Repository;
 use crate::seal::{Decompressor, FrameKey, Sealing, open_frame};
-use crate::store::{Note, NoteKind, Store};
+use crate::store::{Note, NoteKind, Store, read_range};
 
 /// The most sealed bytes in one read.
 const READ_BYTES: u64 = 4 << 20;
@@ -270,7 +270,7 @@ impl Worker<'_> {
         let damaged = |kind, part: &Part, problem: String| {
             RestoreError::Damaged(hydration.backup.finding(kind, key.as_str(), Some(&row(part).meta.path), problem))
         };
-        let read = hydration.repository.store().get_range(&key, job.start..job.end, &mut self.sealed);
+        let read = read_range(hydration.repository.store(), &key, job.start..job.end, &mut self.sealed);
         let absent = match read {
             Ok(()) => None,
             Err(error) if error.is_absence() => Some(error),
@@ -484,7 +484,7 @@ pub(crate) fn read_row(hydration: &Hydration<'_>, row: &Row) -> Result<Vec<u8>, 
             let damaged =
                 |kind, problem: String| RestoreError::Damaged(hydration.backup.finding(kind, key.as_str(), Some(&row.meta.path), problem));
             let range = u64::from(fragment.offset)..u64::from(fragment.offset) + u64::from(fragment.length);
-            let absent = match hydration.repository.store().get_range(&key, range, &mut sealed) {
+            let absent = match read_range(hydration.repository.store(), &key, range, &mut sealed) {
                 Ok(()) => None,
                 Err(error) if error.is_absence() => Some(error),
                 Err(error) => return Err(error.into()),
@@ -525,7 +525,11 @@ pub(crate) fn check_pack(hydration: &Hydration<'_>, index: u32) -> Result<(), Re
         return Err(damaged(FindingKind::Corrupt, format!("{length} bytes, the manifest says {}", entry.bytes)));
     }
     let mut header = Vec::new();
-    store.get_range(&key, 0..pack::HEADER_BYTES as u64, &mut header).map_err(|error| damaged(FindingKind::Corrupt, error.to_string()))?;
+    match read_range(store, &key, 0..pack::HEADER_BYTES as u64, &mut header) {
+        Ok(()) => {}
+        Err(error) if error.is_absence() => return Err(damaged(FindingKind::Corrupt, error.to_string())),
+        Err(error) => return Err(error.into()),
+    }
     match pack::decode_header(&header) {
         Ok((id, suite)) if id == entry.id && suite == hydration.backup.manifest.encryption.suite => Ok(()),
         Ok(_) => Err(damaged(FindingKind::Corrupt, "its header names another pack".into())),

@@ -1,6 +1,6 @@
 //! A repository in memory, for tests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -9,16 +9,22 @@ use lifeboat_core::repository::layout::Key;
 
 use super::{Listed, ObjectWriter, Store, StoreError};
 
-/// Objects in a map.
-#[derive(Default)]
+/// Objects in a map. A clone is another way to the same ones.
+#[derive(Default, Clone)]
 pub struct MemoryStore {
-    objects: Mutex<BTreeMap<Key, Arc<Vec<u8>>>>,
+    objects: Arc<Mutex<BTreeMap<Key, Arc<Vec<u8>>>>>,
 }
 
 impl MemoryStore {
     fn object(&self, key: &Key) -> Result<Arc<Vec<u8>>, StoreError> {
         let objects = self.objects.lock().expect("no panic while held");
         objects.get(key).cloned().ok_or_else(|| StoreError::NotFound { key: key.to_string() })
+    }
+
+    /// A store of its own that has the same objects now. Costs no bytes.
+    pub fn snapshot(&self) -> Self {
+        let objects = self.objects.lock().expect("no panic while held").clone();
+        Self { objects: Arc::new(Mutex::new(objects)) }
     }
 
     /// Replaces or removes an object, as damage would.
@@ -29,6 +35,14 @@ impl MemoryStore {
             None => objects.remove(key),
         };
     }
+}
+
+/// The next segments of keys below a prefix.
+pub(super) fn segments<'k>(keys: impl Iterator<Item = &'k Key>, prefix: &str) -> Vec<String> {
+    let rest = keys.filter_map(|key| key.as_str().strip_prefix(prefix));
+    let segment = |rest: &str| rest.split_once('/').map_or_else(|| rest.to_owned(), |(first, _)| format!("{first}/"));
+    let names: BTreeSet<String> = rest.map(segment).collect();
+    names.into_iter().collect()
 }
 
 struct MemoryWriter<'a> {
@@ -91,10 +105,7 @@ impl Store for MemoryStore {
 
     fn list_segments(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
         let objects = self.objects.lock().expect("no panic while held");
-        let rest = objects.keys().filter_map(|key| key.as_str().strip_prefix(prefix));
-        let segment = |rest: &str| rest.split_once('/').map_or_else(|| rest.to_owned(), |(first, _)| format!("{first}/"));
-        let names: std::collections::BTreeSet<String> = rest.map(segment).collect();
-        Ok(names.into_iter().collect())
+        Ok(segments(objects.keys(), prefix))
     }
 
     fn is_empty(&self) -> Result<bool, StoreError> {

@@ -6,6 +6,7 @@
 
 mod clouds;
 mod copies;
+mod fault;
 mod journal;
 mod local;
 mod memory;
@@ -22,6 +23,7 @@ use lifeboat_core::repository::layout::Key;
 pub use clouds::CloudStore;
 pub(crate) use copies::View;
 pub use copies::{Alone, Note, NoteKind, first_good};
+pub use fault::{Fault, Faults, FaultyStore, INJECTED, Operation, Rule, Step};
 pub use journal::{Entry, Journal, Missed};
 pub use local::LocalStore;
 pub use memory::MemoryStore;
@@ -74,6 +76,17 @@ pub enum StoreError {
         /// Where the range should have ended.
         wanted: u64,
     },
+    /// The primary has it, but a replica that must have it as well has not. Asked again, only the replica is written.
+    #[error("write {key}: replica {replica}, which is required, did not take it")]
+    Replica {
+        /// The object.
+        key: String,
+        /// The replica's name.
+        replica: String,
+        /// Why not.
+        #[source]
+        source: Box<StoreError>,
+    },
     /// Anything else.
     #[error("{action} {key} in {store}")]
     Io {
@@ -92,10 +105,12 @@ pub enum StoreError {
 impl StoreError {
     /// Whether trying again may help.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if matches!(
-            source.kind(),
-            std::io::ErrorKind::Interrupted | std::io::ErrorKind::TimedOut | std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::ResourceBusy
-        ))
+        use std::io::ErrorKind::{ConnectionReset, Interrupted, ResourceBusy, TimedOut};
+        match self {
+            Self::Io { source, .. } => matches!(source.kind(), Interrupted | TimedOut | ConnectionReset | ResourceBusy),
+            Self::Replica { source, .. } => source.is_transient(),
+            _ => false,
+        }
     }
 
     /// Whether the object is not there (or not whole): damage, if a manifest names it.
@@ -249,6 +264,35 @@ pub fn at_moment(store: Box<dyn Store>, moment: jiff::Timestamp) -> Result<Box<d
     let store = Box::leak(store);
     let url = store.url().to_owned();
     store.as_of(moment).map_err(|source| OpenError::Past { url, moment, source })
+}
+
+/// Creates an object with bytes that nobody else writes. A conditional create that failed may have been done all the same, its answer lost
+/// on the way: so whatever the error, what is there now is looked at. False: somebody else's is there.
+pub(crate) fn create_or_mine(store: &dyn Store, key: &Key, bytes: &[u8]) -> Result<bool, StoreError> {
+    let error = match store.create(key, bytes) {
+        Ok(()) => return Ok(true),
+        // Nothing can have been done, or not everywhere.
+        Err(error @ (StoreError::Denied { .. } | StoreError::Full { .. } | StoreError::Replica { .. })) => return Err(error),
+        Err(error) => error,
+    };
+    match store.get(key, bytes.len() as u64) {
+        Ok(found) => Ok(found == bytes),
+        Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::FileTooLarge => Ok(false),
+        // Whose it is has to be known; of an object that is not there, the first error tells more.
+        Err(unread) if matches!(error, StoreError::Exists { .. }) => Err(unread),
+        Err(_) => Err(error),
+    }
+}
+
+/// Reads a range, and makes sure that all of it came: who takes bytes apart by their places must not find fewer.
+pub(crate) fn read_range(store: &dyn Store, key: &Key, range: Range<u64>, buffer: &mut Vec<u8>) -> Result<(), StoreError> {
+    let wanted = range.end.saturating_sub(range.start);
+    store.get_range(key, range, buffer)?;
+    if buffer.len() as u64 == wanted {
+        return Ok(());
+    }
+    let source = std::io::Error::new(std::io::ErrorKind::UnexpectedEof, format!("{} bytes came instead of {wanted}", buffer.len()));
+    Err(StoreError::Io { action: "read", key: key.to_string(), store: store.url().to_owned(), source })
 }
 
 fn unsupported(action: &'static str, key: &str, store: &str, why: &str) -> StoreError {

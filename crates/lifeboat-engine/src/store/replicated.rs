@@ -278,6 +278,11 @@ impl Slot {
         Err(error)
     }
 
+    /// That it did not take what it must have.
+    fn refused(&self, key: &Key, source: StoreError) -> StoreError {
+        StoreError::Replica { key: key.to_string(), replica: self.member.name.clone(), source: Box::new(source) }
+    }
+
     fn unreachable(&self, problem: &str) -> StoreError {
         let source = io::Error::other(problem.to_owned());
         StoreError::Io { action: "use", key: "replica".into(), store: self.member.url.clone(), source }
@@ -371,7 +376,7 @@ impl ReplicatedStore {
             slot.pause_writing(&problem);
         }
         self.miss(index, &Entry::Put(key.clone()), &problem);
-        if self.required(index) { Err(error) } else { Ok(()) }
+        if self.required(index) { Err(slot.refused(key, error)) } else { Ok(()) }
     }
 
     /// Whether a replica has what the primary has. What is named by its digest is; a blob may be sealed in another way, and is the same
@@ -446,7 +451,7 @@ impl ReplicatedStore {
         }
         let (repository, object) = (slot.member.name.clone(), Some(key.to_string()));
         self.note(Note { kind: NoteKind::Withheld, repository, object, problem: format!("{problem}; lifeboat replicate brings both") });
-        if self.required(index) { Err(slot.unreachable(&problem)) } else { Ok(()) }
+        if self.required(index) { Err(slot.refused(key, slot.unreachable(&problem))) } else { Ok(()) }
     }
 
     /// Whether a replica has what a head or manifest names: nothing was missed, and head `before` is there, which reached it in the same way.

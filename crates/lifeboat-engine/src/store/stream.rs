@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 
 use lifeboat_core::repository::layout::Key;
 
-use super::{ObjectWriter, Store, StoreError};
+use super::{ObjectWriter, Store, StoreError, read_range};
 
 /// How much of a long object is read at once.
 pub(crate) const RANGE_BYTES: u64 = 1 << 20;
@@ -33,7 +33,7 @@ impl<'a> StoreReader<'a> {
         if self.at == end {
             return Ok(None);
         }
-        self.store.get_range(&self.key, self.at..end, &mut self.buffer)?;
+        read_range(self.store, &self.key, self.at..end, &mut self.buffer)?;
         self.at = end;
         self.used = self.buffer.len();
         Ok(Some(&self.buffer))

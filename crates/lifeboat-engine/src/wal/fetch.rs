@@ -189,6 +189,15 @@ impl<'a> Fetcher<'a> {
             Err(error) if error.is_absence() => {}
             Err(error) => return Err(error.into()),
         }
+        // Nor may it show the newest one yet, which proves that the archive goes on behind a hole (c102).
+        if let WalFile::Segment(segment) = file {
+            let key = WalFile::Segment(segment.next()).key(system_id, segment_size);
+            match store.length(&key) {
+                Ok(bytes) => listed.push(crate::store::Listed { key, bytes }),
+                Err(StoreError::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         let mut archive = Archive::new(system_id, segment_size);
         let mut files = Vec::new();
         for listed in &listed {

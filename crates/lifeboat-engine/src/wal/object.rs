@@ -26,7 +26,7 @@ use crate::seal::{DataKey, ObjectOpener, ObjectSealer, OpenError, Sealing};
 use crate::sha256;
 use crate::signing::{SignError, Signer, Trust, VerifyError};
 use crate::store::stream::{StoreReader, StoreWrite};
-use crate::store::{Store, StoreError, first_good};
+use crate::store::{Store, StoreError, first_good, read_range};
 
 /// How long one data key is used (format 4: a new one every day).
 const KEY_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -503,11 +503,11 @@ fn head_from(store: &dyn Store, cluster: Cluster, trust: &Trust, file: WalFile) 
     let malformed = |e: FormatError| WalError::damaged(&key, e);
     let length = store.length(&key)?;
     let mut bytes = Vec::new();
-    store.get_range(&key, 0..length.min(HEAD_BYTES), &mut bytes)?;
+    read_range(store, &key, 0..length.min(HEAD_BYTES), &mut bytes)?;
     let start = bytes.first_chunk().ok_or_else(|| WalError::damaged(&key, format!("{length} bytes, shorter than its start")))?;
     let needed = 12 + sealed::decode_header_length(start).map_err(malformed)? as u64;
     if needed > HEAD_BYTES && needed <= length {
-        store.get_range(&key, 0..needed, &mut bytes)?;
+        read_range(store, &key, 0..needed, &mut bytes)?;
     }
     let parts = sealed::decode_start(&bytes, key.as_str()).map_err(malformed)?;
     check_header(&parts.header, cluster, trust, file, &key)

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::archive;
 use super::object::{WalError, WalReader};
 use crate::keys::Identities;
-use crate::opened_backup;
+use crate::opened_backup::{self, OpenBackupError};
 use crate::repository::{Repository, RepositoryError};
 use crate::signing::Trust;
 
@@ -62,6 +62,8 @@ pub fn backups(repository: &Repository, system_id: SystemId, trust: &Trust) -> R
     for id in repository.backups()? {
         match opened_backup::open(repository, &id, trust) {
             Ok(backup) => points.extend(BackupPoint::of(&backup.manifest, system_id)),
+            // It may count: again later. What a store refuses for good must not keep the other backups from being used.
+            Err(OpenBackupError::Store(error)) if error.is_transient() => return Err(error.into()),
             Err(error) => not_counted.push(format!("backup {id} does not count: {error}")),
         }
     }

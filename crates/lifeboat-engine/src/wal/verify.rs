@@ -16,6 +16,7 @@ use lifeboat_core::wal::{Lsn, Timeline};
 use serde::{Deserialize, Serialize};
 
 use super::object::{WalError, WalReader};
+use crate::causes;
 use crate::progress::Progress;
 use crate::store::StoreError;
 use crate::store::stream::StoreReader;
@@ -184,11 +185,7 @@ fn finding(reader: &WalReader<'_>, file: WalFile, error: &WalError) -> Finding {
         _ => FindingKind::NotChecked,
     };
     let object = file.key(reader.cluster().system_id, reader.cluster().segment_size).to_string();
-    let mut problem = error.to_string();
-    if let WalError::Unverified { source, .. } = error {
-        problem = format!("{problem}: {source}");
-    }
-    Finding { kind, backup: None, object, file: None, problem }
+    Finding { kind, backup: None, object, file: None, problem: causes::joined(error) }
 }
 
 #[cfg(test)]

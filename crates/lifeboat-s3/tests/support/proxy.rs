@@ -16,8 +16,14 @@ pub(crate) enum Fate {
     Pass,
     /// The connection breaks after so many bytes of the answer.
     CutAnswer(usize),
+    /// The connection is reset after so many bytes of the answer: what was sent and not read yet may be lost as well.
+    ResetAnswer(usize),
     /// The server does it, and the answer is lost.
     LoseAnswer,
+    /// The server does it, and this is the answer.
+    Replace(String),
+    /// The answer comes in small pieces, with a pause between the first so many.
+    Trickle(usize),
     /// The connection breaks after so many bytes of the request.
     CutRequest(usize),
     /// The server never sees it; this is the answer.
@@ -26,14 +32,26 @@ pub(crate) enum Fate {
     Gather(usize),
 }
 
-/// An error as S3 says it.
+/// An error as S3 says it, of a server that did nothing.
 pub(crate) fn refusal(status: &str, code: &str) -> Fate {
-    let body = format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>Please go away.</Message></Error>");
-    Fate::Answer(format!(
-        "HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        body.len()
-    ))
+    Fate::Answer(error_answer(status, code))
 }
+
+/// The same of a server that did it all the same.
+pub(crate) fn denial(status: &str, code: &str) -> Fate {
+    Fate::Replace(error_answer(status, code))
+}
+
+fn error_answer(status: &str, code: &str) -> String {
+    let body = format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>Please go away.</Message></Error>");
+    format!("HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+}
+
+/// How long a pause of [`Fate::Trickle`] is.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What comes at once of such an answer.
+const TRICKLE_BYTES: usize = 512;
 
 type Decide = Box<dyn Fn(&str, usize) -> Fate + Send + Sync>;
 
@@ -159,7 +177,10 @@ fn serve(shared: &Arc<Shared>, mut client: TcpStream) {
             break;
         }
     }
-    let _ = (server.shutdown(Shutdown::Both), client.shutdown(Shutdown::Both));
+    let _ = server.shutdown(Shutdown::Both);
+    if !matches!(fate.lock().expect("no panic while held").0, Fate::ResetAnswer(_)) {
+        let _ = client.shutdown(Shutdown::Both);
+    }
     let _ = carrier.join();
 }
 
@@ -170,17 +191,50 @@ fn carry_answers(mut server: TcpStream, client: &mut TcpStream, fate: &Mutex<(Fa
             let mut fate = fate.lock().expect("no panic while held");
             let before = fate.1;
             fate.1 += length;
-            match fate.0 {
-                Fate::CutAnswer(most) => most.saturating_sub(before).min(length),
+            match &mut fate.0 {
+                Fate::CutAnswer(most) | Fate::ResetAnswer(most) => most.saturating_sub(before).min(length),
                 Fate::LoseAnswer => 0,
+                Fate::Replace(answer) => {
+                    let _ = client.write_all(answer.as_bytes());
+                    0
+                }
+                Fate::Trickle(pauses) => {
+                    let (slow, _) = buffer[..length].split_at((*pauses * TRICKLE_BYTES).min(length));
+                    for piece in slow.chunks(TRICKLE_BYTES) {
+                        *pauses -= 1;
+                        if client.write_all(piece).is_err() {
+                            break;
+                        }
+                        thread::sleep(PAUSE);
+                    }
+                    if client.write_all(&buffer[slow.len()..length]).is_err() {
+                        break;
+                    }
+                    continue;
+                }
                 _ => length,
             }
         };
-        if client.write_all(&buffer[..allowed]).is_err() || allowed < length {
+        if client.write_all(&buffer[..allowed]).is_err() {
+            break;
+        }
+        if allowed < length {
+            if matches!(fate.lock().expect("no panic while held").0, Fate::ResetAnswer(_)) {
+                reset(client);
+                let _ = server.shutdown(Shutdown::Both);
+                return;
+            }
             break;
         }
     }
     let _ = (server.shutdown(Shutdown::Both), client.shutdown(Shutdown::Both));
+}
+
+/// Has the connection end with RST and not with FIN, when both threads have let go of it.
+fn reset(client: &TcpStream) {
+    let _ = socket2::SockRef::from(client).set_linger(Some(Duration::ZERO));
+    // Ends the other thread's read.
+    let _ = client.shutdown(Shutdown::Read);
 }
 
 /// Waits until `count` threads are here. They come only if nobody waits for another one's answer.
