@@ -318,7 +318,7 @@ impl Spool {
             read_whole(reader, store, WalFile::Segment(segment), &mut hashed)?;
             Ok(hashed.hasher.finalize())
         };
-        let result = reader.from_copies(WalFile::Segment(segment), read, WalError::damage);
+        let result = reader.in_any_copy(WalFile::Segment(segment), read, WalError::damage);
         let done = match result {
             Ok(digest) => {
                 fs::rename(&part, self.directory.join(format!("{name}.{}", digest.to_hex()))).map(|()| true).map_err(self.failed())
