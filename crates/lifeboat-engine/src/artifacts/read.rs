@@ -152,7 +152,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads the bytes of an artifact from the first copy that is good. `read` begins anew with every copy.
-    pub(super) fn from_copies<T>(&self, sha256: Sha256, read: impl FnMut(&dyn Store) -> Result<T, Trouble>) -> Result<T, Trouble> {
+    pub(super) fn in_any_copy<T>(&self, sha256: Sha256, read: impl FnMut(&dyn Store) -> Result<T, Trouble>) -> Result<T, Trouble> {
         first_good(self.store, &layout::artifact_blob(sha256), read, |trouble| match trouble {
             Trouble::Problem(problem) => damage(problem),
             Trouble::Sink(_) => None,
@@ -307,7 +307,7 @@ impl<'a> Reader<'a> {
         let record = self.wanted(set, name, version)?;
         let mut memory = Vec::new();
         let small = record.bytes <= SMALL_BYTES;
-        let opened = self.from_copies(record.sha256, |store| {
+        let opened = self.in_any_copy(record.sha256, |store| {
             memory.clear();
             let mut keep = |part: &[u8]| {
                 if small {
@@ -337,7 +337,7 @@ impl<'a> Reader<'a> {
     /// Bytes, permissions and time of change into a temporary file.
     pub(super) fn fill(&self, record: &Record, temporary: &Temporary<'_>) -> Result<(), Trouble> {
         let mut file: &File = &temporary.file;
-        self.from_copies(record.sha256, |store| {
+        self.in_any_copy(record.sha256, |store| {
             file.seek(SeekFrom::Start(0)).and_then(|_| file.set_len(0)).map_err(Trouble::Sink)?;
             self.open(store, record.sha256, record.bytes, &mut |part| file.write_all(part))
         })?;

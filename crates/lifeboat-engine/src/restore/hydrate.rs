@@ -298,7 +298,7 @@ impl Worker<'_> {
                 }
             };
             if let Some(problem) = problem
-                && !frame.from_copies(hydration.repository.store(), &key, &problem, &mut self.plain)
+                && !frame.in_any_copy(hydration.repository.store(), &key, &problem, &mut self.plain)
             {
                 if absent.is_none() {
                     self.report(damaged(FindingKind::Corrupt, part, format!("extent {}: {problem}", part.extent)))?;
@@ -453,7 +453,7 @@ impl Frame<'_> {
     }
 
     /// Looks for good bytes in the other copies of the pack: only this frame of them has to be good.
-    fn from_copies(&mut self, store: &dyn Store, pack: &Key, problem: &str, plain: &mut Vec<u8>) -> bool {
+    fn in_any_copy(&mut self, store: &dyn Store, pack: &Key, problem: &str, plain: &mut Vec<u8>) -> bool {
         let start = u64::from(self.fragment.offset);
         let mut sealed = Vec::new();
         for copy in store.alternatives(pack).unwrap_or_default() {
@@ -497,7 +497,7 @@ pub(crate) fn read_row(hydration: &Hydration<'_>, row: &Row) -> Result<Vec<u8>, 
                 None => frame.open(&mut sealed, &mut plain).err(),
             };
             if let Some(problem) = problem
-                && !frame.from_copies(hydration.repository.store(), &key, &problem, &mut plain)
+                && !frame.in_any_copy(hydration.repository.store(), &key, &problem, &mut plain)
             {
                 let missing = matches!(absent, Some(crate::store::StoreError::NotFound { .. }));
                 return Err(damaged(if missing { FindingKind::Missing } else { FindingKind::Corrupt }, problem));

@@ -158,7 +158,7 @@ impl<'a> Fetcher<'a> {
             read_whole(self.reader, store, file, &mut landing.file)?;
             Ok(landing)
         };
-        self.reader.from_copies(file, land, damage)?.finish()
+        self.reader.in_any_copy(file, land, damage)?.finish()
     }
 
     /// Asks what the archive has at the place of a file that it does not have, and behind it.
@@ -264,7 +264,7 @@ impl<'a> Fetcher<'a> {
                 let head = self.reader.read_copy(store, partial, &mut placed)?;
                 self.expect_bytes(partial, head.predicate.bytes, segment_size.bytes())
             };
-            self.reader.from_copies(partial, place, damage)?;
+            self.reader.in_any_copy(partial, place, damage)?;
         } else {
             let mut joined = 0;
             for piece in &open.pieces {
@@ -277,7 +277,7 @@ impl<'a> Fetcher<'a> {
                     }
                     self.expect_bytes(*piece, head.predicate.bytes, u64::from(to - from))
                 };
-                self.reader.from_copies(*piece, place, damage)?;
+                self.reader.in_any_copy(*piece, place, damage)?;
                 joined = u64::from(to);
             }
         }

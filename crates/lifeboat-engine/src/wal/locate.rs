@@ -212,7 +212,7 @@ impl Locator<'_> {
         let found = if self.archive.held(segment) == Held::Whole {
             let file = WalFile::Segment(segment);
             let read = |store: &dyn Store| searched(&|sink| Ok(self.reader.read_copy(store, file, sink).map(drop)?));
-            self.reader.from_copies(file, read, |error| if let LocateError::Wal(error) = error { error.damage() } else { None })?
+            self.reader.in_any_copy(file, read, |error| if let LocateError::Wal(error) = error { error.damage() } else { None })?
         } else {
             searched(&|sink| self.read_open(segment, sink))?
         };

@@ -387,7 +387,7 @@ impl<'a> WalReader<'a> {
     /// Whether the identities at hand open a file: signature and key, without its bytes.
     pub fn check_opens(&self, file: WalFile) -> Result<(), WalError> {
         let key = file.key(self.cluster.system_id, self.cluster.segment_size);
-        self.from_copies(
+        self.in_any_copy(
             file,
             |store| {
                 let input = StoreReader::open(store, &key)?;
@@ -400,7 +400,7 @@ impl<'a> WalReader<'a> {
     }
 
     /// Reads a file from the first copy that is good. `read` begins anew with every copy: what a damaged one gave is good for nothing.
-    pub(super) fn from_copies<T, E>(
+    pub(super) fn in_any_copy<T, E>(
         &self,
         file: WalFile,
         read: impl FnMut(&dyn Store) -> Result<T, E>,
@@ -459,7 +459,7 @@ impl<'a> WalReader<'a> {
             let key = file.key(self.cluster.system_id, self.cluster.segment_size);
             return Err(WalError::damaged(&key, format!("{} bytes, more than {limit}", head.predicate.bytes)));
         }
-        self.from_copies(
+        self.in_any_copy(
             file,
             |store| {
                 let mut bytes = Vec::new();

@@ -322,7 +322,7 @@ impl Spool {
             read_whole(reader, store, WalFile::Segment(segment), &mut summed)?;
             Ok(summed.crc)
         };
-        let result = reader.from_copies(WalFile::Segment(segment), read, WalError::damage);
+        let result = reader.in_any_copy(WalFile::Segment(segment), read, WalError::damage);
         let done = match result {
             Ok(crc) => fs::rename(&part, self.directory.join(format!("{name}.{crc:08x}"))).map(|()| true).map_err(self.failed()),
             Err(error) if error.is_absence() => Ok(false),
