@@ -31,12 +31,14 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// When the object of this key is copied; `None`: never. Leases are of one repository: they say who may write to it.
+    /// When the object of this key is copied; `None`: never. Leases are of one place: they say who may write to it; and so is what is written
+    /// down of its holds, and what is left of trying it out.
     pub fn of(key: &Key) -> Option<Self> {
         let text = key.as_str();
         let (first, rest) = text.split_once('/').unwrap_or((text, ""));
         match first {
-            "leases" | "lifeboat.json" => None,
+            "lifeboat.json" => None,
+            _ if Self::is_of_one_place(text) => None,
             "packs" | "wal" => Some(Self::Data),
             "artifacts" => Some(match rest.split('/').next() {
                 Some("blobs") => Self::Data,
@@ -54,6 +56,11 @@ impl Stage {
             }),
             _ => Some(Self::Other),
         }
+    }
+
+    /// Whether a key, or a prefix of keys, is of objects that say something of one place, and nothing of the repository.
+    pub fn is_of_one_place(text: &str) -> bool {
+        ["leases/", layout::VISITS, layout::PROBES].iter().any(|prefix| text.starts_with(prefix))
     }
 
     /// Whether backups or the artifact set are incomplete without it. WAL stands for itself: every segment is found, or missed, by its name.
@@ -211,7 +218,13 @@ mod tests {
         ];
         let stages: Vec<Stage> = ordered.iter().map(|text| Stage::of(&key(text)).unwrap()).collect();
         assert!(stages.is_sorted() && stages.windows(2).all(|pair| pair[0] != pair[1]), "{stages:?}");
-        assert_eq!(Stage::of(&key("leases/backup/0000000001.json")), None);
+        for of_one_place in ["leases/backup/0000000001.json", "retention/0000000001.json", "probe/00/name", "lifeboat.json"] {
+            assert_eq!(Stage::of(&key(of_one_place)), None, "{of_one_place}");
+        }
+        // What keeps a backup, or lets it go, is known wherever the backup is.
+        for word in ["expired/0000000001.json", "pins/audit.json", "pins/audit.ended.json"] {
+            assert_eq!(Stage::of(&key(&format!("{id}/{word}"))), Some(Stage::Other), "{word}");
+        }
         for (text, expected) in [("wal/1/00000001/00000001000000000000000A", Stage::Data), ("drills/x/report.json", Stage::Other)] {
             assert_eq!(Stage::of(&key(text)), Some(expected), "{text}");
         }

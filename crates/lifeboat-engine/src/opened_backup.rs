@@ -15,7 +15,7 @@ use crate::keys::{Identities, KeyError};
 use crate::repository::{MAX_DOCUMENT_BYTES, MAX_MANIFEST_BYTES, Repository};
 use crate::seal::{self, Sealing};
 use crate::signing::{Trust, VerifyError};
-use crate::store::{Store, StoreError, first_good};
+use crate::store::{Store, StoreError, first_good, other_copy};
 
 /// The most plain bytes one file table may have.
 const MAX_TABLE_BYTES: usize = 256 << 20;
@@ -106,16 +106,18 @@ fn decode(id: &BackupId, bytes: &[u8]) -> Result<Manifest, OpenBackupError> {
 /// Reads and verifies a manifest. Where manifest or signature are damaged, their other copies are tried.
 pub fn open(repository: &Repository, id: &BackupId, trust: &Trust) -> Result<VerifiedBackup, OpenBackupError> {
     let store = repository.store();
-    let error = match open_from(store, store, id, trust) {
-        Err(error) if damage(&error).is_some() => error,
-        other => return other,
+    let opened = open_from(store, store, id, trust);
+    let (error, problem) = match opened.map_err(|error| (damage(&error), error)) {
+        Ok(backup) => return Ok(backup),
+        Err((None, error)) => return Err(error),
+        Err((Some(problem), error)) => (error, problem),
     };
     // In a store that keeps versions another copy of the one stands beside the present one of the other.
-    let manifest = || first_good(store, &layout::manifest(id), |store| open_from(store, store, id, trust), damage);
-    let bundle = || first_good(store, &layout::manifest_bundle(id), |bundles| open_from(store, bundles, id, trust), damage);
+    let manifest = || other_copy(store, &layout::manifest(id), problem.clone(), |store| open_from(store, store, id, trust));
+    let bundle = || other_copy(store, &layout::manifest_bundle(id), problem.clone(), |bundles| open_from(store, bundles, id, trust));
     let of_bundle = matches!(&error, OpenBackupError::Damaged(finding) if finding.object == layout::manifest_bundle(id).as_str());
-    let opened = if of_bundle { bundle().or_else(|_| manifest()) } else { manifest().or_else(|_| bundle()) };
-    opened.map_err(|_| error)
+    let opened = if of_bundle { bundle().or_else(manifest) } else { manifest().or_else(bundle) };
+    opened.ok_or(error)
 }
 
 fn open_from(manifests: &dyn Store, bundles: &dyn Store, id: &BackupId, trust: &Trust) -> Result<VerifiedBackup, OpenBackupError> {

@@ -234,8 +234,10 @@ fn regions(source: &dyn Store, target: &dyn Store) -> Result<Vec<Region>, StoreE
     regions.push(region("artifacts/catalog/".to_owned()));
     regions.push(heads);
     regions.extend(committed);
-    let known = ["packs/", "artifacts/", "wal/", "leases/", "lifeboat.json"];
-    regions.extend(top.into_iter().filter(|name| !known.contains(&name.as_str()) && !is_backup(name)).map(region));
+    let known = ["packs/", "artifacts/", "wal/", "lifeboat.json"];
+    regions.extend(
+        top.into_iter().filter(|name| !known.contains(&name.as_str()) && !Stage::is_of_one_place(name) && !is_backup(name)).map(region),
+    );
     Ok(regions)
 }
 

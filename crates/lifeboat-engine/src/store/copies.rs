@@ -63,15 +63,26 @@ pub fn first_good<T, E>(
         Err(error) => error,
     };
     let Some(problem) = damage(&error) else { return Err(error) };
+    other_copy(store, key, problem, read).ok_or(error)
+}
+
+/// Reads from the copies of an object besides the store's own, of which `problem` says what is wrong. The one that is good is a note of the
+/// store.
+pub(crate) fn other_copy<T, E>(
+    store: &dyn Store,
+    key: &Key,
+    problem: String,
+    mut read: impl FnMut(&dyn Store) -> Result<T, E>,
+) -> Option<T> {
     // That other copies cannot be looked for is no better news than the damage.
     for copy in store.alternatives(key).unwrap_or_default() {
         if let Ok(value) = read(&*copy) {
             let repository = copy.url().to_owned();
             store.note(Note { kind: NoteKind::ReadAround, repository, object: Some(key.to_string()), problem });
-            return Ok(value);
+            return Some(value);
         }
     }
-    Err(error)
+    None
 }
 
 macro_rules! delegate {

@@ -21,8 +21,8 @@ use std::ops::Range;
 use lifeboat_core::repository::layout::Key;
 
 pub use clouds::CloudStore;
-pub(crate) use copies::View;
 pub use copies::{Alone, Note, NoteKind, first_good};
+pub(crate) use copies::{View, other_copy};
 pub use fault::{Fault, Faults, FaultyStore, INJECTED, Operation, Rule, Step};
 pub use journal::{Entry, Journal, Missed};
 pub use local::LocalStore;

@@ -307,10 +307,6 @@ struct Notes {
     said: HashMap<(NoteKind, String), u32>,
 }
 
-fn is_lease(key: &str) -> bool {
-    key.starts_with("leases/")
-}
-
 /// What writers ask for before they write it: what the primary has, they do not write again.
 fn is_asked_for(key: &Key) -> bool {
     key.as_str().starts_with("wal/") || key.as_str().starts_with("artifacts/blobs/")
@@ -515,7 +511,7 @@ impl ReplicatedStore {
 
     /// Everything but leases, heads, bundles and manifests.
     fn commit<'a>(&'a self, key: &Key, primary: Box<dyn ObjectWriter + 'a>, copies: Vec<Copy<'a>>) -> Result<(), StoreError> {
-        if is_lease(key.as_str()) {
+        if Stage::is_of_one_place(key.as_str()) {
             return primary.commit(key);
         }
         if matches!(Stage::of(key), Some(Stage::Head | Stage::Bundle | Stage::Manifest)) {
@@ -608,7 +604,7 @@ impl ReplicatedStore {
             // A copy that is cut says more than one that is missing.
             let kept = if matches!(error, StoreError::NotFound { .. }) { &mut absent } else { &mut fault };
             kept.get_or_insert(error);
-            if is_lease(key.as_str()) {
+            if Stage::is_of_one_place(key.as_str()) {
                 break;
             }
         }
@@ -622,7 +618,7 @@ impl ReplicatedStore {
         list: impl Fn(&dyn Store) -> Result<Vec<T>, StoreError>,
         same: impl Fn(&T, &T) -> bool,
     ) -> Result<Vec<T>, StoreError> {
-        if self.access == Access::Write || is_lease(prefix) {
+        if self.access == Access::Write || Stage::is_of_one_place(prefix) {
             return list(self.primary()?);
         }
         let (mut all, mut failed, mut answered) = (Vec::new(), None, false);
@@ -718,7 +714,7 @@ impl Store for ReplicatedStore {
         let primary = self.primary()?;
         // Who holds a lease is decided in one place. A replica that is to become the primary has none, and needs none: that is an act of
         // people (docs/replicas.md).
-        if is_lease(key.as_str()) {
+        if Stage::is_of_one_place(key.as_str()) {
             return primary.create(key, bytes);
         }
         if matches!(Stage::of(key), Some(Stage::Head | Stage::Bundle | Stage::Manifest)) {
@@ -782,7 +778,7 @@ impl Store for ReplicatedStore {
             return Err(self.read_only("delete", key.as_str()));
         }
         self.primary()?.delete(key)?;
-        if is_lease(key.as_str()) {
+        if Stage::is_of_one_place(key.as_str()) {
             return Ok(());
         }
         let mut failed = Ok(());

@@ -1,15 +1,19 @@
 //! `lifeboat replicate`
 
+use std::cell::Cell;
+
 use lifeboat_core::verify::{Finding, FindingKind, Verdict, verdict};
+use lifeboat_engine::lease::with_lease;
 use lifeboat_engine::replicate::{self, Mode, ReplicatePlan, ReplicateReport, ReplicateSettings};
 use lifeboat_engine::repository::Repository;
+use lifeboat_engine::retention;
 use lifeboat_engine::store::{self, Part};
 use serde::Serialize;
 
 use super::verify::{code, say_findings};
 use crate::cli::Replicate;
 use crate::config::{RepositorySettings, Settings};
-use crate::failure::{EXIT_FAILED, Failure};
+use crate::failure::{EXIT_FAILED, EXIT_KEY, Failure};
 use crate::output::{self, Output};
 use crate::progress::Shown;
 use crate::session;
@@ -115,7 +119,23 @@ fn one(
         }
         let memory_bytes = settings.memory_bytes.value;
         let run_settings = ReplicateSettings { trust, mode, workers: settings.workers.value, memory_bytes };
-        let report = replicate::run(source.store(), &*store, journal, &run_settings, &progress)?;
+        let begun = Cell::new(false);
+        let run = || {
+            begun.set(true);
+            replicate::run(source.store(), &*store, journal, &run_settings, &progress).map_err(Failure::from)
+        };
+        // What a prune takes away meanwhile must not come to stand in the replica: the lease keeps it from beginning. A host that only
+        // reads the primary cannot take it.
+        let report = match is_primary && make {
+            true => match with_lease(source.store(), retention::LEASE, &session::host(), |_| run()) {
+                Err(failure) if !begun.get() && failure.code == EXIT_KEY => {
+                    output::warn(&format!("{}; let nobody prune meanwhile", failure.message));
+                    run()
+                }
+                other => other,
+            },
+            false => run(),
+        }?;
         outcome.verdict = verdict(&report.findings);
         outcome.report = Some(report);
         Ok(())
