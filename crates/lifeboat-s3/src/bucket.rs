@@ -24,6 +24,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use tokio::runtime::Runtime;
 
+use crate::lanes::Lanes;
 use crate::{Config, Kind, S3Error};
 
 /// Tries of the first request: who gives a wrong address wants to know soon.
@@ -284,15 +285,19 @@ fn http_client(config: &Config) -> Result<SharedHttpClient, String> {
         context = context.with_trust_store(TrustStore::empty().with_pem_certificate(pem));
     }
     let context = context.build().map_err(|error| error.to_string())?;
-    Ok(Builder::new().build_with_connector_fn(move |settings, components| {
-        let mut builder = Connector::builder();
-        builder.set_connector_settings(settings.cloned());
-        if let Some(components) = components {
-            builder.set_sleep_impl(components.sleep_impl());
-        }
-        builder.set_proxy_config(Some(ProxyConfig::from_env()));
-        builder.tls_provider(Provider::Rustls(CryptoMode::AwsLc)).tls_context(context.clone()).build()
-    }))
+    let client = || {
+        let context = context.clone();
+        Builder::new().build_with_connector_fn(move |settings, components| {
+            let mut builder = Connector::builder();
+            builder.set_connector_settings(settings.cloned());
+            if let Some(components) = components {
+                builder.set_sleep_impl(components.sleep_impl());
+            }
+            builder.set_proxy_config(Some(ProxyConfig::from_env()));
+            builder.tls_provider(Provider::Rustls(CryptoMode::AwsLc)).tls_context(context.clone()).build()
+        })
+    };
+    Ok(SharedHttpClient::new(Lanes::new(client)))
 }
 
 async fn client(config: &Config, http: SharedHttpClient, observer: Observer) -> Client {

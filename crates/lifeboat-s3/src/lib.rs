@@ -11,6 +11,7 @@ mod bucket;
 mod config;
 mod error;
 mod facts;
+mod lanes;
 mod list;
 mod object;
 mod upload;
