@@ -487,7 +487,7 @@ fn summary(report: &Report) -> String {
         (
             "lost",
             format!(
-                "{} of {} builds committed since the load began: what came after the backup (no continuous WAL in this version)",
+                "{} of {} builds committed since the load began: what came after the backup (the demo archives no WAL: docs/wal.md)",
                 recovery.builds_committed - recovery.builds_restored.min(recovery.builds_committed),
                 recovery.builds_committed
             ),
