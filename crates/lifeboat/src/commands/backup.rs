@@ -146,7 +146,12 @@ pub(super) fn run(cli: &Cli, backup: &Backup, mut settings: Settings, out: &Outp
         ));
         return Ok(EXIT_FINDINGS);
     }
-    Ok(if held.is_some_and(|held| held.failed > 0) { EXIT_FINDINGS } else { 0 })
+    // What a replica missed was said when it missed it. Whoever only looks at the exit code must not take one copy for two.
+    let missed = repository.store().notes().len();
+    if missed > 0 {
+        output::warn("the backup is taken, but not everywhere: lifeboat replicate brings replicas what they missed");
+    }
+    Ok(if missed > 0 || held.is_some_and(|held| held.failed > 0) { EXIT_FINDINGS } else { 0 })
 }
 
 /// Makes what the backup needs of earlier runs stay, where the configuration promises how long. The backup is taken, whatever becomes of it.

@@ -248,7 +248,7 @@ fn a_replica_that_was_away_is_caught_up_and_a_required_one_must_not_be() {
     let (far, away) = (site.path("far"), site.path("away"));
     fs::rename(&far, &away).unwrap();
     fs::write(site.path("artifacts/late.txt"), "late").unwrap();
-    let output = site.lifeboat(&["backup", "--json"]).run().success();
+    let output = site.lifeboat(&["backup", "--json"]).run().expect_code(3);
     assert!(output.stderr.contains("warning: repository far missed"), "{output}");
     assert_eq!(output.stderr.matches("repository far missed").count(), 1, "said once\n{output}");
     assert_eq!(output.json()["replicas"][0]["kind"], "missed");
