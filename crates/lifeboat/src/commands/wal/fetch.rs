@@ -40,6 +40,9 @@ pub(crate) const EXIT_TROUBLE: u8 = 200;
 /// How often a control file is read that the server is just writing.
 const CONTROL_FILE_TRIES: u32 = 20;
 
+/// How far a prefetcher stands back behind the server.
+const PREFETCHER_NICENESS: i32 = 10;
+
 /// How long a prefetcher lives at most; the next one is started soon enough.
 const PREFETCHER_LIFE: Duration = Duration::from_secs(600);
 
@@ -228,6 +231,7 @@ fn prefetch(spool: &Spool, settings: &Settings, identity: Option<&Path>, cluster
 pub(super) fn run_ahead(prefetch: &WalPrefetch, settings: &Settings) -> Result<u8, Failure> {
     // Not of the server's session: its end is not this one's.
     let _ = rustix::process::setsid();
+    step_back();
     std::thread::spawn(|| {
         std::thread::sleep(PREFETCHER_LIFE);
         output::say("fetch ahead: it took too long");
@@ -247,6 +251,13 @@ pub(super) fn run_ahead(prefetch: &WalPrefetch, settings: &Settings) -> Result<u
         Filled::Segments(count) => output::say(&format!("fetched {count} segments behind {}", prefetch.file)),
     }
     Ok(0)
+}
+
+/// Leaves the processor to the server where both want it: it replays on one core what this fetches on all. A session of its own is a group
+/// of its own to the kernel (sched(7), "The autogroup feature"), among which the niceness of processes does not count.
+fn step_back() {
+    let _ = rustix::process::nice(PREFETCHER_NICENESS);
+    let _ = fs::write("/proc/self/autogroup", PREFETCHER_NICENESS.to_string());
 }
 
 fn spool_failure(error: &SpoolError) -> Failure {
