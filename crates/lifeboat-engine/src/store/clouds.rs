@@ -8,10 +8,7 @@ use lifeboat_clouds::{Bucket, Cloud, CloudError, Config, Kind, Upload};
 use lifeboat_core::repository::layout::Key;
 use lifeboat_core::repository::pack::MAX_BYTES as MAX_PACK_BYTES;
 
-use super::{Listed, ObjectWriter, OpenError, Store, StoreError, StoreOptions};
-
-/// The longest prefix. Both clouds end names at 1024 bytes, and the keys of a repository take up to 794 of them.
-const MAX_PREFIX_BYTES: usize = 230;
+use super::{Listed, ObjectWriter, OpenError, Store, StoreError, StoreOptions, check_prefix};
 
 /// Objects in a bucket.
 pub struct CloudStore {
@@ -103,14 +100,6 @@ fn check_name(url: &str, cloud: Cloud, name: &str) -> Result<(), OpenError> {
     };
     let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || extra.contains(&byte);
     if name.len() < 3 || name.len() > most || !name.bytes().all(letter) {
-        return Err(OpenError::Address { url: url.to_owned(), reason });
-    }
-    Ok(())
-}
-
-fn check_prefix(url: &str, prefix: &str) -> Result<(), OpenError> {
-    if prefix.len() > MAX_PREFIX_BYTES || !(prefix.is_empty() || Key::parse(prefix).is_ok()) {
-        let reason = "a prefix has at most 230 characters of ASCII, no blank, and no empty segment";
         return Err(OpenError::Address { url: url.to_owned(), reason });
     }
     Ok(())

@@ -295,6 +295,17 @@ pub(crate) fn read_range(store: &dyn Store, key: &Key, range: Range<u64>, buffer
     Err(StoreError::Io { action: "read", key: key.to_string(), store: store.url().to_owned(), source })
 }
 
+/// The longest prefix in a bucket. S3, Google and Azure end keys at 1024 bytes, and the keys of a repository take up to 794 of them.
+const MAX_PREFIX_BYTES: usize = 230;
+
+fn check_prefix(url: &str, prefix: &str) -> Result<(), OpenError> {
+    if prefix.len() > MAX_PREFIX_BYTES || !(prefix.is_empty() || Key::parse(prefix).is_ok()) {
+        let reason = "a prefix has at most 230 characters of ASCII, no blank, and no empty segment";
+        return Err(OpenError::Address { url: url.to_owned(), reason });
+    }
+    Ok(())
+}
+
 fn unsupported(action: &'static str, key: &str, store: &str, why: &str) -> StoreError {
     let source = std::io::Error::new(std::io::ErrorKind::Unsupported, why.to_owned());
     StoreError::Io { action, key: key.to_owned(), store: store.to_owned(), source }

@@ -13,10 +13,7 @@ use lifeboat_s3::{Bucket, Config, Kind, Mode, S3Error, Upload};
 
 use super::probe::Examination;
 use super::versions::{AsOf, older_versions};
-use super::{Listed, ObjectWriter, OpenError, Store, StoreError, StoreOptions, unsupported};
-
-/// The longest prefix. S3 ends keys at 1024 bytes, and the keys of a repository take up to 794 of them.
-const MAX_PREFIX_BYTES: usize = 230;
+use super::{Listed, ObjectWriter, OpenError, Store, StoreError, StoreOptions, check_prefix, unsupported};
 
 /// Objects in a bucket.
 #[derive(Clone)]
@@ -171,14 +168,6 @@ pub(super) fn s3_mode(mode: HoldMode) -> Mode {
         HoldMode::Governance => Mode::Governance,
         HoldMode::Compliance => Mode::Compliance,
     }
-}
-
-fn check_prefix(url: &str, prefix: &str) -> Result<(), OpenError> {
-    if prefix.len() > MAX_PREFIX_BYTES || !(prefix.is_empty() || Key::parse(prefix).is_ok()) {
-        let reason = "a prefix has at most 230 characters of ASCII, no blank, and no empty segment";
-        return Err(OpenError::Address { url: url.to_owned(), reason });
-    }
-    Ok(())
 }
 
 /// The reason, under the kind that says what to do about it.
