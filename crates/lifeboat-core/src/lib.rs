@@ -11,6 +11,7 @@ pub mod backup;
 pub mod doctor;
 pub mod expire;
 pub mod hold;
+pub mod policy;
 pub mod postgres;
 pub mod prune;
 pub mod replicate;
