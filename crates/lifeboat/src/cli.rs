@@ -66,6 +66,9 @@ pub(crate) enum Command {
     /// Make keys
     #[command(subcommand)]
     Key(Key),
+    /// Show and check who did what with the repository
+    #[command(subcommand)]
+    Audit(crate::commands::audit::Audit),
     /// Look at the configuration
     #[command(subcommand)]
     Config(Config),

@@ -6,6 +6,7 @@ use lifeboat_core::backup::PlanError;
 use lifeboat_core::repository::FormatError;
 use lifeboat_core::restore::RestorePlanError;
 use lifeboat_engine::artifacts::{ArtifactError, Problem};
+use lifeboat_engine::audit::{AuditError, AuditKeyError};
 use lifeboat_engine::backup::BackupError;
 use lifeboat_engine::copy::CopyError;
 use lifeboat_engine::hold::HoldError;
@@ -284,6 +285,33 @@ impl From<signing::KeyError> for Failure {
             _ => (EXIT_KEY, "lifeboat key generate makes a key that fits"),
         };
         Self::of(code, &error, hint)
+    }
+}
+
+impl From<AuditError> for Failure {
+    fn from(error: AuditError) -> Self {
+        match error {
+            AuditError::Store(error) => error.into(),
+            AuditError::Write { .. } => Self::of(
+                EXIT_FAILED,
+                &error,
+                "nothing is done without a record of it: make room, or name another place in audit.directory; lifeboat config show",
+            ),
+            AuditError::Read { .. } => Self::of(EXIT_FAILED, &error, "check audit.directory, and who owns it: lifeboat config show"),
+        }
+    }
+}
+
+impl From<AuditKeyError> for Failure {
+    fn from(error: AuditKeyError) -> Self {
+        match error {
+            AuditKeyError::Private => Self::of(EXIT_KEY, &error, "lifeboat audit key --out FILE makes one; name it in audit.key_file"),
+            AuditKeyError::Public(_) => Self::of(
+                EXIT_USAGE,
+                &error,
+                "correct audit.trust and audit.retired: lifeboat audit key prints the key of the host that it runs on",
+            ),
+        }
     }
 }
 

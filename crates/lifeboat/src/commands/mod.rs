@@ -1,6 +1,7 @@
 //! One file per command: it resolves what was typed, asks core for the plan, lets the engine do it, and prints.
 
 mod artifact;
+pub(crate) mod audit;
 mod backup;
 mod config;
 mod demo;
@@ -62,6 +63,7 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
         Command::RestorePoint(point) => restore_point::run(point, &settings, out),
         Command::Wal(wal) => wal::run(wal, &settings, out),
         Command::Key(key) => key::run(key, &settings, out),
+        Command::Audit(audit) => audit::run(audit, &settings, out),
         Command::Config(config) => config::run(config, &settings, out),
         Command::Completions { .. } | Command::Demo(_) => Ok(0),
     }

@@ -3,6 +3,7 @@
 mod architecture;
 mod artifact;
 mod as_of;
+mod audit;
 mod backup;
 mod clouds;
 mod cluster;
