@@ -81,6 +81,18 @@ pub(crate) fn without_copies(one: &RepositorySettings) -> Result<Repository, Fai
     Ok(Repository::open(Box::new(store::Alone::new(one.open()?)))?)
 }
 
+/// The places of the repository, where all of them are far away: what leads there, in one text. `None`: to ask one on this host costs nothing.
+pub(crate) fn far_places(settings: &Settings) -> Option<String> {
+    let far = |one: &RepositorySettings| one.url.value.contains("://") && !one.url.value.starts_with("file://");
+    let used = &settings.repositories.used;
+    let place = |one: &RepositorySettings| {
+        let options = one.options();
+        format!("{} {:?} {:?} {:?}", one.url.value, one.part.value, options.endpoint, options.account)
+    };
+    // A look into the past is of a moment; what was remembered is of the present.
+    (settings.as_of.is_none() && !used.is_empty() && used.iter().all(far)).then(|| used.iter().map(place).collect::<Vec<_>>().join("\n"))
+}
+
 /// The configured repository of this name.
 pub(crate) fn named<'a>(settings: &'a Settings, name: &str) -> Result<&'a RepositorySettings, Failure> {
     settings.repositories.used.iter().find(|one| one.name.value == name).ok_or_else(|| {
