@@ -14,6 +14,7 @@ pub mod keys;
 pub mod lease;
 pub mod opened_backup;
 pub mod pin;
+pub mod policy;
 pub mod postgres;
 pub mod progress;
 pub mod prune;
