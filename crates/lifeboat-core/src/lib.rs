@@ -7,6 +7,7 @@
 
 pub mod artifacts;
 pub mod attestation;
+pub mod audit;
 pub mod backup;
 pub mod doctor;
 pub mod expire;

@@ -4,6 +4,7 @@
 //! takes progress and errors out.
 
 pub mod artifacts;
+pub mod audit;
 pub mod backup;
 pub mod causes;
 pub mod copy;
