@@ -135,7 +135,8 @@ impl<'a> Reader<'a> {
         let bundle = serde_json::to_vec(&record.bundle).expect("what was read as JSON is written as JSON");
         let expected = Expected::artifact(record.name.as_str(), &record.version, record.sha256.0);
         let verified = self.trust.verify(&bundle, &expected).map_err(|error| match error {
-            VerifyError::UntrustedKey { .. } => Problem::Unsigned(causes::joined(&error)),
+            VerifyError::KnownGood { .. } => Problem::NotChecked(causes::joined(&error)),
+            _ if error.is_of_trust() => Problem::Unsigned(causes::joined(&error)),
             _ => Problem::BadSignature(causes::joined(&error)),
         })?;
         let predicate = &verified.statement.predicate;

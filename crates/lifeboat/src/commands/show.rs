@@ -1,6 +1,7 @@
 //! `lifeboat show`
 
 use lifeboat_engine::opened_backup;
+use lifeboat_engine::signing::SignedBy;
 
 use crate::cli::Show;
 use crate::config::Settings;
@@ -17,7 +18,7 @@ pub(super) fn run(show: &Show, settings: &Settings, out: &Output) -> Result<u8, 
         (opened_backup::peek(&repository, &id)?, "not checked".to_owned())
     } else {
         let backup = opened_backup::open(&repository, &id, &session::trust(settings)?)?;
-        (backup.manifest, format!("valid, key {}", backup.signed_by))
+        (backup.manifest, format!("valid, {}, signed {}", signer(&backup.signed_by), backup.signed))
     };
     let standing = {
         let trust = session::trust(settings).ok();
@@ -107,4 +108,13 @@ pub(super) fn run(show: &Show, settings: &Settings, out: &Output) -> Result<u8, 
         lines.into_iter().map(|(key, value)| format!("{key:14} {value}\n")).collect()
     });
     Ok(0)
+}
+
+/// Who signed, for people.
+fn signer(signer: &SignedBy) -> String {
+    let person = signer.person().map_or(String::new(), |person| format!(" of {person}"));
+    match signer {
+        SignedBy::Key { hint, .. } => format!("key {hint}{person}"),
+        SignedBy::Identity { .. } => format!("{signer}{person}"),
+    }
 }
