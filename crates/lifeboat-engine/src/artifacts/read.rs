@@ -230,7 +230,7 @@ impl<'a> Reader<'a> {
 
     /// What opens a blob with this header. That a blob is not encrypted is no danger to who reads it:
     /// its digest is signed.
-    fn sealing(&self, header: &Header) -> Result<Sealing, Problem> {
+    pub(super) fn sealing(&self, header: &Header) -> Result<Sealing, Problem> {
         let (id, wrapped) = match (header.suite, header.key, &header.wrapped) {
             (Suite::None, ..) => return Ok(Sealing::Plain),
             (Suite::Aes256Gcm, Some(id), Some(wrapped)) => (id, wrapped),

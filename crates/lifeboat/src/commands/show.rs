@@ -13,7 +13,7 @@ pub(super) fn run(show: &Show, settings: &Settings, out: &Output) -> Result<u8, 
     let repository = session::read_repository(settings)?;
     let id = session::find_backup(&repository, settings, &show.backup, |_| true)?;
     // Shown only when it is signed by somebody we trust, or with the words that it is not.
-    let (manifest, signature) = if settings.trust_keys.value.is_empty() {
+    let (manifest, signature) = if settings.trust.is_empty() {
         output::warn("the signature was not checked: no trusted key is configured (trust.keys)");
         (opened_backup::peek(&repository, &id)?, "not checked".to_owned())
     } else {
