@@ -8,6 +8,7 @@ use lifeboat_core::restore::RestorePlanError;
 use lifeboat_engine::artifacts::{ArtifactError, Problem};
 use lifeboat_engine::backup::BackupError;
 use lifeboat_engine::copy::CopyError;
+use lifeboat_engine::export::ExportError;
 use lifeboat_engine::hold::HoldError;
 use lifeboat_engine::keys::KeyError;
 use lifeboat_engine::lease::LeaseError;
@@ -274,6 +275,16 @@ impl From<KeyError> for Failure {
             KeyError::Damaged { .. } => "lifeboat verify tells what else is damaged",
         };
         Self::of(EXIT_KEY, &error, hint)
+    }
+}
+
+impl From<ExportError> for Failure {
+    fn from(error: ExportError) -> Self {
+        match error {
+            ExportError::Key(error) => error.into(),
+            ExportError::Artifacts(error) => error.into(),
+            ExportError::Plain(_) => Self::of(EXIT_USAGE, &error, "whoever has a copy of it can read it: lifeboat show BACKUP"),
+        }
     }
 }
 
