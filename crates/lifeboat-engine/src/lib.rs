@@ -23,6 +23,7 @@ pub mod repository;
 pub mod restore;
 pub mod retention;
 pub mod seal;
+pub mod secret;
 mod sha256;
 pub mod signing;
 pub mod store;
