@@ -27,6 +27,7 @@ pub mod restore;
 pub mod retention;
 pub mod revoke;
 pub mod seal;
+pub mod secret;
 mod sha256;
 pub mod signing;
 pub mod store;
