@@ -18,5 +18,6 @@ pub mod prune;
 pub mod replicate;
 pub mod repository;
 pub mod restore;
+pub mod trust;
 pub mod verify;
 pub mod wal;

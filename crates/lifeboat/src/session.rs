@@ -237,7 +237,7 @@ fn secret(secret: &Secret) -> Result<Vec<u8>, Failure> {
 }
 
 /// Who signs.
-pub(crate) fn signer(settings: &Settings) -> Result<KeyFileSigner, Failure> {
+pub(crate) fn signer(settings: &Settings) -> Result<Box<dyn Signer>, Failure> {
     let key = settings.key_file.as_ref().ok_or_else(|| {
         Failure::new(EXIT_KEY, "sign: no signing key is configured").hint("lifeboat key generate makes one; name it in signing.key_file")
     })?;
@@ -246,13 +246,13 @@ pub(crate) fn signer(settings: &Settings) -> Result<KeyFileSigner, Failure> {
         Some(setting) => secret(&setting.value)?,
         None => Vec::new(),
     };
-    Ok(KeyFileSigner::open(&pem, &password)?)
+    Ok(Box::new(KeyFileSigner::open(&pem, &password)?))
 }
 
 /// Who signs, if something has to be signed: opening the key takes a quarter of a second (scrypt), and most calls of `wal push` need none.
 pub(crate) struct LazySigner<'a> {
     settings: &'a Settings,
-    opened: OnceLock<Result<KeyFileSigner, Failure>>,
+    opened: OnceLock<Result<Box<dyn Signer>, Failure>>,
 }
 
 impl<'a> LazySigner<'a> {
@@ -260,8 +260,8 @@ impl<'a> LazySigner<'a> {
         Self { settings, opened: OnceLock::new() }
     }
 
-    fn opened(&self) -> Result<&KeyFileSigner, &Failure> {
-        self.opened.get_or_init(|| signer(self.settings)).as_ref()
+    fn opened(&self) -> Result<&dyn Signer, &Failure> {
+        self.opened.get_or_init(|| signer(self.settings)).as_deref()
     }
 
     /// Why it did not open, if it was tried and did not.
@@ -278,12 +278,12 @@ impl Signer for LazySigner<'_> {
         }
     }
 
-    fn hint(&self) -> &str {
-        self.opened().map_or("", Signer::hint)
+    fn hint(&self) -> Option<String> {
+        self.opened().ok()?.hint()
     }
 
     fn describe(&self) -> String {
-        self.opened().map_or_else(|failure| failure.message.clone(), Signer::describe)
+        self.opened().map_or_else(|failure| failure.message.clone(), |signer| signer.describe())
     }
 }
 

@@ -8,7 +8,9 @@
 //!
 //! Why these crates and not others: `docs/decisions/0003-sigstore-crates.md`.
 
+mod certificate;
 mod cosign_key;
+mod timestamp;
 mod trust;
 
 use std::fmt;
@@ -19,8 +21,10 @@ use sigstore_bundle::{BundleV03, VerificationMaterialV03};
 use sigstore_types::bundle::SignatureContent;
 use sigstore_types::{DsseEnvelope, DsseSignature, KeyId, PayloadBytes, SignatureBytes, dsse};
 
+pub use certificate::{CertificateSigned, MAX_ROOTS_BYTES, Roots, RootsError};
 pub use cosign_key::{KeyError, MAX_KEY_FILE_BYTES, PublicKey, SigningKey};
 pub use lifeboat_core::attestation::{Expected, Mismatch};
+pub use timestamp::MAX_TIMESTAMPS;
 pub use trust::{MAX_BUNDLE_BYTES, Trust, Verified, VerifyError};
 
 /// Something that signs statements: a key file here; a key service or a certificate authority
@@ -30,9 +34,10 @@ pub trait Signer: Send + Sync {
     /// in one line. What a reader would refuse to parse is refused here too, before it is signed.
     fn sign_statement(&self, statement: &[u8]) -> Result<String, SignError>;
 
-    /// The hint by which a verifier finds the key: base64 of the SHA-256 of its
-    /// SubjectPublicKeyInfo in DER, as cosign writes it.
-    fn hint(&self) -> &str;
+    /// The hint by which a verifier finds the key that signs now: base64 of the SHA-256 of its
+    /// SubjectPublicKeyInfo in DER, as cosign writes it. `None` where no key is named: a certificate
+    /// says itself who signed.
+    fn hint(&self) -> Option<String>;
 
     /// What signs, in a few words for people. Never a secret.
     fn describe(&self) -> String;
@@ -78,21 +83,21 @@ impl Signer for KeyFileSigner {
         let failed = || SignError::Signer("ECDSA failed".to_owned());
         let pae = dsse::pae(PAYLOAD_TYPE, statement);
         let signature = self.key.pair().sign(&SystemRandom::new(), &pae).map_err(|_| failed())?;
-        bundle(statement, signature.as_ref(), self.hint())
+        bundle(statement, signature.as_ref(), self.public_key().hint())
     }
 
-    fn hint(&self) -> &str {
-        self.key.public_key().hint()
+    fn hint(&self) -> Option<String> {
+        Some(self.public_key().hint().to_owned())
     }
 
     fn describe(&self) -> String {
-        format!("key file, ECDSA P-256, hint {}", self.hint())
+        format!("key file, ECDSA P-256, hint {}", self.public_key().hint())
     }
 }
 
 impl fmt::Debug for KeyFileSigner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyFileSigner").field("hint", &self.hint()).finish_non_exhaustive()
+        f.debug_struct("KeyFileSigner").field("hint", &self.public_key().hint()).finish_non_exhaustive()
     }
 }
 

@@ -61,6 +61,24 @@ pub enum VerifyError {
     /// It names a trusted key, but the signature is not that key's over this statement.
     #[error("verify signature: it does not match the statement")]
     BadSignature,
+    /// The certificate is not one that the trusted root vouches for, or says nothing of who signs.
+    #[error("verify certificate: {reason}")]
+    Certificate {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There is no entry of a transparency log of the trusted root, or it is about something else.
+    #[error("verify entry of transparency log: {reason}")]
+    Log {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A timestamp is not one of the trusted root's authorities over this signature, or nobody says when it was signed.
+    #[error("verify timestamp: {reason}")]
+    Timestamp {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Signed by a trusted key, about something else.
     #[error("verify signed statement: it is about something else")]
     WrongSubject(#[source] Mismatch),
@@ -225,7 +243,7 @@ fn base64(what: &str, text: &str) -> Result<Vec<u8>, VerifyError> {
     BASE64.decode(text).map_err(|_| malformed(format_args!("its {what} is not base64")))
 }
 
-fn malformed(reason: impl std::fmt::Display) -> VerifyError {
+pub(super) fn malformed(reason: impl std::fmt::Display) -> VerifyError {
     VerifyError::Malformed { reason: reason.to_string() }
 }
 

@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest;
+use jiff::Timestamp;
 use lifeboat_core::attestation::{Statement, StatementError};
 use lifeboat_core::repository::layout::{self, Key};
 use lifeboat_core::repository::sealed::{self, Header};
@@ -299,7 +300,9 @@ impl<'a> WalWriter<'a> {
         let Cluster { system_id, segment_size } = self.cluster;
         let name = || file.file_name(segment_size);
         let key = file.key(system_id, segment_size);
-        let predicate_value = serde_json::to_value(predicate).expect("a predicate has text keys only");
+        let signed = Timestamp::from_second(Timestamp::now().as_second()).ok();
+        let predicate_value =
+            serde_json::to_value(WalPredicate { signed, ..predicate.clone() }).expect("a predicate has text keys only");
         let statement = Statement::new(&file.subject(system_id, segment_size), digest.0, WAL_PREDICATE_TYPE, predicate_value);
         let bundle = self.signer.sign_statement(&statement.to_bytes())?;
         let bundle = serde_json::from_str(&bundle).map_err(|e| SignError::Signer(format!("its bundle is no JSON: {e}")))?;
@@ -529,7 +532,6 @@ fn check_header(header: &Header, cluster: Cluster, trust: &Trust, file: WalFile,
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
     use lifeboat_core::wal::{Segment, SegmentSize};
 
     use super::*;

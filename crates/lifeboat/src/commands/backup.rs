@@ -86,7 +86,7 @@ pub(super) fn run(cli: &Cli, backup: &Backup, mut settings: Settings, out: &Outp
         postgres,
         artifacts,
         protection,
-        signer: &signer,
+        signer: &*signer,
         workers: settings.workers.value,
         memory_bytes: settings.memory_bytes.value,
         level: settings.compression_level.value,
@@ -133,7 +133,7 @@ pub(super) fn run(cli: &Cli, backup: &Backup, mut settings: Settings, out: &Outp
         if let Some(artifacts) = &manifest.artifacts {
             text.push_str(&format!("  {} artifacts, {}\n", artifacts.count, output::bytes(artifacts.bytes)));
         }
-        text.push_str(&format!("  signed by key {}\n", lifeboat_engine::signing::Signer::hint(&signer)));
+        text.push_str(&format!("  signed by {}\n", signer.describe()));
         text
     });
     if manifest.state == State::Degraded {
