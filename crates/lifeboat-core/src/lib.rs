@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod approval;
 pub mod artifacts;
 pub mod attestation;
 pub mod audit;
