@@ -50,7 +50,7 @@ pub(super) fn run(settings: &Settings, out: &Output) -> Result<u8, Failure> {
     let spool = doctor::spool(&settings.wal_spool.value, settings.wal_spool_limit.value, data);
     diagnosis.join(host::spool(&spool));
     let server = settings.dsn.as_ref().map(|dsn| {
-        let parsed = Dsn::parse(&dsn.value);
+        let parsed = Dsn::parse(dsn.value.as_str());
         let name = parsed.as_ref().map_or_else(|_| "server".to_owned(), |dsn| dsn.endpoint().to_string());
         (name, parsed.and_then(|dsn| doctor::server(&dsn)).map_err(|error| chain(&error)))
     });
@@ -122,6 +122,12 @@ fn failed(code: &'static str, subject: String, problem: String) -> Finding {
     }
 }
 
+fn identities_of(path: &std::path::Path) -> Result<Identities, String> {
+    let secret = lifeboat_engine::secret::Secret::read(path).map_err(|error| error.to_string())?;
+    let text = secret.expose_text().map_err(|error| error.to_string())?;
+    Identities::parse(text).map_err(|error| chain(&error))
+}
+
 fn key_facts(settings: &Settings) -> KeyFacts {
     let signer = session::signer(settings);
     let verified = signer.as_ref().ok().map(|signer| {
@@ -130,16 +136,14 @@ fn key_facts(settings: &Settings) -> KeyFacts {
     });
     let recipients = session::recipients(settings).map_err(|failure| failure.message);
     let identity = settings.identity_file.as_ref().map(|setting| {
-        let text = std::fs::read_to_string(&setting.value).map_err(|error| format!("read {}: {error}", setting.value.display()))?;
-        let identities = Identities::parse(&text).map_err(|error| format!("read {}: {}", setting.value.display(), chain(&error)))?;
+        let identities = identities_of(&setting.value).map_err(|why| format!("read {}: {why}", setting.value.display()))?;
         // Without recipients there is nothing to open.
         recipients.as_ref().map_or(Ok(true), |recipients| doctor::opens(&identities, recipients))
     });
-    let host_identity = settings.host_identity.as_ref().and_then(|setting| {
-        let text = std::fs::read_to_string(&setting.value).map_err(|error| error.to_string());
-        let parsed = text.and_then(|text| Identities::parse(&text).map_err(|error| chain(&error)));
-        parsed.err().map(|why| format!("read {}: {why}", setting.value.display()))
-    });
+    let host_identity = settings
+        .host_identity
+        .as_ref()
+        .and_then(|setting| identities_of(&setting.value).err().map(|why| format!("read {}: {why}", setting.value.display())));
     let mut files = Vec::new();
     let password = match &settings.password {
         Some(setting) => match &setting.value {
