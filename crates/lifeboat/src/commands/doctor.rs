@@ -1,6 +1,7 @@
 //! `lifeboat doctor`: everything that backups and restores rely on, tried out; what is wrong, the most dangerous first, and how to set it right.
 
 use lifeboat_core::doctor::host::{self, KeyFacts};
+use lifeboat_core::doctor::privilege::{self, Duties};
 use lifeboat_core::doctor::store::{self as diagnose, StoreFacts};
 use lifeboat_core::doctor::{Diagnosis, Finding, Severity};
 use lifeboat_engine::doctor;
@@ -30,6 +31,9 @@ pub(super) fn run(settings: &Settings, out: &Output) -> Result<u8, Failure> {
     for (name, store) in stores(settings, &mut diagnosis) {
         let facts = probe::examine(&*store, &session::examination(settings, Depth::Full, &session::sources(settings)));
         diagnosis.join(diagnose::assess(&facts));
+        if let Some(reach) = &facts.reach {
+            diagnosis.join(privilege::excess(&facts.url, reach, duties(settings)));
+        }
         match Repository::open(store) {
             Ok(repository) => repositories.push(repository),
             Err(RepositoryError::Absent { url }) => diagnosis.findings.push(Finding {
@@ -88,6 +92,16 @@ pub(super) fn run(settings: &Settings, out: &Output) -> Result<u8, Failure> {
     });
     say(&diagnosis);
     Ok(code)
+}
+
+/// What this host is for, as far as its configuration tells.
+fn duties(settings: &Settings) -> Duties {
+    let rules = [&settings.keep_last, &settings.keep_daily, &settings.keep_weekly, &settings.keep_monthly, &settings.keep_yearly];
+    Duties {
+        protects: settings.dsn.is_some() || settings.data_directory.is_some() || settings.artifacts.is_some(),
+        restores: settings.identity_file.is_some() || settings.plain.value,
+        tidies: rules.into_iter().any(Option::is_some) || settings.recovery_window.is_some(),
+    }
 }
 
 /// The configured repositories that can be reached; the others are findings.
