@@ -466,7 +466,7 @@ fn artifacts(
             let original = settings
                 .dsn
                 .as_ref()
-                .and_then(|setting| Dsn::parse(&setting.value).ok())
+                .and_then(|setting| Dsn::parse(setting.value.as_str()).ok())
                 .map(|dsn| dsn.endpoint().database)
                 .filter(|database| !database.is_empty());
             let mut dsn = Dsn::parse(dsn)?;

@@ -19,6 +19,7 @@ mod proxy;
 mod replicas;
 mod rescue;
 mod restore;
+mod roles;
 mod s3;
 mod scripts;
 mod seaweed;
