@@ -528,7 +528,7 @@ impl Settings {
                 user(user_keys.password()).map(|setting| Setting { value: Secret::File(setting.value), origin: setting.origin })
             }
         };
-        let trust = TrustSettings::resolve(&source, file.trust.unwrap_or_default(), &user_keys)?;
+        let trust = TrustSettings::resolve(&source, file.trust.unwrap_or_default(), services.trusted_root.clone(), &user_keys)?;
         let memory = limits.memory.as_deref().map(parse_bytes).transpose()?;
         if memory.is_some_and(|bytes| bytes < 64 << 20) {
             return Err(
@@ -674,7 +674,6 @@ impl Settings {
             lifeboat_engine::postgres::Dsn::parse(text.as_str())
                 .map_or_else(|_| "not a connection string".to_owned(), |dsn| dsn.to_string())
         };
-        let trust = self.trust.rows();
         let before = vec![
             of("name", &self.name, String::clone),
             maybe("postgres.dsn", self.dsn.as_ref(), dsn),
@@ -755,8 +754,8 @@ impl Settings {
         }
         rows.extend(owned(after));
         rows.extend(owned(self.signing.rows()));
+        rows.extend(owned(self.trust.rows()));
         rows.extend(owned(last));
-        rows.extend(owned(trust));
         rows
     }
 }

@@ -453,7 +453,7 @@ impl From<OpenBackupError> for Failure {
             OpenBackupError::Damaged(ref finding) => {
                 let hint = match finding.kind {
                     lifeboat_core::verify::FindingKind::Unsigned => {
-                        "trust.keys must name the public key that signed it; if it does, do not restore this backup: lifeboat list shows others"
+                        "lifeboat key list shows whose signatures count, for what and until when; if its signer is among them, do not restore this backup: lifeboat list shows others"
                     }
                     _ => "lifeboat verify --all tells which backups are whole",
                 };

@@ -80,11 +80,22 @@ impl Edit {
         let keys = self.shape()?.trust.and_then(|trust| trust.keys).ok_or_else(|| self.nowhere("trust.keys"))?;
         match keys.get_ref().last().map(Spanned::span) {
             Some(last) => {
-                // On a line of its own where the last one has one, indented alike.
                 let line_start = self.text[..last.start].rfind('\n').map_or(0, |at| at + 1);
-                let before = &self.text[line_start..last.start];
-                let gap = if before.trim().is_empty() { format!("\n{before}") } else { " ".to_owned() };
-                self.replace(last.end..last.end, &format!(",{gap}{entry}"));
+                let indent = self.text[line_start..last.start].to_owned();
+                let behind = &self.text[last.end..];
+                let comma =
+                    behind.trim_start_matches([' ', '\t']).starts_with(',').then(|| last.end + behind.find(',').unwrap_or_default() + 1);
+                let line_end = behind.find('\n').map_or(self.text.len(), |at| last.end + at);
+                let rest = self.text[comma.unwrap_or(last.end).min(line_end)..line_end].trim();
+                if indent.trim().is_empty() && (rest.is_empty() || rest.starts_with('#')) {
+                    // On a line of its own, as the last one has, indented alike; a comment stays with what it is about.
+                    self.replace(line_end..line_end, &format!("\n{indent}{entry},"));
+                    if comma.is_none() {
+                        self.replace(last.end..last.end, ",");
+                    }
+                } else {
+                    self.replace(last.end..last.end, &format!(", {entry}"));
+                }
             }
             None => self.replace(keys.span(), &format!("[{entry}]")),
         }
@@ -143,7 +154,7 @@ mod tests {
 
     #[test]
     fn one_value_changes_and_nothing_else() {
-        let text = "# mine\nname = 'x' # really\n[signing] # who\nkey_file = 'a.key' # old\n[trust]\nkeys = [\n    # the first\n    'a.pub', # ours\n    { file = 'b.pub' },\n]\n";
+        let text = "# mine\nname = 'x' # really\n[signing] # who\nkey_file = 'a.key' # old\n[trust]\nkeys = [\n    # the first\n    'a.pub', # ours\n    { file = 'b.pub' }, # theirs\n]\n";
         let mut edit = edit(text);
         edit.set_key_file("a-2.key").unwrap();
         edit.set_trust_key(0, &toml::from_str::<toml::Table>("file = 'a.pub'\nnot_after = '2024-01-01T00:00:00Z'").unwrap().into())
@@ -151,7 +162,7 @@ mod tests {
         edit.add_trust_key(&Value::String("a-2.pub".into())).unwrap();
         assert_eq!(
             edit.text,
-            "# mine\nname = 'x' # really\n[signing] # who\nkey_file = \"a-2.key\" # old\n[trust]\nkeys = [\n    # the first\n    { file = \"a.pub\", not_after = \"2024-01-01T00:00:00Z\" }, # ours\n    { file = 'b.pub' },\n    \"a-2.pub\",\n]\n"
+            "# mine\nname = 'x' # really\n[signing] # who\nkey_file = \"a-2.key\" # old\n[trust]\nkeys = [\n    # the first\n    { file = \"a.pub\", not_after = \"2024-01-01T00:00:00Z\" }, # ours\n    { file = 'b.pub' }, # theirs\n    \"a-2.pub\",\n]\n"
         );
         assert_eq!(edit.trust_keys().unwrap().len(), 3);
     }
@@ -161,6 +172,9 @@ mod tests {
         let mut one = edit("[trust]\nkeys = ['a.pub'] # those\n");
         one.add_trust_key(&Value::String("b".into())).unwrap();
         assert_eq!(one.text, "[trust]\nkeys = ['a.pub', \"b\"] # those\n");
+        let mut bare = edit("[trust]\nkeys = [\n  'a.pub' # those\n]\n");
+        bare.add_trust_key(&Value::String("b".into())).unwrap();
+        assert_eq!(bare.text, "[trust]\nkeys = [\n  'a.pub', # those\n  \"b\",\n]\n");
         let mut none = edit("trust.keys = []\n");
         none.add_trust_key(&Value::String("b".into())).unwrap();
         assert_eq!(none.text, "trust.keys = [\"b\"]\n");

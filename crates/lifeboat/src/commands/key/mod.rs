@@ -184,6 +184,6 @@ fn with_members(entry: &Value, members: &[(&str, Option<String>)]) -> Value {
 }
 
 /// The entry as another host would write it: with the key in it.
-fn portable(source: &KeySource, hint_of: &lifeboat_engine::signing::PublicKey) -> String {
-    KeySource { place: KeyPlace::Pem(hint_of.to_pem()), ..source.clone() }.toml()
+fn portable(source: &KeySource, key: &lifeboat_engine::signing::PublicKey) -> String {
+    KeySource { place: KeyPlace::Pem(key.to_pem()), ..source.clone() }.toml()
 }

@@ -49,13 +49,16 @@ pub(super) fn run(rotate: &Rotate, settings: &Settings, out: &Output) -> Result<
         }
     }
 
-    let terms = entry.map_or_else(Terms::default, |entry| settings.trust.keys.value[entry].terms.clone());
+    let (terms, known_good) = entry.map_or_else(Default::default, |entry| {
+        (settings.trust.keys.value[entry].terms.clone(), settings.trust.keys.value[entry].known_good.clone())
+    });
     let old_source = KeySource {
         place: KeyPlace::File(setting.value.with_extension("pub")),
         terms: Terms { not_after: Some(terms.not_after.map_or(until, |before| before.min(until))), ..terms.clone() },
-        known_good: None,
+        known_good,
     };
-    let new_source = KeySource { place: KeyPlace::File(public_file.clone()), terms, known_good: None };
+    let fresh = Terms { not_before: None, not_after: None, revoked: None, ..terms };
+    let new_source = KeySource { place: KeyPlace::File(public_file.clone()), terms: fresh, known_good: None };
     let elsewhere =
         format!("keys = [\n    {},\n    {},\n]", portable(&old_source, old.public_key()), portable(&new_source, new.public_key()));
     let document = serde_json::json!({
@@ -115,11 +118,9 @@ fn carry_out(
         let file = toml::Value::String(trusts.relative(public_file));
         let Some(old) = entry else { return Ok(file) };
         let keys = edit.trust_keys()?;
-        // Who may sign the same things, for the same person; a window was the old key's own.
-        let old = with_members(
-            &keys[old],
-            &[("pem", None), ("not_before", None), ("not_after", None), ("file", file.as_str().map(str::to_owned))],
-        );
+        // Who may sign the same things, for the same person; a window and a revocation were the old key's own.
+        let own = ["pem", "not_before", "not_after", "revoked_since", "reason", "known_good"].map(|member| (member, None));
+        let old = with_members(&with_members(&keys[old], &own), &[("file", file.as_str().map(str::to_owned))]);
         Ok(if old.as_table().is_some_and(|table| table.len() == 1) { file } else { old })
     };
     let retire = |edit: &mut crate::config::edit::Edit| -> Result<(), Failure> {
