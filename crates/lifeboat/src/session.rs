@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use jiff::Timestamp;
 use lifeboat_core::doctor::{Diagnosis, store as diagnose};
@@ -13,14 +13,14 @@ use lifeboat_engine::keys::{self, Identities, Recipient};
 use lifeboat_engine::opened_backup;
 use lifeboat_engine::repository::Repository;
 use lifeboat_engine::signing::{
-    KeyFileSigner, KeylessConfig, KeylessSigner, KmsConfig, KmsSigner, Reach, Roots, SecretSource, SignError, Signer, SigningKey,
-    StampConfig, StampedSigner, TransitConfig, TransitSigner, Trust, ambient_token,
+    KeyFileSigner, KeylessConfig, KeylessSigner, KmsConfig, KmsSigner, KnownGood, PublicKey, Reach, Roots, SecretSource, SignError, Signer,
+    SigningKey, StampConfig, StampedSigner, TransitConfig, TransitSigner, Trust, TrustedKey, ambient_token,
 };
 use lifeboat_engine::store::probe::{self, Depth, Examination};
 use lifeboat_engine::store::{self, Access, Member, Note, Store};
 use zeroize::Zeroizing;
 
-use crate::config::{RepositorySettings, Secret, Settings, TimestampPart, Token, UserKeys};
+use crate::config::{KeyPlace, KeySource, RepositorySettings, Secret, Settings, TimestampPart, Token, UserKeys};
 use crate::failure::{EXIT_KEY, EXIT_NO_REPOSITORY, Failure};
 use crate::output;
 
@@ -180,15 +180,42 @@ fn read(path: &Path, what: &str) -> Result<String, Failure> {
 
 /// Whose signatures count.
 pub(crate) fn trust(settings: &Settings) -> Result<Trust, Failure> {
-    let mut pems = Vec::new();
-    for key in &settings.trust_keys.value {
-        pems.push(if key.contains("-----BEGIN") { key.clone() } else { read(Path::new(key), "trusted key")? });
-    }
-    if pems.is_empty() {
+    if settings.trust.is_empty() {
         return Err(Failure::new(EXIT_KEY, "verify signatures: no trusted key is configured")
             .hint("name public keys in trust.keys: lifeboat config show; lifeboat key generate prints one"));
     }
-    Ok(Trust::from_pems(pems.iter().map(String::as_str))?)
+    let mut trust = Trust::default().requiring_timestamps(settings.trust.require_timestamp.value);
+    for source in &settings.trust.keys.value {
+        let key = trusted_key(source)?;
+        if trust.key(key.key.hint()).is_some_and(|before| before.terms != key.terms) {
+            return Err(Failure::usage(format!("trust key {}: it stands twice, on different terms", key.key.hint()))
+                .hint("leave one entry of it in trust.keys: lifeboat config show"));
+        }
+        trust = trust.with_key(key);
+    }
+    if let Some(path) = &settings.trust.trusted_root {
+        let roots = Roots::from_json(&read(&path.value, "trusted root")?).map_err(|error| {
+            Failure::new(EXIT_KEY, format!("{}: {error}", path.value.display()))
+                .hint("trust.trusted_root names the trusted_root.json of a Sigstore instance: lifeboat config show")
+        })?;
+        trust = trust.with_roots(roots);
+    }
+    Ok(settings.trust.identities.value.iter().cloned().fold(trust, Trust::with_identity))
+}
+
+/// A trusted key, read, with what was vouched for when it was revoked.
+pub(crate) fn trusted_key(source: &KeySource) -> Result<TrustedKey, Failure> {
+    let key = match &source.place {
+        KeyPlace::Pem(pem) => PublicKey::from_pem(pem)?,
+        KeyPlace::File(path) => PublicKey::from_pem(&read(path, "trusted key")?)?,
+    };
+    let open = |path: &PathBuf| {
+        KnownGood::open(path).map(Arc::new).map_err(|error| {
+            Failure::new(EXIT_KEY, format!("read list of known good statements {}: {error}", path.display()))
+                .hint("lifeboat key revoke wrote it, and it belongs on every host that trusts the key; lifeboat key list names it")
+        })
+    };
+    Ok(TrustedKey { key, terms: source.terms.clone(), known_good: source.known_good.as_ref().map(open).transpose()? })
 }
 
 /// Restore identities: the one on the command line or configured, if any, and the host's own. What cannot be opened
@@ -255,9 +282,18 @@ fn secret_source(place: &Secret, what: &'static str) -> SecretSource {
 /// The trusted root that certificates and timestamps are verified with.
 fn roots(settings: &Settings) -> Result<Roots, Failure> {
     let path = settings.signing.trusted_root.as_ref().ok_or_else(|| {
-        Failure::usage("verify own signatures: no trusted root is configured").hint("name it in signing.trusted_root: lifeboat config show")
+        Failure::usage("verify own signatures: no trusted root is configured").hint("name it in trust.trusted_root: lifeboat config show")
     })?;
     Ok(Roots::from_json(&read(&path.value, "trusted root")?)?)
+}
+
+/// The key that signs here, and the password that it is sealed with: to make another one like it.
+pub(crate) fn signing_key(settings: &Settings) -> Result<(SigningKey, Vec<u8>), Failure> {
+    let key = settings.key_file.as_ref().ok_or_else(|| {
+        Failure::new(EXIT_KEY, "sign: no signing key is configured").hint("lifeboat key generate makes one; name it in signing.key_file")
+    })?;
+    let password = settings.password.as_ref().map_or(Ok(Vec::new()), |setting| secret(&setting.value, "signing password"))?;
+    Ok((SigningKey::open(&read(&key.value, "signing key")?, &password)?, password))
 }
 
 /// Who signs.
@@ -377,8 +413,14 @@ pub(crate) fn protection(settings: &Settings) -> Result<Protection, Failure> {
     Ok(Protection::Recipients { recipients, host })
 }
 
+/// The result of a command, in a file that must not be there yet and that nobody else reads.
+pub(crate) fn write_new_text(path: &Path, text: &str) -> Result<(), Failure> {
+    write_new(path, text, 0o600)
+        .map_err(|failure| failure.hint("name a file that is not there yet; nothing is ever overwritten: lifeboat --help"))
+}
+
 /// A file that must not be there yet, durable, with this mode.
-fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), Failure> {
+pub(crate) fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), Failure> {
     let failed = |error: std::io::Error| {
         let hint = "lifeboat key generate --out DIR writes to another directory; nothing is ever overwritten";
         Failure::new(crate::failure::EXIT_FAILED, format!("write {}: {error}", path.display())).hint(hint)
@@ -449,7 +491,7 @@ pub(crate) fn first_keys(settings: &Settings) -> Result<bool, Failure> {
         && !settings.signing.names_service()
         && settings.recipients.value.is_empty()
         && !settings.plain.value
-        && settings.trust_keys.value.is_empty();
+        && settings.trust.is_empty();
     if !unconfigured || settings.file.is_some() {
         return Ok(false);
     }

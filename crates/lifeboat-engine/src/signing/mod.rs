@@ -15,6 +15,7 @@ mod keyless;
 mod kms;
 mod service;
 mod stamped;
+mod known_good;
 mod timestamp;
 mod transit;
 mod trust;
@@ -32,12 +33,13 @@ pub use certificate::{CertificateSigned, MAX_ROOTS_BYTES, Roots, RootsError};
 pub use cosign_key::{KeyError, MAX_KEY_FILE_BYTES, PublicKey, SigningKey};
 pub use keyless::{KeylessConfig, KeylessSigner, MAX_SIGNING_CONFIG_BYTES};
 pub use kms::{KmsConfig, KmsSigner};
+pub use known_good::KnownGood;
 pub use lifeboat_core::attestation::{Expected, Mismatch};
 pub use service::{Reach, SecretSource};
 pub use stamped::{StampConfig, StampedSigner};
 pub use timestamp::MAX_TIMESTAMPS;
 pub use transit::{DEFAULT_MOUNT, TransitConfig, TransitSigner};
-pub use trust::{MAX_BUNDLE_BYTES, Trust, Verified, VerifyError};
+pub use trust::{MAX_BUNDLE_BYTES, SignedBy, Trust, TrustedKey, Verified, VerifyError};
 
 /// Something that signs statements: a key file, a key service ([`TransitSigner`], [`KmsSigner`]), or a
 /// key for ten minutes with a certificate ([`KeylessSigner`]); [`StampedSigner`] adds a timestamp.

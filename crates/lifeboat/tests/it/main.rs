@@ -10,6 +10,7 @@ mod demo;
 mod doctor;
 mod expire;
 mod failure;
+mod key;
 mod moto;
 mod orchestrator;
 mod program;
