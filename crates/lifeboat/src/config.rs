@@ -516,7 +516,6 @@ impl Settings {
             true => None,
         };
         let password = signing.password.clone();
-        let services = SigningSettings::resolve(&source, signing)?;
         let password = match (environment("COSIGN_PASSWORD"), password) {
             _ if key_file.is_none() => None,
             (_, Some(Secret::File(path))) => source.pick(None, None, Some(Secret::File(source.anchor(path)))),
@@ -528,7 +527,10 @@ impl Settings {
                 user(user_keys.password()).map(|setting| Setting { value: Secret::File(setting.value), origin: setting.origin })
             }
         };
-        let trust = TrustSettings::resolve(&source, file.trust.unwrap_or_default(), services.trusted_root.clone(), &user_keys)?;
+        // What signatures are verified with is one thing, whoever made them: named in one of the tables it counts in both.
+        let signing_root = source.pick(None, None, signing.trusted_root.clone().map(|path| source.anchor(path)));
+        let trust = TrustSettings::resolve(&source, file.trust.unwrap_or_default(), signing_root, &user_keys)?;
+        let services = SigningSettings::resolve(&source, signing, trust.trusted_root.as_ref())?;
         let memory = limits.memory.as_deref().map(parse_bytes).transpose()?;
         if memory.is_some_and(|bytes| bytes < 64 << 20) {
             return Err(

@@ -316,7 +316,7 @@ impl From<signing::SignError> for Failure {
 
 impl From<signing::RootsError> for Failure {
     fn from(error: signing::RootsError) -> Self {
-        Self::of(EXIT_USAGE, &error, "name the trusted_root.json of your Sigstore instance in signing.trusted_root: lifeboat config show")
+        Self::of(EXIT_USAGE, &error, "name the trusted_root.json of your Sigstore instance in trust.trusted_root: lifeboat config show")
     }
 }
 

@@ -315,7 +315,7 @@ fn secret_source(place: &Reference, what: &'static str) -> SecretSource {
 /// The trusted root that certificates and timestamps are verified with.
 fn roots(settings: &Settings) -> Result<Roots, Failure> {
     let path = settings.signing.trusted_root.as_ref().ok_or_else(|| {
-        Failure::usage("verify own signatures: no trusted root is configured").hint("name it in signing.trusted_root: lifeboat config show")
+        Failure::usage("verify own signatures: no trusted root is configured").hint("name it in trust.trusted_root: lifeboat config show")
     })?;
     Ok(Roots::from_json(&read(&path.value, "trusted root")?)?)
 }
