@@ -352,7 +352,9 @@ pub fn judge(asked: &Asked, persons: &Persons, here: &Circumstances<'_>) -> Judg
     let standing = standing(asked, here);
     let mut given: Vec<&Given> = asked.given.iter().collect();
     // In an order of their own: where they come from must not matter.
-    given.sort_by(|a, b| (a.approval.granted, &a.by.shown, &a.approval.approver).cmp(&(b.approval.granted, &b.by.shown, &b.approval.approver)));
+    given.sort_by(|a, b| {
+        (a.approval.granted, &a.by.shown, &a.approval.approver).cmp(&(b.approval.granted, &b.by.shown, &b.approval.approver))
+    });
     let groups = groups(asked, &given, persons);
     let (mut counting, mut not_counting) = (Vec::new(), Vec::new());
     let mut counted: BTreeMap<usize, String> = BTreeMap::new();

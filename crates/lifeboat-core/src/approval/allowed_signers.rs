@@ -122,15 +122,8 @@ fn entry(line: usize, text: &str) -> Result<Entry, String> {
     if !is_key_type(kind) || key.is_empty() {
         return Err("there is no key behind the principals and options".to_owned());
     }
-    let mut entry = Entry {
-        line,
-        principals,
-        key: format!("{kind} {key}"),
-        namespaces: None,
-        valid_after: None,
-        valid_before: None,
-        unusable: None,
-    };
+    let mut entry =
+        Entry { line, principals, key: format!("{kind} {key}"), namespaces: None, valid_after: None, valid_before: None, unusable: None };
     apply(options, &mut entry)?;
     if let Some(pattern) = entry.principals.iter().find(|name| name.contains(['*', '?', '!'])) {
         entry.unusable.get_or_insert_with(|| format!("{pattern:?} is a pattern, and names nobody"));
@@ -311,9 +304,15 @@ mod tests {
             let refused = names(line, "ssh-ed25519 K", now).unwrap_err();
             assert!(refused.contains(says) && refused.starts_with("line 1: "), "{refused}");
         }
-        for line in ["alice", "alice ssh-ed25519", "alice namespaces=\"git ssh-ed25519 K", "alice no-touch ssh-ed25519 K", ",a ssh-ed25519 K",
-            "alice valid-after=\"2027\" ssh-ed25519 K", "alice valid-after=20271301Z ssh-ed25519 K"]
-        {
+        for line in [
+            "alice",
+            "alice ssh-ed25519",
+            "alice namespaces=\"git ssh-ed25519 K",
+            "alice no-touch ssh-ed25519 K",
+            ",a ssh-ed25519 K",
+            "alice valid-after=\"2027\" ssh-ed25519 K",
+            "alice valid-after=20271301Z ssh-ed25519 K",
+        ] {
             let signers = AllowedSigners::parse(line);
             assert!(signers.entries.is_empty() && signers.problems.len() == 1, "{line}: {signers:?}");
         }
