@@ -301,8 +301,7 @@ impl<'a> WalWriter<'a> {
         let name = || file.file_name(segment_size);
         let key = file.key(system_id, segment_size);
         let signed = Timestamp::from_second(Timestamp::now().as_second()).ok();
-        let predicate_value =
-            serde_json::to_value(WalPredicate { signed, ..predicate.clone() }).expect("a predicate has text keys only");
+        let predicate_value = serde_json::to_value(WalPredicate { signed, ..predicate.clone() }).expect("a predicate has text keys only");
         let statement = Statement::new(&file.subject(system_id, segment_size), digest.0, WAL_PREDICATE_TYPE, predicate_value);
         let bundle = self.signer.sign_statement(&statement.to_bytes())?;
         let bundle = serde_json::from_str(&bundle).map_err(|e| SignError::Signer(format!("its bundle is no JSON: {e}")))?;
