@@ -11,6 +11,7 @@ pub mod attestation;
 pub mod backup;
 pub mod doctor;
 pub mod expire;
+pub mod export;
 pub mod hold;
 pub mod policy;
 pub mod postgres;

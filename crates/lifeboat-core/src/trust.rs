@@ -374,11 +374,38 @@ pub fn claimed(statement: &Statement) -> Option<Timestamp> {
     match Kind::of(&statement.predicate_type) {
         Some(Kind::Backup | Kind::Drill) => time("finished"),
         Some(Kind::Artifact) => statement.predicate.get("version").and_then(Value::as_str).and_then(artifact::created),
-        Some(Kind::Wal) => time("signed"),
+        // Early writers said only what is in the file: the latest commit in it is no later than the signature.
+        Some(Kind::Wal) => time("signed").or_else(|| statement.predicate.get("summary")?.get("last_time")?.as_str()?.parse().ok()),
         Some(Kind::Mark) => time("at"),
         Some(Kind::Approval) => time("granted"),
         Some(Kind::ApprovalRequest) => time("requested"),
         None => None,
+    }
+}
+
+/// What becomes of a signature that counts now, when its key is revoked since a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fate {
+    /// It goes on to count: that it was made before is proven.
+    Proven,
+    /// It says that it was made before, nobody proves it, and it stands in the repository: the operator has to vouch for it.
+    Dated,
+    /// It stops to count: it was made later, or nobody knows when.
+    Lost,
+}
+
+impl Fate {
+    /// That of a signature that was found to count. `claimed` is the word of its signer.
+    pub fn of(when: When, claimed: Option<Timestamp>, since: Timestamp) -> Self {
+        match when {
+            When::Proven(at) if at < since => Self::Proven,
+            When::Proven(_) => Self::Lost,
+            When::Claimed(_) | When::Unknown | When::Vouched => match claimed {
+                Some(at) if at < since => Self::Dated,
+                _ => Self::Lost,
+            },
+        }
     }
 }
 

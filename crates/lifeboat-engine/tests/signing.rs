@@ -61,7 +61,7 @@ fn what_is_signed_verifies() {
     let bundle = signer.sign_statement(&statement().to_bytes()).unwrap();
     let verified = trust(&signer).verify(bundle.as_bytes(), &expected()).unwrap();
     assert_eq!(verified.statement, statement());
-    assert_eq!(verified.hint, hint(&signer));
+    assert_eq!(verified.signer.to_string(), hint(&signer));
     assert!(!bundle.contains('\n'));
     assert!(signer.describe().contains(&hint(&signer)));
 
@@ -93,7 +93,7 @@ fn the_golden_bundle_verifies_for_ever() {
     let signer = KeyFileSigner::open(GOLDEN_KEY, b"correct horse battery staple").unwrap();
     assert_eq!(trust.hints(), [hint(&signer)]);
     let again = signer.sign_statement(&statement().to_bytes()).unwrap();
-    assert_eq!(trust.verify(again.as_bytes(), &expected()).unwrap().hint, hint(&signer));
+    assert_eq!(trust.verify(again.as_bytes(), &expected()).unwrap().signer.to_string(), hint(&signer));
 }
 
 #[test]
@@ -259,7 +259,7 @@ fn no_changed_byte_verifies_as_something_else() {
     let mut judge = |bytes: &[u8], what: &str, at: usize| {
         tried += 1;
         match trust.verify(bytes, &expected()) {
-            Ok(verified) => assert_eq!((verified.statement, verified.hint), (statement(), hint(&signer)), "{what} at {at}"),
+            Ok(verified) => assert_eq!((verified.statement, verified.signer.to_string()), (statement(), hint(&signer)), "{what} at {at}"),
             Err(_) => refused += 1,
         }
     };

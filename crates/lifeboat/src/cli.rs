@@ -7,6 +7,8 @@ use lifeboat_core::repository::Sha256;
 use lifeboat_core::wal::SystemId;
 use lifeboat_core::wal::catalog::Promise;
 
+use crate::commands::key;
+
 /// Disaster recovery you have already rehearsed: PostgreSQL and artifacts, signed, restored, proven
 #[derive(Debug, Parser)]
 #[command(name = "lifeboat", version, propagate_version = true, disable_help_subcommand = true, max_term_width = 110)]
@@ -70,7 +72,7 @@ pub(crate) enum Command {
     /// Archive, fetch and receive WAL, and show how far back and forth recovery can go
     #[command(subcommand)]
     Wal(Wal),
-    /// Make keys
+    /// Make, list, replace, revoke and hand out keys
     #[command(subcommand)]
     Key(Key),
     /// Look at the configuration
@@ -348,14 +350,15 @@ pub(crate) enum Artifact {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Key {
     /// Make a signing key, a restore identity and a host identity
-    Generate {
-        /// Directory for them; what is there is never overwritten
-        #[arg(long, value_name = "DIR")]
-        out: Option<PathBuf>,
-        /// Take the signing key's password from this file instead of making one up
-        #[arg(long, value_name = "FILE")]
-        password_file: Option<PathBuf>,
-    },
+    Generate(key::Generate),
+    /// List whose signatures count, for what, and until when
+    List,
+    /// Make a new signing key beside the old one, and retire the old one
+    Rotate(key::Rotate),
+    /// Declare that a key was stolen: what it signed since then does not count
+    Revoke(key::Revoke),
+    /// Hand out the data keys of one backup, so that somebody can read that one
+    Export(key::Export),
 }
 
 #[derive(Debug, Subcommand)]

@@ -2,7 +2,10 @@
 //! where it came from. Unknown keys are errors (c121); secrets are references, never values.
 
 mod approvals;
+pub(crate) mod edit;
 mod repositories;
+mod trust;
+mod user_keys;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,6 +20,8 @@ use crate::failure::Failure;
 
 pub(crate) use approvals::{Approvals, ApprovalsTable};
 pub(crate) use repositories::{Repositories, RepositorySettings, RepositoryTable};
+pub(crate) use trust::{KeyPlace, KeySource, TrustSettings};
+pub(crate) use user_keys::UserKeys;
 
 /// What a file may say.
 #[derive(Debug, Default, Deserialize)]
@@ -29,7 +34,7 @@ pub(crate) struct File {
     pub(crate) artifacts: Option<Artifacts>,
     pub(crate) encryption: Option<Encryption>,
     pub(crate) signing: Option<Signing>,
-    pub(crate) trust: Option<Trust>,
+    pub(crate) trust: Option<trust::TrustTable>,
     pub(crate) limits: Option<Limits>,
     pub(crate) wal: Option<Wal>,
     pub(crate) objectives: Option<Objectives>,
@@ -182,12 +187,6 @@ impl<'de> Deserialize<'de> for Secret {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Trust {
-    pub(crate) keys: Option<Vec<String>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Limits {
     pub(crate) memory: Option<String>,
     pub(crate) workers: Option<usize>,
@@ -252,7 +251,7 @@ pub(crate) struct Settings {
     pub(crate) plain: Setting<bool>,
     pub(crate) key_file: Option<Setting<PathBuf>>,
     pub(crate) password: Option<Setting<Secret>>,
-    pub(crate) trust_keys: Setting<Vec<String>>,
+    pub(crate) trust: TrustSettings,
     pub(crate) memory_bytes: Setting<u64>,
     pub(crate) workers: Setting<usize>,
     pub(crate) bandwidth: Option<Setting<u64>>,
@@ -282,33 +281,6 @@ pub(crate) struct Settings {
     pub(crate) postgres_configured: bool,
 }
 
-/// The keys that lifeboat makes for itself where nobody configured any.
-#[derive(Debug, Clone)]
-pub(crate) struct UserKeys {
-    pub(crate) directory: PathBuf,
-}
-
-impl UserKeys {
-    pub(crate) fn signing_key(&self) -> PathBuf {
-        self.directory.join("signing.key")
-    }
-    pub(crate) fn public_key(&self) -> PathBuf {
-        self.directory.join("signing.pub")
-    }
-    pub(crate) fn password(&self) -> PathBuf {
-        self.directory.join("signing.password")
-    }
-    pub(crate) fn identity(&self) -> PathBuf {
-        self.directory.join("identity.txt")
-    }
-    pub(crate) fn recipients(&self) -> PathBuf {
-        self.directory.join("recipients.txt")
-    }
-    pub(crate) fn host_identity(&self) -> PathBuf {
-        self.directory.join("host-identity.txt")
-    }
-}
-
 fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
@@ -334,14 +306,18 @@ fn read_file(cli: &Cli) -> Result<(File, Option<PathBuf>), Failure> {
         Failure::usage(format!("read configuration {}: {error}", path.display()))
             .hint("lifeboat init --write-config FILE writes one to begin with")
     })?;
-    let file = toml::from_str(&text).map_err(|error| {
+    Ok((parse(&text, &path)?, Some(path)))
+}
+
+/// What a file says.
+pub(crate) fn parse(text: &str, path: &Path) -> Result<File, Failure> {
+    toml::from_str(text).map_err(|error| {
         let line = |at: usize| text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count() + 1;
         let place = error.span().map_or(String::new(), |span| format!(" line {}", line(span.start)));
         let message = error.message().replace('\n', " ");
         Failure::usage(format!("read configuration {}{place}: {message}", path.display()))
             .hint("docs/configuration.md lists the settings; lifeboat config show prints them as read")
-    })?;
-    Ok((file, Some(path)))
+    })
 }
 
 /// Bytes as people write them: `512MiB`, `1G`, `65536`.
@@ -478,7 +454,7 @@ impl Settings {
         let encryption = file.encryption.unwrap_or_default();
         let signing = file.signing.unwrap_or_default();
         let limits = file.limits.unwrap_or_default();
-        let user_keys = UserKeys { directory: user_directory().unwrap_or_else(|_| PathBuf::from(".lifeboat")) };
+        let user_keys = UserKeys::read(user_directory().unwrap_or_else(|_| PathBuf::from(".lifeboat")))?;
         let user = |path: PathBuf| path.exists().then(|| Setting { value: path, origin: Origin::User(user_keys.directory.clone()) });
         let plain = match &encryption.none {
             None => Setting { value: false, origin: Origin::Default },
@@ -514,19 +490,7 @@ impl Settings {
                 user(user_keys.password()).map(|setting| Setting { value: Secret::File(setting.value), origin: setting.origin })
             }
         };
-        let trust_keys = match file.trust.and_then(|trust| trust.keys) {
-            Some(keys) => {
-                let anchored = |key: String| match key.contains("-----BEGIN") {
-                    true => key,
-                    false => source.anchor(PathBuf::from(key)).display().to_string(),
-                };
-                Setting { value: keys.into_iter().map(anchored).collect(), origin: Origin::File(path.clone().unwrap_or_default()) }
-            }
-            None => match user(user_keys.public_key()) {
-                Some(setting) => Setting { value: vec![setting.value.display().to_string()], origin: setting.origin },
-                None => Setting { value: Vec::new(), origin: Origin::Default },
-            },
-        };
+        let trust = TrustSettings::resolve(&source, file.trust.unwrap_or_default(), &user_keys)?;
         let memory = limits.memory.as_deref().map(parse_bytes).transpose()?;
         if memory.is_some_and(|bytes| bytes < 64 << 20) {
             return Err(
@@ -602,7 +566,7 @@ impl Settings {
             plain,
             key_file,
             password,
-            trust_keys,
+            trust,
             memory_bytes: or_default(source.pick(None, None, memory), 512 << 20),
             workers: source.pick(None, None, workers).unwrap_or(Setting { value: cores, origin: Origin::Default }),
             bandwidth: source.pick(None, None, limits.bandwidth.as_deref().map(parse_bytes).transpose()?),
@@ -676,6 +640,7 @@ impl Settings {
             Secret::File(path) => json!({"file": path}),
             Secret::Command(words) => json!({"command": words}),
         };
+        let trust = self.trust.rows();
         let before = vec![
             of("name", &self.name, String::clone),
             maybe("postgres.dsn", self.dsn.as_ref(), dsn),
@@ -695,7 +660,6 @@ impl Settings {
             of("encryption.none", &self.plain, |plain| json!(if *plain { PLAIN_WORDS } else { "" })),
             maybe("signing.key_file", self.key_file.as_ref(), path),
             maybe("signing.password", self.password.as_ref(), secret),
-            of("trust.keys", &self.trust_keys, |keys| json!(keys)),
             of("limits.memory", &self.memory_bytes, |bytes| json!(bytes)),
             of("limits.workers", &self.workers, |workers| json!(workers)),
             maybe("limits.bandwidth", self.bandwidth.as_ref(), |bytes| json!(bytes)),
@@ -755,6 +719,7 @@ impl Settings {
         }
         rows.extend(owned(after));
         rows.extend(owned(self.approvals.rows()));
+        rows.extend(owned(trust));
         rows
     }
 }

@@ -10,6 +10,7 @@ use lifeboat_engine::approval::ssh::SshError;
 use lifeboat_engine::artifacts::{ArtifactError, Problem};
 use lifeboat_engine::backup::BackupError;
 use lifeboat_engine::copy::CopyError;
+use lifeboat_engine::export::ExportError;
 use lifeboat_engine::hold::HoldError;
 use lifeboat_engine::keys::KeyError;
 use lifeboat_engine::lease::LeaseError;
@@ -281,6 +282,16 @@ impl From<KeyError> for Failure {
     }
 }
 
+impl From<ExportError> for Failure {
+    fn from(error: ExportError) -> Self {
+        match error {
+            ExportError::Key(error) => error.into(),
+            ExportError::Artifacts(error) => error.into(),
+            ExportError::Plain(_) => Self::of(EXIT_USAGE, &error, "whoever has a copy of it can read it: lifeboat show BACKUP"),
+        }
+    }
+}
+
 impl From<signing::KeyError> for Failure {
     fn from(error: signing::KeyError) -> Self {
         let (code, hint) = match &error {
@@ -422,7 +433,7 @@ impl From<OpenBackupError> for Failure {
             OpenBackupError::Damaged(ref finding) => {
                 let hint = match finding.kind {
                     lifeboat_core::verify::FindingKind::Unsigned => {
-                        "trust.keys must name the public key that signed it; if it does, do not restore this backup: lifeboat list shows others"
+                        "lifeboat key list shows whose signatures count, for what and until when; if its signer is among them, do not restore this backup: lifeboat list shows others"
                     }
                     _ => "lifeboat verify --all tells which backups are whole",
                 };

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use jiff::Timestamp;
 use lifeboat_core::doctor::{Diagnosis, store as diagnose};
@@ -13,11 +13,11 @@ use lifeboat_engine::backup::Protection;
 use lifeboat_engine::keys::{self, Identities, Recipient};
 use lifeboat_engine::opened_backup;
 use lifeboat_engine::repository::Repository;
-use lifeboat_engine::signing::{KeyFileSigner, SignError, Signer, SigningKey, Trust};
+use lifeboat_engine::signing::{KeyFileSigner, KnownGood, PublicKey, Roots, SignError, Signer, SigningKey, Trust, TrustedKey};
 use lifeboat_engine::store::probe::{self, Depth, Examination};
 use lifeboat_engine::store::{self, Access, Member, Note, Store};
 
-use crate::config::{RepositorySettings, Secret, Settings, UserKeys};
+use crate::config::{KeyPlace, KeySource, RepositorySettings, Secret, Settings, UserKeys};
 use crate::failure::{EXIT_KEY, EXIT_NO_REPOSITORY, Failure};
 use crate::output;
 
@@ -194,15 +194,42 @@ fn read(path: &Path, what: &str) -> Result<String, Failure> {
 
 /// Whose signatures count.
 pub(crate) fn trust(settings: &Settings) -> Result<Trust, Failure> {
-    let mut pems = Vec::new();
-    for key in &settings.trust_keys.value {
-        pems.push(if key.contains("-----BEGIN") { key.clone() } else { read(Path::new(key), "trusted key")? });
-    }
-    if pems.is_empty() {
+    if settings.trust.is_empty() {
         return Err(Failure::new(EXIT_KEY, "verify signatures: no trusted key is configured")
             .hint("name public keys in trust.keys: lifeboat config show; lifeboat key generate prints one"));
     }
-    Ok(Trust::from_pems(pems.iter().map(String::as_str))?)
+    let mut trust = Trust::default().requiring_timestamps(settings.trust.require_timestamp.value);
+    for source in &settings.trust.keys.value {
+        let key = trusted_key(source)?;
+        if trust.key(key.key.hint()).is_some_and(|before| before.terms != key.terms) {
+            return Err(Failure::usage(format!("trust key {}: it stands twice, on different terms", key.key.hint()))
+                .hint("leave one entry of it in trust.keys: lifeboat config show"));
+        }
+        trust = trust.with_key(key);
+    }
+    if let Some(path) = &settings.trust.trusted_root {
+        let roots = Roots::from_json(&read(&path.value, "trusted root")?).map_err(|error| {
+            Failure::new(EXIT_KEY, format!("{}: {error}", path.value.display()))
+                .hint("trust.trusted_root names the trusted_root.json of a Sigstore instance: lifeboat config show")
+        })?;
+        trust = trust.with_roots(roots);
+    }
+    Ok(settings.trust.identities.value.iter().cloned().fold(trust, Trust::with_identity))
+}
+
+/// A trusted key, read, with what was vouched for when it was revoked.
+pub(crate) fn trusted_key(source: &KeySource) -> Result<TrustedKey, Failure> {
+    let key = match &source.place {
+        KeyPlace::Pem(pem) => PublicKey::from_pem(pem)?,
+        KeyPlace::File(path) => PublicKey::from_pem(&read(path, "trusted key")?)?,
+    };
+    let open = |path: &PathBuf| {
+        KnownGood::open(path).map(Arc::new).map_err(|error| {
+            Failure::new(EXIT_KEY, format!("read list of known good statements {}: {error}", path.display()))
+                .hint("lifeboat key revoke wrote it, and it belongs on every host that trusts the key; lifeboat key list names it")
+        })
+    };
+    Ok(TrustedKey { key, terms: source.terms.clone(), known_good: source.known_good.as_ref().map(open).transpose()? })
 }
 
 /// Restore identities: the one on the command line or configured, if any, and the host's own. What cannot be opened
@@ -252,6 +279,15 @@ fn secret(secret: &Secret) -> Result<Vec<u8>, Failure> {
             }
         }
     }
+}
+
+/// The key that signs here, and the password that it is sealed with: to make another one like it.
+pub(crate) fn signing_key(settings: &Settings) -> Result<(SigningKey, Vec<u8>), Failure> {
+    let key = settings.key_file.as_ref().ok_or_else(|| {
+        Failure::new(EXIT_KEY, "sign: no signing key is configured").hint("lifeboat key generate makes one; name it in signing.key_file")
+    })?;
+    let password = settings.password.as_ref().map_or(Ok(Vec::new()), |setting| secret(&setting.value))?;
+    Ok((SigningKey::open(&read(&key.value, "signing key")?, &password)?, password))
 }
 
 /// Who signs.
@@ -329,8 +365,14 @@ pub(crate) fn protection(settings: &Settings) -> Result<Protection, Failure> {
     Ok(Protection::Recipients { recipients, host })
 }
 
+/// The result of a command, in a file that must not be there yet and that nobody else reads.
+pub(crate) fn write_new_text(path: &Path, text: &str) -> Result<(), Failure> {
+    write_new(path, text, 0o600)
+        .map_err(|failure| failure.hint("name a file that is not there yet; nothing is ever overwritten: lifeboat --help"))
+}
+
 /// A file that must not be there yet, durable, with this mode.
-fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), Failure> {
+pub(crate) fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), Failure> {
     let failed = |error: std::io::Error| {
         let hint = "lifeboat key generate --out DIR writes to another directory; nothing is ever overwritten";
         Failure::new(crate::failure::EXIT_FAILED, format!("write {}: {error}", path.display())).hint(hint)
@@ -397,10 +439,8 @@ pub(crate) fn make_keys(keys: &UserKeys, password_file: Option<&Path>) -> Result
 /// On the first real run without any configuration: makes keys in the user's directory, and says where.
 /// Returns whether settings have to be read again.
 pub(crate) fn first_keys(settings: &Settings) -> Result<bool, Failure> {
-    let unconfigured = settings.key_file.is_none()
-        && settings.recipients.value.is_empty()
-        && !settings.plain.value
-        && settings.trust_keys.value.is_empty();
+    let unconfigured =
+        settings.key_file.is_none() && settings.recipients.value.is_empty() && !settings.plain.value && settings.trust.is_empty();
     if !unconfigured || settings.file.is_some() {
         return Ok(false);
     }

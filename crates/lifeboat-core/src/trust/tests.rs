@@ -211,3 +211,31 @@ fn a_signer_stands_where_its_terms_say() {
     assert!(Terms { not_after: Some(at(5)), ..terms }.contradiction().is_some());
     assert!(Terms { kinds: Some([].into()), ..Terms::default() }.contradiction().is_some());
 }
+
+#[test]
+fn what_a_revocation_takes_is_told_before() {
+    let since = at(100);
+    for (when, claimed, fate) in [
+        (When::Proven(at(99)), Some(at(200)), Fate::Proven),
+        (When::Proven(at(100)), Some(at(1)), Fate::Lost),
+        (When::Claimed(at(99)), Some(at(99)), Fate::Dated),
+        (When::Claimed(at(100)), Some(at(100)), Fate::Lost),
+        (When::Unknown, None, Fate::Lost),
+        (When::Vouched, Some(at(50)), Fate::Dated),
+        (When::Vouched, None, Fate::Lost),
+    ] {
+        assert_eq!(Fate::of(when, claimed, since), fate, "{when:?}");
+    }
+}
+
+proptest! {
+    /// What is told before is what happens after, where the dated ones are vouched for.
+    #[test]
+    fn the_fate_is_what_is_judged_later(proven in maybe_time(), claimed in maybe_time(), since in 0i64..12) {
+        let evidence = Evidence { kind: Some(Kind::Backup), proven, claimed };
+        let when = Terms::default().judge(evidence, false, || false).unwrap();
+        let fate = Fate::of(when, claimed, at(since));
+        let after = Terms { revoked: revoked(since), ..Terms::default() }.judge(evidence, false, || fate == Fate::Dated);
+        prop_assert_eq!(after.is_ok(), fate != Fate::Lost);
+    }
+}

@@ -20,12 +20,13 @@ use lifeboat_core::attestation::{APPROVAL_PREDICATE_TYPE, APPROVAL_REQUEST_PREDI
 use lifeboat_core::policy::{ApprovalFacts, ApproverKind, PlanFacts};
 use lifeboat_core::repository::layout::{self, Key};
 use lifeboat_core::repository::{FORMAT_VERSION, FormatError, Sha256, to_json};
+use lifeboat_core::trust::When;
 use serde::{Deserialize, Serialize};
 
 use crate::causes;
 use crate::repository::Repository;
 use crate::sha256;
-use crate::signing::{Expected, SignError, Signer, Trust, Verified};
+use crate::signing::{Expected, SignError, SignedBy, Signer, Trust};
 use crate::store::{StoreError, create_or_mine};
 
 pub use alert::{AlertError, alert};
@@ -124,19 +125,35 @@ pub fn text(statement: &Statement) -> String {
     String::from_utf8(text).expect("JSON is UTF-8")
 }
 
-/// What a signed statement says and who signed it, or why it proves nothing.
+/// What a signed statement says and who signed it.
+struct Proven {
+    statement: Statement,
+    by: Signed,
+    /// When, by somebody else's word.
+    at: Option<Timestamp>,
+}
+
+impl Proven {
+    fn approval(&self) -> Result<Approval, FormatError> {
+        let approval = Approval::of(&self.statement)?;
+        // Where an authority says when it was, nobody has to believe the signer.
+        Ok(Approval { granted: self.at.unwrap_or(approval.granted), ..approval })
+    }
+}
+
+/// What a signed statement proves, or why it proves nothing.
 fn verify(
     object: &Object,
     predicate_type: &str,
     plan: Sha256,
     approvers: Approvers<'_>,
     now: Timestamp,
-) -> Result<(Statement, Signed), String> {
+) -> Result<Proven, String> {
     let expected = Expected { predicate_type, subject_sha256: plan.0, subject_name: None, version: None };
     if !object.ssh {
         let verified = approvers.trust.verify(&object.bytes, &expected).map_err(|error| causes::joined(&error))?;
-        let signed = signer_of(&verified, approvers.persons);
-        return Ok((verified.statement, signed));
+        let at = if let When::Proven(at) = verified.when { Some(at) } else { None };
+        return Ok(Proven { by: signer_of(&verified.signer, approvers.persons), statement: verified.statement, at });
     }
     let document: SshDocument = serde_json::from_slice(&object.bytes).map_err(|error| format!("read SSH signature: {error}"))?;
     if document.format > FORMAT_VERSION {
@@ -150,12 +167,21 @@ fn verify(
     let mut names = by.names;
     let person = names.first().cloned();
     names.push(by.fingerprint);
-    Ok((statement, Signed::new(ApproverKind::Ssh, person.as_deref(), &names, approvers.persons)))
+    let by = Signed::new(ApproverKind::Ssh, person.as_deref(), &names, approvers.persons);
+    Ok(Proven { statement, by, at: None })
 }
 
-/// Who signed a bundle.
-fn signer_of(verified: &Verified, persons: &Persons) -> Signed {
-    Signed::new(ApproverKind::Key, None, std::slice::from_ref(&verified.hint), persons)
+/// Who signed a bundle. An address that an identity provider vouches for is somebody's name; a key, or the identity of a workflow, is one's
+/// only where the configuration says whose.
+fn signer_of(signer: &SignedBy, persons: &Persons) -> Signed {
+    match signer {
+        SignedBy::Key { hint, person } => Signed::new(ApproverKind::Key, person.as_deref(), std::slice::from_ref(hint), persons),
+        SignedBy::Identity { issuer, subject, person } => {
+            let address = (subject.contains('@') && !subject.contains('/')).then_some(subject);
+            let names = [subject.clone(), format!("{issuer} {subject}")];
+            Signed::new(ApproverKind::Identity, person.as_ref().or(address).map(String::as_str), &names, persons)
+        }
+    }
 }
 
 /// The plan of a digest, byte for byte.
@@ -190,7 +216,7 @@ pub fn ask(
 ) -> Result<Sha256, ApprovalError> {
     let digest = sha256::of(plan);
     let refused = |why: String| ApprovalError::WouldNotStand { plan: digest, why };
-    let (statement, by) = verify(object, APPROVAL_REQUEST_PREDICATE_TYPE, digest, approvers, here.now).map_err(refused)?;
+    let Proven { statement, by, .. } = verify(object, APPROVAL_REQUEST_PREDICATE_TYPE, digest, approvers, here.now).map_err(refused)?;
     if Request::of(&statement)? != *request {
         return Err(refused("what was signed is another request".into()));
     }
@@ -222,11 +248,11 @@ pub fn grant(
 ) -> Result<ApprovalFacts, ApprovalError> {
     let plan = asked.request.plan;
     let refused = |why: String| ApprovalError::WouldNotCount { plan, why };
-    let (statement, by) = verify(object, APPROVAL_PREDICATE_TYPE, plan, approvers, here.now).map_err(refused)?;
-    let approval = Approval::of(&statement)?;
+    let proven = verify(object, APPROVAL_PREDICATE_TYPE, plan, approvers, here.now).map_err(refused)?;
+    let (approval, by) = (proven.approval()?, proven.by);
     let mut with = asked.clone();
     let who = by.person.clone();
-    with.given.push(Given { approval: approval.clone(), by: by.clone() });
+    with.given.push(Given { approval, by: by.clone() });
     let judged = judge(&with, approvers.persons, here);
     judged.standing.map_err(|refusal| refused(format!("of the request: {refusal}")))?;
     if let Some((_, why)) = judged.not_counting.into_iter().rfind(|(signed, _)| *signed == by) {
@@ -369,8 +395,8 @@ fn read_request(
     now: Timestamp,
 ) -> Result<Result<Asked, String>, ApprovalError> {
     let verified = read(repository, key)?.and_then(|object| verify(&object, APPROVAL_REQUEST_PREDICATE_TYPE, plan, approvers, now));
-    let (statement, by) = match verified {
-        Ok(verified) => verified,
+    let Proven { statement, by, .. } = match verified {
+        Ok(proven) => proven,
         Err(why) => return Ok(Err(why)),
     };
     let request = match Request::of(&statement) {
@@ -397,9 +423,9 @@ fn read_approval(
     now: Timestamp,
 ) -> Result<Result<Given, String>, ApprovalError> {
     let verified = read(repository, key)?.and_then(|object| verify(&object, APPROVAL_PREDICATE_TYPE, plan, approvers, now));
-    Ok(verified.and_then(|(statement, by)| {
-        let approval = Approval::of(&statement).map_err(|error| error.to_string())?;
-        Ok(Given { approval, by })
+    Ok(verified.and_then(|proven| {
+        let approval = proven.approval().map_err(|error| error.to_string())?;
+        Ok(Given { approval, by: proven.by })
     }))
 }
 

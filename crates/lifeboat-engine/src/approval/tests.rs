@@ -335,3 +335,40 @@ fn a_plan_runs_once_however_many_begin_at_once() {
     world.grant(&again, &world.alice).unwrap();
     assert_eq!(world.gather(PLAN, now()).request.unwrap().id, again.id);
 }
+
+#[test]
+fn what_trust_says_of_keys_counts() {
+    use lifeboat_core::trust::{Kind, Revocation, Terms};
+
+    use crate::signing::TrustedKey;
+    let with = |kinds: &[Kind], person: Option<&str>, revoked: Option<Timestamp>| {
+        let mut world = World::new();
+        let terms = Terms {
+            kinds: Some(kinds.iter().copied().collect()),
+            person: person.map(str::to_owned),
+            revoked: revoked.map(|since| Revocation { since, reason: None }),
+            ..Terms::default()
+        };
+        let key = world.stranger.public_key().clone();
+        world.trust = world.trust.with_key(TrustedKey { key, terms, known_good: None });
+        let asked = world.ask();
+        world.grant(&asked, &world.stranger).map_err(|error| error.to_string())
+    };
+    assert_eq!(with(&[Kind::Approval], Some("carol"), None).unwrap().approver, "carol");
+    assert!(with(&[Kind::Approval], None, None).unwrap_err().contains("no person"));
+    assert!(with(&[Kind::Backup, Kind::ApprovalRequest], Some("carol"), None).unwrap_err().contains("other kinds of statements"));
+    assert!(with(&[Kind::Approval], Some("carol"), Some(now())).unwrap_err().contains("revoked"));
+    // The person of a trusted key is one of those who have other names.
+    assert!(with(&[Kind::Approval], Some("Mallory"), None).unwrap_err().contains("asked for it themselves"));
+}
+
+#[test]
+fn an_address_is_a_name_and_a_workflow_is_not() {
+    let by = |subject: &str, person: Option<&str>| {
+        let signer = SignedBy::Identity { issuer: "https://id".into(), subject: subject.into(), person: person.map(str::to_owned) };
+        signer_of(&signer, &Persons::default()).person
+    };
+    assert_eq!(by("Alice@example.com", None).as_deref(), Some("alice@example.com"));
+    assert_eq!(by("https://github.com/o/r/.github/workflows/w.yml@refs/heads/main", None), None);
+    assert_eq!(by("https://github.com/o/r/.github/workflows/w.yml@refs/heads/main", Some("release")).as_deref(), Some("release"));
+}

@@ -10,6 +10,7 @@
 
 mod certificate;
 mod cosign_key;
+mod known_good;
 mod timestamp;
 mod trust;
 
@@ -23,9 +24,10 @@ use sigstore_types::{DsseEnvelope, DsseSignature, KeyId, PayloadBytes, Signature
 
 pub use certificate::{CertificateSigned, MAX_ROOTS_BYTES, Roots, RootsError};
 pub use cosign_key::{KeyError, MAX_KEY_FILE_BYTES, PublicKey, SigningKey};
+pub use known_good::KnownGood;
 pub use lifeboat_core::attestation::{Expected, Mismatch};
 pub use timestamp::MAX_TIMESTAMPS;
-pub use trust::{MAX_BUNDLE_BYTES, Trust, Verified, VerifyError};
+pub use trust::{MAX_BUNDLE_BYTES, SignedBy, Trust, TrustedKey, Verified, VerifyError};
 
 /// Something that signs statements: a key file here; a key service or a certificate authority
 /// may stand behind it as well.

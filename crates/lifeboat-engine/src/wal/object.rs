@@ -25,7 +25,7 @@ use crate::keys::{self, Identities, KeyError};
 use crate::repository::Repository;
 use crate::seal::{DataKey, ObjectOpener, ObjectSealer, OpenError, Sealing};
 use crate::sha256;
-use crate::signing::{SignError, Signer, Trust, VerifyError};
+use crate::signing::{SignError, SignedBy, Signer, Trust, VerifyError};
 use crate::store::stream::{StoreReader, StoreWrite};
 use crate::store::{Store, StoreError, first_good, read_range};
 
@@ -352,8 +352,8 @@ pub struct WalHead {
     pub sha256: Sha256,
     /// The rest.
     pub predicate: WalPredicate,
-    /// The hint of the key that signed.
-    pub signed_by: String,
+    /// Who signed.
+    pub signed_by: SignedBy,
 }
 
 /// Reads WAL files of one cluster. Shared by threads.
@@ -526,7 +526,7 @@ fn check_header(header: &Header, cluster: Cluster, trust: &Trust, file: WalFile,
     if predicate.segment_size != cluster.segment_size {
         return Err(WalError::damaged(key, format!("it is of segments of {} bytes", predicate.segment_size.bytes())));
     }
-    Ok(WalHead { sha256: Sha256(digest), predicate, signed_by: verified.hint })
+    Ok(WalHead { sha256: Sha256(digest), predicate, signed_by: verified.signer })
 }
 
 #[cfg(test)]
@@ -583,7 +583,8 @@ mod tests {
         let head = place.reader().read(file(3), &mut out).unwrap();
         assert_eq!(out, plain);
         assert_eq!(head, place.reader().head(file(3)).unwrap());
-        assert_eq!((head.sha256, head.predicate), (sha256::of(&plain), predicate(700_000)));
+        assert!(head.predicate.signed.is_some());
+        assert_eq!((head.sha256, WalPredicate { signed: None, ..head.predicate }), (sha256::of(&plain), predicate(700_000)));
         assert!(place.reader().head(file(4)).unwrap_err().is_absence());
     }
 

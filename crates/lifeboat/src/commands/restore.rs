@@ -59,7 +59,7 @@ pub(super) fn run(restore: &Restore, settings: &Settings, out: &Output) -> Resul
         return approved(restore, plan, settings, out);
     }
     let repository = session::read_repository(settings)?;
-    if restore.dry_run && settings.trust_keys.value.is_empty() {
+    if restore.dry_run && settings.trust.is_empty() {
         // A plan needs no secret; public keys are none, but there may be none here.
         output::warn("signatures were not checked, and the WAL archive was not looked at: no trusted key is configured (trust.keys)");
         let id = find(restore, settings, &repository)?;

@@ -11,6 +11,7 @@ mod demo;
 mod doctor;
 mod expire;
 mod failure;
+mod key;
 mod moto;
 mod orchestrator;
 mod program;
