@@ -3,6 +3,7 @@
 //! Never prints, never exits, never reads the environment: the binary brings configuration in and
 //! takes progress and errors out.
 
+pub mod approval;
 pub mod artifacts;
 pub mod audit;
 pub mod backup;

@@ -1,6 +1,7 @@
 //! Configuration: one TOML file, joined as flag > environment > file > default, each setting with
 //! where it came from. Unknown keys are errors (c121); secrets are references, never values.
 
+mod approvals;
 pub(crate) mod edit;
 mod repositories;
 mod signing;
@@ -18,6 +19,7 @@ use lifeboat_engine::store::Part;
 use crate::cli::Cli;
 use crate::failure::Failure;
 
+pub(crate) use approvals::{Approvals, ApprovalsTable};
 pub(crate) use repositories::{Repositories, RepositorySettings, RepositoryTable};
 pub(crate) use signing::{SigningSettings, SigningTable, TimestampPart, Token};
 pub(crate) use trust::{KeyPlace, KeySource, TrustSettings};
@@ -39,6 +41,7 @@ pub(crate) struct File {
     pub(crate) wal: Option<Wal>,
     pub(crate) objectives: Option<Objectives>,
     pub(crate) retention: Option<Retention>,
+    pub(crate) approvals: Option<ApprovalsTable>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -297,6 +300,7 @@ pub(crate) struct Settings {
     pub(crate) keep_yearly: Option<Setting<u32>>,
     pub(crate) recovery_window: Option<Setting<Duration>>,
     pub(crate) grace: Setting<Duration>,
+    pub(crate) approvals: Approvals,
     /// Where the user's own keys are, whether or not they are there.
     pub(crate) user_keys: UserKeys,
     /// Whether the file names a server.
@@ -643,6 +647,7 @@ impl Settings {
             grace: source
                 .pick(None, None, retention.grace.as_deref().map(parse_days).transpose()?)
                 .unwrap_or(Setting { value: DEFAULT_GRACE, origin: Origin::Default }),
+            approvals: Approvals::resolve(&source, file.approvals.unwrap_or_default())?,
             user_keys,
             postgres_configured,
             file: path,
@@ -757,6 +762,7 @@ impl Settings {
         rows.extend(owned(after));
         rows.extend(owned(self.signing.rows()));
         rows.extend(owned(self.trust.rows()));
+        rows.extend(owned(self.approvals.rows()));
         rows.extend(owned(last));
         rows
     }

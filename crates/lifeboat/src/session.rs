@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use jiff::Timestamp;
 use lifeboat_core::doctor::{Diagnosis, store as diagnose};
+use lifeboat_core::policy::Actor;
 use lifeboat_core::repository::backup_id::BackupId;
 use lifeboat_engine::backup::Protection;
 use lifeboat_engine::keys::{self, Identities, Recipient};
@@ -31,6 +32,23 @@ pub(crate) const PROGRAM: &str = concat!("lifeboat ", env!("CARGO_PKG_VERSION"))
 /// This host's name.
 pub(crate) fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// Who acts here: the user that the process runs as, and who called `sudo`. What `sudo` left in the environment is believed of root alone: only
+/// there does it mean anything, and root could have written it anyway.
+pub(crate) fn actor() -> Actor {
+    let uid = rustix::process::getuid().as_raw();
+    let name = std::fs::read_to_string("/etc/passwd").ok().and_then(|text| {
+        let line = text.lines().find(|line| line.split(':').nth(2) == Some(uid.to_string().as_str()))?;
+        line.split(':').next().map(str::to_owned)
+    });
+    let sudo_user = std::env::var("SUDO_USER").ok().filter(|name| uid == 0 && !name.is_empty());
+    Actor { user: name.unwrap_or_else(|| uid.to_string()), uid, sudo_user }
+}
+
+/// What this host belongs to, as policies and approvals have it.
+pub(crate) fn environment(_settings: &Settings) -> String {
+    "unspecified".to_owned()
 }
 
 /// The primary of the repositories that the settings name.
