@@ -4,6 +4,7 @@
 mod approvals;
 pub(crate) mod edit;
 mod repositories;
+mod signing;
 mod trust;
 mod user_keys;
 
@@ -20,6 +21,7 @@ use crate::failure::Failure;
 
 pub(crate) use approvals::{Approvals, ApprovalsTable};
 pub(crate) use repositories::{Repositories, RepositorySettings, RepositoryTable};
+pub(crate) use signing::{SigningSettings, SigningTable, TimestampPart, Token};
 pub(crate) use trust::{KeyPlace, KeySource, TrustSettings};
 pub(crate) use user_keys::UserKeys;
 
@@ -33,7 +35,7 @@ pub(crate) struct File {
     pub(crate) repository: Vec<RepositoryTable>,
     pub(crate) artifacts: Option<Artifacts>,
     pub(crate) encryption: Option<Encryption>,
-    pub(crate) signing: Option<Signing>,
+    pub(crate) signing: Option<SigningTable>,
     pub(crate) trust: Option<trust::TrustTable>,
     pub(crate) limits: Option<Limits>,
     pub(crate) wal: Option<Wal>,
@@ -145,13 +147,6 @@ pub(crate) struct Encryption {
 /// What encryption.none must say.
 pub(crate) const PLAIN_WORDS: &str = "I accept plain backups";
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Signing {
-    pub(crate) key_file: Option<PathBuf>,
-    pub(crate) password: Option<Secret>,
-}
-
 /// Where a secret is.
 #[derive(Debug, Clone, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
@@ -251,6 +246,8 @@ pub(crate) struct Settings {
     pub(crate) plain: Setting<bool>,
     pub(crate) key_file: Option<Setting<PathBuf>>,
     pub(crate) password: Option<Setting<Secret>>,
+    /// The rest of `[signing]`.
+    pub(crate) signing: SigningSettings,
     pub(crate) trust: TrustSettings,
     pub(crate) memory_bytes: Setting<u64>,
     pub(crate) workers: Setting<usize>,
@@ -479,8 +476,14 @@ impl Settings {
             let variable = PG_VARIABLES.into_iter().find(|name| environment(name).is_some());
             variable.map(|name| Setting { value: String::new(), origin: Origin::Environment(name) })
         });
-        let key_file = source.path("LIFEBOAT_SIGNING_KEY", signing.key_file).or_else(|| user(user_keys.signing_key()));
-        let password = match (environment("COSIGN_PASSWORD"), signing.password) {
+        let key_file = match signing.names_service() {
+            false => source.path("LIFEBOAT_SIGNING_KEY", signing.key_file.clone()).or_else(|| user(user_keys.signing_key())),
+            true => None,
+        };
+        let password = signing.password.clone();
+        let services = SigningSettings::resolve(&source, signing)?;
+        let password = match (environment("COSIGN_PASSWORD"), password) {
+            _ if key_file.is_none() => None,
             (_, Some(Secret::File(path))) => source.pick(None, None, Some(Secret::File(source.anchor(path)))),
             (_, Some(secret)) => source.pick(None, None, Some(secret)),
             (Some(_), None) => {
@@ -490,7 +493,7 @@ impl Settings {
                 user(user_keys.password()).map(|setting| Setting { value: Secret::File(setting.value), origin: setting.origin })
             }
         };
-        let trust = TrustSettings::resolve(&source, file.trust.unwrap_or_default(), &user_keys)?;
+        let trust = TrustSettings::resolve(&source, file.trust.unwrap_or_default(), services.trusted_root.clone(), &user_keys)?;
         let memory = limits.memory.as_deref().map(parse_bytes).transpose()?;
         if memory.is_some_and(|bytes| bytes < 64 << 20) {
             return Err(
@@ -566,6 +569,7 @@ impl Settings {
             plain,
             key_file,
             password,
+            signing: services,
             trust,
             memory_bytes: or_default(source.pick(None, None, memory), 512 << 20),
             workers: source.pick(None, None, workers).unwrap_or(Setting { value: cores, origin: Origin::Default }),
@@ -635,12 +639,6 @@ impl Settings {
         let dsn = |text: &String| {
             lifeboat_engine::postgres::Dsn::parse(text).map_or_else(|_| "not a connection string".to_owned(), |dsn| dsn.to_string())
         };
-        let secret = |secret: &Secret| match secret {
-            Secret::Env(name) => json!({"env": name}),
-            Secret::File(path) => json!({"file": path}),
-            Secret::Command(words) => json!({"command": words}),
-        };
-        let trust = self.trust.rows();
         let before = vec![
             of("name", &self.name, String::clone),
             maybe("postgres.dsn", self.dsn.as_ref(), dsn),
@@ -659,7 +657,9 @@ impl Settings {
             maybe("encryption.identity_file", self.identity_file.as_ref(), path),
             of("encryption.none", &self.plain, |plain| json!(if *plain { PLAIN_WORDS } else { "" })),
             maybe("signing.key_file", self.key_file.as_ref(), path),
-            maybe("signing.password", self.password.as_ref(), secret),
+            maybe("signing.password", self.password.as_ref(), signing::shown),
+        ];
+        let last = vec![
             of("limits.memory", &self.memory_bytes, |bytes| json!(bytes)),
             of("limits.workers", &self.workers, |workers| json!(workers)),
             maybe("limits.bandwidth", self.bandwidth.as_ref(), |bytes| json!(bytes)),
@@ -718,8 +718,10 @@ impl Settings {
             rows.extend(shown.map(|(key, value, origin)| (format!("{number}.{key}"), value, origin)));
         }
         rows.extend(owned(after));
+        rows.extend(owned(self.signing.rows()));
+        rows.extend(owned(self.trust.rows()));
         rows.extend(owned(self.approvals.rows()));
-        rows.extend(owned(trust));
+        rows.extend(owned(last));
         rows
     }
 }

@@ -302,6 +302,28 @@ impl From<signing::KeyError> for Failure {
     }
 }
 
+impl From<signing::SignError> for Failure {
+    fn from(error: signing::SignError) -> Self {
+        match error {
+            signing::SignError::Denied(_) => Self::of(
+                EXIT_KEY,
+                &error,
+                "check token or credentials of [signing], and what they may do (docs/signing.md); lifeboat doctor tries the signer",
+            ),
+            signing::SignError::Signer(_) => {
+                Self::of(EXIT_FAILED, &error, "lifeboat doctor tries the signer; lifeboat config show prints [signing]")
+            }
+            signing::SignError::Statement(_) => Self::of(EXIT_FAILED, &error, "name what is signed in fewer words; lifeboat --help"),
+        }
+    }
+}
+
+impl From<signing::RootsError> for Failure {
+    fn from(error: signing::RootsError) -> Self {
+        Self::of(EXIT_USAGE, &error, "name the trusted_root.json of your Sigstore instance in signing.trusted_root: lifeboat config show")
+    }
+}
+
 impl From<LeaseError> for Failure {
     fn from(error: LeaseError) -> Self {
         match error {
@@ -379,6 +401,7 @@ impl From<BackupError> for Failure {
             BackupError::Repository(error) => return error.into(),
             BackupError::Store(error) => return error.into(),
             BackupError::Artifacts(error) => return error.into(),
+            BackupError::Sign(error) => return error.into(),
             BackupError::OtherCluster { .. } | BackupError::OtherDirectory { .. } | BackupError::OtherServer { .. } => {
                 "postgres.dsn and postgres.data_directory must be of one server: lifeboat config show"
             }
@@ -401,6 +424,7 @@ impl From<ArtifactError> for Failure {
             ArtifactError::Store(error) => error.into(),
             ArtifactError::Format(error) => error.into(),
             ArtifactError::Key(error) => error.into(),
+            ArtifactError::Sign(error) => error.into(),
             ArtifactError::Finding(ref finding) => match finding.problem {
                 Problem::Locked(_) => Self::of(EXIT_KEY, &error, "give the restore identity: lifeboat artifact get NAME --identity FILE"),
                 _ => Self::of(EXIT_UNVERIFIED, &error, "lifeboat artifact verify tells what else is damaged"),
@@ -518,7 +542,7 @@ impl From<RetentionError> for Failure {
             RetentionError::Repository(error) => return error.into(),
             RetentionError::Store(error) => return error.into(),
             RetentionError::Open(error) => return error.into(),
-            RetentionError::Sign(_) => (EXIT_KEY, "check the signing key: lifeboat config show"),
+            RetentionError::Sign(error) => return error.into(),
             RetentionError::Plan(_) => (
                 EXIT_USAGE,
                 "set retention.keep_daily or the like (docs/retention.md), or try one: lifeboat expire --keep-daily 14 --dry-run",
@@ -599,7 +623,8 @@ impl From<WalError> for Failure {
                 "trust.keys must name the public key that signed it: lifeboat config show; lifeboat wal status shows what is in the repository",
             ),
             WalError::Damaged { .. } => (EXIT_UNVERIFIED, "lifeboat wal status shows what is in the repository"),
-            WalError::Sign(_) | WalError::Statement(_) => (EXIT_KEY, "check the signing key: lifeboat config show"),
+            WalError::Sign(error) => return error.into(),
+            WalError::Statement(_) => (EXIT_KEY, "check the signing key: lifeboat config show"),
             WalError::Segment(_) | WalError::History(_) | WalError::Changed { .. } | WalError::File { .. } => {
                 (EXIT_FAILED, "look at the file; lifeboat config show prints the settings")
             }

@@ -13,11 +13,15 @@ use lifeboat_engine::backup::Protection;
 use lifeboat_engine::keys::{self, Identities, Recipient};
 use lifeboat_engine::opened_backup;
 use lifeboat_engine::repository::Repository;
-use lifeboat_engine::signing::{KeyFileSigner, KnownGood, PublicKey, Roots, SignError, Signer, SigningKey, Trust, TrustedKey};
+use lifeboat_engine::signing::{
+    KeyFileSigner, KeylessConfig, KeylessSigner, KmsConfig, KmsSigner, KnownGood, PublicKey, Reach, Roots, SecretSource, SignError, Signer,
+    SigningKey, StampConfig, StampedSigner, TransitConfig, TransitSigner, Trust, TrustedKey, ambient_token,
+};
 use lifeboat_engine::store::probe::{self, Depth, Examination};
 use lifeboat_engine::store::{self, Access, Member, Note, Store};
+use zeroize::Zeroizing;
 
-use crate::config::{KeyPlace, KeySource, RepositorySettings, Secret, Settings, UserKeys};
+use crate::config::{KeyPlace, KeySource, RepositorySettings, Secret, Settings, TimestampPart, Token, UserKeys};
 use crate::failure::{EXIT_KEY, EXIT_NO_REPOSITORY, Failure};
 use crate::output;
 
@@ -249,7 +253,7 @@ pub(crate) fn identities(settings: &Settings, flag: Option<&PathBuf>) -> Result<
 }
 
 /// A secret's bytes.
-fn secret(secret: &Secret) -> Result<Vec<u8>, Failure> {
+fn secret(secret: &Secret, what: &str) -> Result<Vec<u8>, Failure> {
     let trim = |mut bytes: Vec<u8>| {
         if bytes.last() == Some(&b'\n') {
             bytes.pop();
@@ -258,24 +262,26 @@ fn secret(secret: &Secret) -> Result<Vec<u8>, Failure> {
     };
     match secret {
         Secret::Env(name) => std::env::var_os(name).map(std::os::unix::ffi::OsStringExt::into_vec).ok_or_else(|| {
-            Failure::new(EXIT_KEY, format!("read signing password: the environment has no {name}"))
+            Failure::new(EXIT_KEY, format!("read {what}: the environment has no {name}"))
                 .hint("lifeboat config show prints where it is looked for")
         }),
         Secret::File(path) => std::fs::read(path).map(trim).map_err(|error| {
-            Failure::new(EXIT_KEY, format!("read signing password {}: {error}", path.display()))
+            Failure::new(EXIT_KEY, format!("read {what} {}: {error}", path.display()))
                 .hint("lifeboat config show prints where it is looked for")
         }),
         Secret::Command(words) => {
             let (program, arguments) = words
                 .split_first()
-                .ok_or_else(|| Failure::usage("read signing password: the command is empty").hint("lifeboat config show prints it"))?;
+                .ok_or_else(|| Failure::usage(format!("read {what}: the command is empty")).hint("lifeboat config show prints it"))?;
             let output = std::process::Command::new(program).args(arguments).stderr(std::process::Stdio::inherit()).output();
             match output {
                 Ok(output) if output.status.success() => Ok(trim(output.stdout)),
-                Ok(output) => Err(Failure::new(EXIT_KEY, format!("read signing password: {program} ended with {}", output.status))
+                Ok(output) => Err(Failure::new(EXIT_KEY, format!("read {what}: {program} ended with {}", output.status))
                     .hint("run the command by hand; lifeboat config show prints it")),
-                Err(error) => Err(Failure::new(EXIT_KEY, format!("read signing password: run {program}: {error}"))
-                    .hint("lifeboat config show prints the command")),
+                Err(error) => {
+                    Err(Failure::new(EXIT_KEY, format!("read {what}: run {program}: {error}"))
+                        .hint("lifeboat config show prints the command"))
+                }
             }
         }
     }
@@ -286,21 +292,81 @@ pub(crate) fn signing_key(settings: &Settings) -> Result<(SigningKey, Vec<u8>), 
     let key = settings.key_file.as_ref().ok_or_else(|| {
         Failure::new(EXIT_KEY, "sign: no signing key is configured").hint("lifeboat key generate makes one; name it in signing.key_file")
     })?;
-    let password = settings.password.as_ref().map_or(Ok(Vec::new()), |setting| secret(&setting.value))?;
+    let password = settings.password.as_ref().map_or(Ok(Vec::new()), |setting| secret(&setting.value, "signing password"))?;
     Ok((SigningKey::open(&read(&key.value, "signing key")?, &password)?, password))
+}
+
+/// A secret that a signer asks for whenever it needs it.
+fn secret_source(place: &Secret, what: &'static str) -> SecretSource {
+    let place = place.clone();
+    Box::new(move || {
+        let bytes = secret(&place, what).map_err(|failure| failure.message)?;
+        // The bytes are not repeated: they may be the secret after all.
+        String::from_utf8(bytes).map(Zeroizing::new).map_err(|_| format!("read {what}: it is not text"))
+    })
+}
+
+/// The trusted root that certificates and timestamps are verified with.
+fn roots(settings: &Settings) -> Result<Roots, Failure> {
+    let path = settings.signing.trusted_root.as_ref().ok_or_else(|| {
+        Failure::usage("verify own signatures: no trusted root is configured").hint("name it in signing.trusted_root: lifeboat config show")
+    })?;
+    Ok(Roots::from_json(&read(&path.value, "trusted root")?)?)
 }
 
 /// Who signs.
 pub(crate) fn signer(settings: &Settings) -> Result<Box<dyn Signer>, Failure> {
+    let signing = &settings.signing;
+    let reach = Reach { ca_file: signing.ca_file.as_ref().map(|setting| setting.value.clone()), ..Reach::default() };
+    let signer: Box<dyn Signer> = if let Some(transit) = &signing.transit {
+        let transit = &transit.value;
+        Box::new(TransitSigner::open(TransitConfig {
+            address: transit.address.clone(),
+            key: transit.key.clone(),
+            mount: transit.mount.clone(),
+            namespace: transit.namespace.clone(),
+            token: secret_source(&transit.token, "token of the transit engine"),
+            reach: Reach { ca_file: transit.ca_file.clone(), ..Reach::default() },
+        })?)
+    } else if let Some(kms) = &signing.aws_kms {
+        let kms = kms.value.clone();
+        let config = KmsConfig { key: kms.key, region: kms.region, endpoint: kms.endpoint, profile: kms.profile, ..KmsConfig::default() };
+        Box::new(KmsSigner::open(&config)?)
+    } else if let Some(keyless) = &signing.keyless {
+        Box::new(KeylessSigner::new(KeylessConfig {
+            signing_config: read(&keyless.value.signing_config, "signing config")?,
+            roots: roots(settings)?,
+            token: match &keyless.value.token {
+                Token::Secret(place) => secret_source(place, "identity token"),
+                Token::Ambient => ambient_token(&reach)?,
+            },
+            reach: reach.clone(),
+        })?)
+    } else {
+        Box::new(key_file_signer(settings)?)
+    };
+    let Some(urls) = &signing.timestamp_urls else { return Ok(signer) };
+    let stamps = StampConfig {
+        urls: urls.value.clone(),
+        roots: roots(settings)?,
+        required: signing.timestamp.value == TimestampPart::Required,
+        reach,
+        missed: Box::new(|why| output::warn(&format!("signatures go without a timestamp, as signing.timestamp allows: {why}"))),
+    };
+    Ok(Box::new(StampedSigner::new(signer, stamps)?))
+}
+
+/// The key file, opened.
+fn key_file_signer(settings: &Settings) -> Result<KeyFileSigner, Failure> {
     let key = settings.key_file.as_ref().ok_or_else(|| {
         Failure::new(EXIT_KEY, "sign: no signing key is configured").hint("lifeboat key generate makes one; name it in signing.key_file")
     })?;
     let pem = read(&key.value, "signing key")?;
     let password = match &settings.password {
-        Some(setting) => secret(&setting.value)?,
+        Some(setting) => secret(&setting.value, "signing password")?,
         None => Vec::new(),
     };
-    Ok(Box::new(KeyFileSigner::open(&pem, &password)?))
+    Ok(KeyFileSigner::open(&pem, &password)?)
 }
 
 /// Who signs, if something has to be signed: opening the key takes a quarter of a second (scrypt), and most calls of `wal push` need none.
@@ -408,7 +474,7 @@ pub(crate) fn make_keys(keys: &UserKeys, password_file: Option<&Path>) -> Result
         }
     }
     let password = match password_file {
-        Some(path) => secret(&Secret::File(path.to_owned()))?,
+        Some(path) => secret(&Secret::File(path.to_owned()), "signing password")?,
         None => hex::encode(lifeboat_engine::random::bytes::<16>()).into_bytes(),
     };
     let key = SigningKey::generate()?;
@@ -439,8 +505,11 @@ pub(crate) fn make_keys(keys: &UserKeys, password_file: Option<&Path>) -> Result
 /// On the first real run without any configuration: makes keys in the user's directory, and says where.
 /// Returns whether settings have to be read again.
 pub(crate) fn first_keys(settings: &Settings) -> Result<bool, Failure> {
-    let unconfigured =
-        settings.key_file.is_none() && settings.recipients.value.is_empty() && !settings.plain.value && settings.trust.is_empty();
+    let unconfigured = settings.key_file.is_none()
+        && !settings.signing.names_service()
+        && settings.recipients.value.is_empty()
+        && !settings.plain.value
+        && settings.trust.is_empty();
     if !unconfigured || settings.file.is_some() {
         return Ok(false);
     }

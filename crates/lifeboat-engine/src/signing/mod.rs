@@ -8,10 +8,16 @@
 //!
 //! Why these crates and not others: `docs/decisions/0003-sigstore-crates.md`.
 
+mod ambient;
 mod certificate;
 mod cosign_key;
+mod keyless;
+mod kms;
 mod known_good;
+mod service;
+mod stamped;
 mod timestamp;
+mod transit;
 mod trust;
 
 use std::fmt;
@@ -22,15 +28,21 @@ use sigstore_bundle::{BundleV03, VerificationMaterialV03};
 use sigstore_types::bundle::SignatureContent;
 use sigstore_types::{DsseEnvelope, DsseSignature, KeyId, PayloadBytes, SignatureBytes, dsse};
 
+pub use ambient::{PROJECTED_TOKEN, ambient_token};
 pub use certificate::{CertificateSigned, MAX_ROOTS_BYTES, Roots, RootsError};
 pub use cosign_key::{KeyError, MAX_KEY_FILE_BYTES, PublicKey, SigningKey};
+pub use keyless::{KeylessConfig, KeylessSigner, MAX_SIGNING_CONFIG_BYTES};
+pub use kms::{KmsConfig, KmsSigner};
 pub use known_good::KnownGood;
 pub use lifeboat_core::attestation::{Expected, Mismatch};
+pub use service::{Reach, SecretSource};
+pub use stamped::{StampConfig, StampedSigner};
 pub use timestamp::MAX_TIMESTAMPS;
+pub use transit::{DEFAULT_MOUNT, TransitConfig, TransitSigner};
 pub use trust::{MAX_BUNDLE_BYTES, SignedBy, Trust, TrustedKey, Verified, VerifyError};
 
-/// Something that signs statements: a key file here; a key service or a certificate authority
-/// may stand behind it as well.
+/// Something that signs statements: a key file, a key service ([`TransitSigner`], [`KmsSigner`]), or a
+/// key for ten minutes with a certificate ([`KeylessSigner`]); [`StampedSigner`] adds a timestamp.
 pub trait Signer: Send + Sync {
     /// Sign the in-toto statement in `statement`, byte for byte; returns the Sigstore bundle, JSON
     /// in one line. What a reader would refuse to parse is refused here too, before it is signed.
@@ -51,9 +63,12 @@ pub enum SignError {
     /// The bytes are not a statement that a verifier would accept.
     #[error("sign statement: it would not be readable")]
     Statement(#[from] StatementError),
-    /// The cryptographic library, or the service that holds the key, did not sign.
+    /// The cryptographic library, or a service that takes part, did not sign.
     #[error("sign statement: {0}")]
     Signer(String),
+    /// A service that takes part does not take the credentials, or there are none.
+    #[error("sign statement: {0}")]
+    Denied(String),
 }
 
 /// Signs with a private key held in memory, out of a key file in cosign's format.

@@ -156,6 +156,7 @@ fn key_facts(settings: &Settings) -> KeyFacts {
     ] {
         files.extend(path.map(|path| doctor::secret_file(what, path)));
     }
+    files.extend(settings.signing.secret_files().into_iter().map(|(what, path)| doctor::secret_file(what, path)));
     KeyFacts {
         signer: signer.map(|signer| signer.describe()).map_err(|failure| failure.message),
         verified,
