@@ -488,8 +488,11 @@ impl Settings {
                 user(user_keys.password()).map(|setting| Setting { value: Secret::File(setting.value), origin: setting.origin })
             }
         };
-        let trust = TrustSettings::resolve(&source, file.trust.unwrap_or_default(), &user_keys)?;
-        let services = SigningSettings::resolve(&source, signing, trust.trusted_root.as_ref())?;
+        // One root, wherever it is named: what is signed here is verified with what readers here have.
+        let trust = file.trust.unwrap_or_default();
+        let of_trust = source.pick(None, None, trust.trusted_root.clone().map(|path| source.anchor(path)));
+        let services = SigningSettings::resolve(&source, signing, of_trust.as_ref())?;
+        let trust = TrustSettings::resolve(&source, trust, services.trusted_root.clone(), &user_keys)?;
         let memory = limits.memory.as_deref().map(parse_bytes).transpose()?;
         if memory.is_some_and(|bytes| bytes < 64 << 20) {
             return Err(
@@ -634,7 +637,6 @@ impl Settings {
         let dsn = |text: &String| {
             lifeboat_engine::postgres::Dsn::parse(text).map_or_else(|_| "not a connection string".to_owned(), |dsn| dsn.to_string())
         };
-        let trust = self.trust.rows();
         let before = vec![
             of("name", &self.name, String::clone),
             maybe("postgres.dsn", self.dsn.as_ref(), dsn),
@@ -715,8 +717,8 @@ impl Settings {
         }
         rows.extend(owned(after));
         rows.extend(owned(self.signing.rows()));
+        rows.extend(owned(self.trust.rows()));
         rows.extend(owned(last));
-        rows.extend(owned(trust));
         rows
     }
 }

@@ -269,6 +269,15 @@ fn secret(secret: &Secret, what: &str) -> Result<Vec<u8>, Failure> {
     }
 }
 
+/// The key that signs here, and the password that it is sealed with: to make another one like it.
+pub(crate) fn signing_key(settings: &Settings) -> Result<(SigningKey, Vec<u8>), Failure> {
+    let key = settings.key_file.as_ref().ok_or_else(|| {
+        Failure::new(EXIT_KEY, "sign: no signing key is configured").hint("lifeboat key generate makes one; name it in signing.key_file")
+    })?;
+    let password = settings.password.as_ref().map_or(Ok(Vec::new()), |setting| secret(&setting.value, "signing password"))?;
+    Ok((SigningKey::open(&read(&key.value, "signing key")?, &password)?, password))
+}
+
 /// A secret that a signer asks for whenever it needs it.
 fn secret_source(place: &Secret, what: &'static str) -> SecretSource {
     let place = place.clone();
@@ -285,15 +294,6 @@ fn roots(settings: &Settings) -> Result<Roots, Failure> {
         Failure::usage("verify own signatures: no trusted root is configured").hint("name it in trust.trusted_root: lifeboat config show")
     })?;
     Ok(Roots::from_json(&read(&path.value, "trusted root")?)?)
-}
-
-/// The key that signs here, and the password that it is sealed with: to make another one like it.
-pub(crate) fn signing_key(settings: &Settings) -> Result<(SigningKey, Vec<u8>), Failure> {
-    let key = settings.key_file.as_ref().ok_or_else(|| {
-        Failure::new(EXIT_KEY, "sign: no signing key is configured").hint("lifeboat key generate makes one; name it in signing.key_file")
-    })?;
-    let password = settings.password.as_ref().map_or(Ok(Vec::new()), |setting| secret(&setting.value, "signing password"))?;
-    Ok((SigningKey::open(&read(&key.value, "signing key")?, &password)?, password))
 }
 
 /// Who signs.
@@ -380,8 +380,8 @@ impl Signer for LazySigner<'_> {
         }
     }
 
-    fn hint(&self) -> Option<String> {
-        self.opened().ok()?.hint()
+    fn public_key(&self) -> Option<PublicKey> {
+        self.opened().ok()?.public_key()
     }
 
     fn describe(&self) -> String {

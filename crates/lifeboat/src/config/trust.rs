@@ -119,11 +119,18 @@ pub(crate) struct TrustSettings {
 }
 
 impl TrustSettings {
-    /// From the file; keys also from the user's own directory, where the file names none.
-    pub(super) fn resolve(source: &Source<'_>, table: TrustTable, user: &UserKeys) -> Result<Self, Failure> {
+    /// From the file; keys also from the user's own directory, where the file trusts nobody. `signing_root` is the trusted root that own signatures
+    /// are verified with: the same one counts here, unless the table names another.
+    pub(super) fn resolve(
+        source: &Source<'_>,
+        table: TrustTable,
+        signing_root: Option<Setting<PathBuf>>,
+        user: &UserKeys,
+    ) -> Result<Self, Failure> {
         let file = Origin::File(source.path.map(Path::to_owned).unwrap_or_default());
         let keys = match table.keys {
             Some(entries) => Setting { value: sources(entries, |path| source.anchor(path))?, origin: file.clone() },
+            None if table.identities.is_some() => Setting { value: Vec::new(), origin: Origin::Default },
             None => {
                 let own = user.trusted()?;
                 let origin = if own.is_empty() { Origin::Default } else { Origin::User(user.directory.clone()) };
@@ -134,7 +141,7 @@ impl TrustSettings {
             Some(entries) => Setting { value: entries.into_iter().map(identity).collect::<Result<_, _>>()?, origin: file },
             None => Setting { value: Vec::new(), origin: Origin::Default },
         };
-        let trusted_root = source.pick(None, None, table.trusted_root.map(|path| source.anchor(path)));
+        let trusted_root = source.pick(None, None, table.trusted_root.map(|path| source.anchor(path))).or(signing_root);
         if !identities.value.is_empty() && trusted_root.is_none() {
             let message = "read configuration: trust.identities counts for nothing without trust.trusted_root";
             return Err(Failure::usage(message).hint("name the trusted_root.json of the Sigstore instance: docs/trust.md"));
@@ -294,7 +301,7 @@ mod tests {
         let table: TrustTable = toml::from_str(text).map_err(|error| error.message().to_owned())?;
         let source = Source { path: Some(Path::new("/etc/lifeboat/lifeboat.toml")) };
         let user = UserKeys::at("/nowhere".into());
-        TrustSettings::resolve(&source, table, &user).map_err(|failure| failure.message)
+        TrustSettings::resolve(&source, table, None, &user).map_err(|failure| failure.message)
     }
 
     #[test]

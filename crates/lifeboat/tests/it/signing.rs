@@ -89,6 +89,8 @@ fn certificates_sign_backups_that_count() {
     assert_eq!(instance.requests("/api/v2/signingCert"), 2);
     let shown = host.run(&["backup"]).success();
     assert!(shown.stdout.contains(&format!("certificate of {SUBJECT}")), "{shown}");
+    let none = host.run(&["key", "public"]).expect_code(1);
+    assert!(none.stderr.contains("trust.identities"), "{none}");
 
     // Stock tools accept what the program wrote.
     let claim = Claim { file: &manifest, bundle: &bundle, predicate_type: "https://lifeboat.dev/backup/v1", identity: SUBJECT };
@@ -154,6 +156,7 @@ fn a_key_in_the_transit_engine_signs_backups_that_count() {
     host.signs();
     let shown = host.run(&["backup"]).success();
     assert!(shown.stdout.contains("transit key backups"), "{shown}");
+    assert_eq!(host.run(&["key", "public"]).success().stdout.trim(), public("1").trim());
     assert!(!host.run(&["config", "show"]).success().stdout.contains(&token));
 
     // Rotated: what is signed now counts when the new half is trusted too.
@@ -214,6 +217,7 @@ fn a_key_in_aws_kms_signs_backups_that_count() {
     assert_eq!(bundle["verificationMaterial"]["publicKey"]["hint"], hint.trim());
     let shown = host.run(&["backup"]).success();
     assert!(shown.stdout.contains("AWS KMS key "), "{shown}");
+    assert_eq!(host.run(&["key", "public"]).success().stdout, fs::read_to_string(host.at("kms.pub")).unwrap());
     for (key, expected) in [("alias/other", "P-256"), ("alias/nowhere", "NotFoundException")] {
         host.configure(&signing(key), "keys = ['kms.pub']");
         let refused = host.run(&["backup"]).expect_code(1);
