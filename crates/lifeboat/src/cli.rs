@@ -353,6 +353,8 @@ pub(crate) enum Key {
     Generate(key::Generate),
     /// List whose signatures count, for what, and until when
     List,
+    /// Print the public half of the key that signs here
+    Public,
     /// Make a new signing key beside the old one, and retire the old one
     Rotate(key::Rotate),
     /// Declare that a key was stolen: what it signed since then does not count

@@ -531,10 +531,11 @@ impl Settings {
                 user(user_keys.password()).map(|setting| Setting { value: Secret::File(setting.value), origin: setting.origin })
             }
         };
-        // What signatures are verified with is one thing, whoever made them: named in one of the tables it counts in both.
-        let signing_root = source.pick(None, None, signing.trusted_root.clone().map(|path| source.anchor(path)));
-        let trust = TrustSettings::resolve(&source, file.trust.unwrap_or_default(), signing_root, &user_keys)?;
-        let services = SigningSettings::resolve(&source, signing, trust.trusted_root.as_ref())?;
+        // One root, wherever it is named: what is signed here is verified with what readers here have.
+        let trust = file.trust.unwrap_or_default();
+        let of_trust = source.pick(None, None, trust.trusted_root.clone().map(|path| source.anchor(path)));
+        let services = SigningSettings::resolve(&source, signing, of_trust.as_ref())?;
+        let trust = TrustSettings::resolve(&source, trust, services.trusted_root.clone(), &user_keys)?;
         let memory = limits.memory.as_deref().map(parse_bytes).transpose()?;
         if memory.is_some_and(|bytes| bytes < 64 << 20) {
             return Err(

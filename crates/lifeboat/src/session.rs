@@ -414,8 +414,8 @@ impl Signer for LazySigner<'_> {
         }
     }
 
-    fn hint(&self) -> Option<String> {
-        self.opened().ok()?.hint()
+    fn public_key(&self) -> Option<PublicKey> {
+        self.opened().ok()?.public_key()
     }
 
     fn describe(&self) -> String {

@@ -19,7 +19,7 @@ pub struct SecretFile {
 /// Keys, as the configuration names them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct KeyFacts {
-    /// What signs, in words, or why it does not open.
+    /// What signed just now, in words, or why it did not.
     pub signer: Result<String, String>,
     /// What it signed just now was verified with the trusted keys; the reason if not. `None`: there was no signature to verify.
     pub verified: Option<Result<(), String>>,
@@ -81,25 +81,25 @@ pub fn keys(facts: &KeyFacts) -> Diagnosis {
     let mut out = Diagnosis::default();
     const SIGNING: &str = "signing key";
     match &facts.signer {
-        Ok(what) => out.note(SIGNING, format!("opens: {what}")),
+        Ok(what) => out.note(SIGNING, format!("signs: {what}")),
         Err(why) => out.say(
             Essential,
             "signing-key",
             SIGNING,
             why.clone(),
             "no backup can be signed, so none can be taken",
-            "lifeboat key generate makes one; signing.key_file and signing.password name it (lifeboat config show)",
+            "lifeboat key generate makes a key file, which signing.key_file and signing.password name; other signers are in docs/signing.md (lifeboat config show)",
         ),
     }
     match &facts.verified {
-        Some(Ok(())) => out.note(SIGNING, "what it signs is verified with trust.keys"),
+        Some(Ok(())) => out.note(SIGNING, "what it signs counts by [trust]"),
         Some(Err(why)) => out.say(
             Danger,
             "not-trusted",
             SIGNING,
-            format!("what it signs is not verified with trust.keys: {why}"),
+            format!("what it signs does not count by [trust]: {why}"),
             "backups that are taken here are refused here: verify and restore end with exit code 21",
-            "name the public key that belongs to it in trust.keys (signing.pub, beside the key)",
+            "name its public key in trust.keys (lifeboat key public prints it), or its certificate's issuer and subject in trust.identities",
         ),
         None => {}
     }

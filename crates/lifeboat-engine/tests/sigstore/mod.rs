@@ -20,9 +20,9 @@ pub(crate) struct Sigstore {
     pub(crate) url: String,
 }
 
-/// What the tests need, from `.tools/env`.
+/// What the tests need, from the environment that `.tools/env` sets.
 pub(crate) fn setting(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run scripts/setup test"))
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run scripts/setup test, and load .tools/env"))
 }
 
 fn engine_tests() -> PathBuf {

@@ -143,10 +143,14 @@ fn identities_of(path: &std::path::Path) -> Result<Identities, String> {
 }
 
 fn key_facts(settings: &Settings) -> KeyFacts {
-    let signer = session::signer(settings);
-    let verified = signer.as_ref().ok().map(|signer| {
+    let tried = session::signer(settings).and_then(|signer| {
+        let probe = doctor::Probe::sign(&*signer)?;
+        // A certificate says who it is of once it has signed.
+        Ok((signer.describe(), probe))
+    });
+    let verified = tried.as_ref().ok().map(|(_, probe)| {
         let trust = session::trust(settings).map_err(|failure| failure.message)?;
-        doctor::signs_for(&**signer, &trust)
+        probe.counts_for(&trust)
     });
     let recipients = session::recipients(settings).map_err(|failure| failure.message);
     let identity = settings.identity_file.as_ref().map(|setting| {
@@ -176,7 +180,7 @@ fn key_facts(settings: &Settings) -> KeyFacts {
     }
     files.extend(settings.signing.secret_files().into_iter().map(|(what, path)| doctor::secret_file(what, path)));
     KeyFacts {
-        signer: signer.map(|signer| signer.describe()).map_err(|failure| failure.message),
+        signer: tried.map(|(what, _)| what).map_err(|failure| failure.message),
         verified,
         plain: settings.plain.value,
         recipients: recipients.map(|recipients| recipients.len()),

@@ -19,7 +19,7 @@ pub(crate) struct SigningTable {
     keyless: Option<KeylessTable>,
     timestamp_url: Option<Urls>,
     timestamp: Option<TimestampPart>,
-    pub(super) trusted_root: Option<PathBuf>,
+    trusted_root: Option<PathBuf>,
     ca_file: Option<PathBuf>,
 }
 

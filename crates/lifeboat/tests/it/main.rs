@@ -5,6 +5,8 @@ mod architecture;
 mod artifact;
 mod as_of;
 mod backup;
+#[path = "../../../lifeboat-engine/tests/bao/mod.rs"]
+mod bao;
 mod clouds;
 mod cluster;
 mod demo;
@@ -25,6 +27,10 @@ mod roles;
 mod s3;
 mod scripts;
 mod seaweed;
+mod signing;
+#[path = "../../../lifeboat-engine/tests/sigstore/mod.rs"]
+#[expect(dead_code, reason = "shared with the tests of the signers, which use more of it")]
+mod sigstore;
 mod verify;
 mod wal_fetch;
 mod wal_push;
