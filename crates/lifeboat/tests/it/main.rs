@@ -23,6 +23,8 @@ mod roles;
 mod s3;
 mod scripts;
 mod seaweed;
+mod secrets;
+mod threats;
 mod verify;
 mod wal_fetch;
 mod wal_push;
