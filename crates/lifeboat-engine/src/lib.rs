@@ -3,17 +3,21 @@
 //! Never prints, never exits, never reads the environment: the binary brings configuration in and
 //! takes progress and errors out.
 
+pub mod approval;
 pub mod artifacts;
+pub mod audit;
 pub mod backup;
 pub mod causes;
 pub mod copy;
 pub mod doctor;
 pub mod expire;
+pub mod export;
 pub mod hold;
 pub mod keys;
 pub mod lease;
 pub mod opened_backup;
 pub mod pin;
+pub mod policy;
 pub mod postgres;
 pub mod progress;
 pub mod prune;
@@ -22,6 +26,7 @@ pub mod replicate;
 pub mod repository;
 pub mod restore;
 pub mod retention;
+pub mod revoke;
 pub mod seal;
 pub mod secret;
 mod sha256;

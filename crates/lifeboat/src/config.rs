@@ -1,7 +1,12 @@
 //! Configuration: one TOML file, joined as flag > environment > file > default, each setting with
 //! where it came from. Unknown keys are errors (c121); secrets are references, never values.
 
+mod approvals;
+pub(crate) mod edit;
 mod repositories;
+mod signing;
+mod trust;
+mod user_keys;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,7 +19,11 @@ use lifeboat_engine::store::Part;
 use crate::cli::Cli;
 use crate::failure::Failure;
 
+pub(crate) use approvals::{Approvals, ApprovalsTable};
 pub(crate) use repositories::{Repositories, RepositorySettings, RepositoryTable};
+pub(crate) use signing::{SigningSettings, SigningTable, TimestampPart, Token};
+pub(crate) use trust::{KeyPlace, KeySource, TrustSettings};
+pub(crate) use user_keys::UserKeys;
 
 /// What a file may say.
 #[derive(Debug, Default, Deserialize)]
@@ -26,12 +35,13 @@ pub(crate) struct File {
     pub(crate) repository: Vec<RepositoryTable>,
     pub(crate) artifacts: Option<Artifacts>,
     pub(crate) encryption: Option<Encryption>,
-    pub(crate) signing: Option<Signing>,
-    pub(crate) trust: Option<Trust>,
+    pub(crate) signing: Option<SigningTable>,
+    pub(crate) trust: Option<trust::TrustTable>,
     pub(crate) limits: Option<Limits>,
     pub(crate) wal: Option<Wal>,
     pub(crate) objectives: Option<Objectives>,
     pub(crate) retention: Option<Retention>,
+    pub(crate) approvals: Option<ApprovalsTable>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -137,13 +147,6 @@ pub(crate) struct Encryption {
 /// What encryption.none must say.
 pub(crate) const PLAIN_WORDS: &str = "I accept plain backups";
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Signing {
-    pub(crate) key_file: Option<PathBuf>,
-    pub(crate) password: Option<Secret>,
-}
-
 /// Where a secret is.
 #[derive(Debug, Clone, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
@@ -204,12 +207,6 @@ impl<'de> Deserialize<'de> for Secret {
             _ => Err(serde::de::Error::custom(FORM)),
         }
     }
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Trust {
-    pub(crate) keys: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -278,7 +275,9 @@ pub(crate) struct Settings {
     pub(crate) plain: Setting<bool>,
     pub(crate) key_file: Option<Setting<PathBuf>>,
     pub(crate) password: Option<Setting<Secret>>,
-    pub(crate) trust_keys: Setting<Vec<String>>,
+    /// The rest of `[signing]`.
+    pub(crate) signing: SigningSettings,
+    pub(crate) trust: TrustSettings,
     pub(crate) memory_bytes: Setting<u64>,
     pub(crate) workers: Setting<usize>,
     pub(crate) bandwidth: Option<Setting<u64>>,
@@ -301,37 +300,11 @@ pub(crate) struct Settings {
     pub(crate) keep_yearly: Option<Setting<u32>>,
     pub(crate) recovery_window: Option<Setting<Duration>>,
     pub(crate) grace: Setting<Duration>,
+    pub(crate) approvals: Approvals,
     /// Where the user's own keys are, whether or not they are there.
     pub(crate) user_keys: UserKeys,
     /// Whether the file names a server.
     pub(crate) postgres_configured: bool,
-}
-
-/// The keys that lifeboat makes for itself where nobody configured any.
-#[derive(Debug, Clone)]
-pub(crate) struct UserKeys {
-    pub(crate) directory: PathBuf,
-}
-
-impl UserKeys {
-    pub(crate) fn signing_key(&self) -> PathBuf {
-        self.directory.join("signing.key")
-    }
-    pub(crate) fn public_key(&self) -> PathBuf {
-        self.directory.join("signing.pub")
-    }
-    pub(crate) fn password(&self) -> PathBuf {
-        self.directory.join("signing.password")
-    }
-    pub(crate) fn identity(&self) -> PathBuf {
-        self.directory.join("identity.txt")
-    }
-    pub(crate) fn recipients(&self) -> PathBuf {
-        self.directory.join("recipients.txt")
-    }
-    pub(crate) fn host_identity(&self) -> PathBuf {
-        self.directory.join("host-identity.txt")
-    }
 }
 
 fn environment(name: &str) -> Option<String> {
@@ -367,14 +340,18 @@ fn read_file(cli: &Cli) -> Result<(File, Option<PathBuf>), Failure> {
         Failure::usage(format!("read configuration {}: {error}", path.display()))
             .hint("lifeboat init --write-config FILE writes one to begin with")
     })?;
-    let file = toml::from_str(&text).map_err(|error| {
+    Ok((parse(&text, &path)?, Some(path)))
+}
+
+/// What a file says.
+pub(crate) fn parse(text: &str, path: &Path) -> Result<File, Failure> {
+    toml::from_str(text).map_err(|error| {
         let line = |at: usize| text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count() + 1;
         let place = error.span().map_or(String::new(), |span| format!(" line {}", line(span.start)));
         let message = without_text(&error.message().replace('\n', " "));
         Failure::usage(format!("read configuration {}{place}: {message}", path.display()))
             .hint("docs/configuration.md lists the settings; lifeboat config show prints them as read")
-    })?;
-    Ok((file, Some(path)))
+    })
 }
 
 /// Bytes as people write them: `512MiB`, `1G`, `65536`.
@@ -511,7 +488,7 @@ impl Settings {
         let encryption = file.encryption.unwrap_or_default();
         let signing = file.signing.unwrap_or_default();
         let limits = file.limits.unwrap_or_default();
-        let user_keys = UserKeys { directory: user_directory().unwrap_or_else(|_| PathBuf::from(".lifeboat")) };
+        let user_keys = UserKeys::read(user_directory().unwrap_or_else(|_| PathBuf::from(".lifeboat")))?;
         let user = |path: PathBuf| path.exists().then(|| Setting { value: path, origin: Origin::User(user_keys.directory.clone()) });
         let plain = match &encryption.none {
             None => Setting { value: false, origin: Origin::Default },
@@ -538,8 +515,13 @@ impl Settings {
                 variable.map(|name| Setting { value: DsnText::default(), origin: Origin::Environment(name) })
             },
         );
-        let key_file = source.path("LIFEBOAT_SIGNING_KEY", signing.key_file).or_else(|| user(user_keys.signing_key()));
-        let password = match (environment("COSIGN_PASSWORD"), signing.password) {
+        let key_file = match signing.names_service() {
+            false => source.path("LIFEBOAT_SIGNING_KEY", signing.key_file.clone()).or_else(|| user(user_keys.signing_key())),
+            true => None,
+        };
+        let password = signing.password.clone();
+        let password = match (environment("COSIGN_PASSWORD"), password) {
+            _ if key_file.is_none() => None,
             (_, Some(Secret::File(path))) => source.pick(None, None, Some(Secret::File(source.anchor(path)))),
             (_, Some(secret)) => source.pick(None, None, Some(secret)),
             (Some(_), None) => {
@@ -549,19 +531,10 @@ impl Settings {
                 user(user_keys.password()).map(|setting| Setting { value: Secret::File(setting.value), origin: setting.origin })
             }
         };
-        let trust_keys = match file.trust.and_then(|trust| trust.keys) {
-            Some(keys) => {
-                let anchored = |key: String| match key.contains("-----BEGIN") {
-                    true => key,
-                    false => source.anchor(PathBuf::from(key)).display().to_string(),
-                };
-                Setting { value: keys.into_iter().map(anchored).collect(), origin: Origin::File(path.clone().unwrap_or_default()) }
-            }
-            None => match user(user_keys.public_key()) {
-                Some(setting) => Setting { value: vec![setting.value.display().to_string()], origin: setting.origin },
-                None => Setting { value: Vec::new(), origin: Origin::Default },
-            },
-        };
+        // What signatures are verified with is one thing, whoever made them: named in one of the tables it counts in both.
+        let signing_root = source.pick(None, None, signing.trusted_root.clone().map(|path| source.anchor(path)));
+        let trust = TrustSettings::resolve(&source, file.trust.unwrap_or_default(), signing_root, &user_keys)?;
+        let services = SigningSettings::resolve(&source, signing, trust.trusted_root.as_ref())?;
         let memory = limits.memory.as_deref().map(parse_bytes).transpose()?;
         if memory.is_some_and(|bytes| bytes < 64 << 20) {
             return Err(
@@ -637,7 +610,8 @@ impl Settings {
             plain,
             key_file,
             password,
-            trust_keys,
+            signing: services,
+            trust,
             memory_bytes: or_default(source.pick(None, None, memory), 512 << 20),
             workers: source.pick(None, None, workers).unwrap_or(Setting { value: cores, origin: Origin::Default }),
             bandwidth: source.pick(None, None, limits.bandwidth.as_deref().map(parse_bytes).transpose()?),
@@ -673,6 +647,7 @@ impl Settings {
             grace: source
                 .pick(None, None, retention.grace.as_deref().map(parse_days).transpose()?)
                 .unwrap_or(Setting { value: DEFAULT_GRACE, origin: Origin::Default }),
+            approvals: Approvals::resolve(&source, file.approvals.unwrap_or_default())?,
             user_keys,
             postgres_configured,
             file: path,
@@ -706,11 +681,6 @@ impl Settings {
             lifeboat_engine::postgres::Dsn::parse(text.as_str())
                 .map_or_else(|_| "not a connection string".to_owned(), |dsn| dsn.to_string())
         };
-        let secret = |secret: &Secret| match secret {
-            Secret::Env(name) => json!({"env": name}),
-            Secret::File(path) => json!({"file": path}),
-            Secret::Command(words) => json!({"command": words}),
-        };
         let before = vec![
             of("name", &self.name, String::clone),
             maybe("postgres.dsn", self.dsn.as_ref(), dsn),
@@ -729,8 +699,9 @@ impl Settings {
             maybe("encryption.identity_file", self.identity_file.as_ref(), path),
             of("encryption.none", &self.plain, |plain| json!(if *plain { PLAIN_WORDS } else { "" })),
             maybe("signing.key_file", self.key_file.as_ref(), path),
-            maybe("signing.password", self.password.as_ref(), secret),
-            of("trust.keys", &self.trust_keys, |keys| json!(keys)),
+            maybe("signing.password", self.password.as_ref(), signing::shown),
+        ];
+        let last = vec![
             of("limits.memory", &self.memory_bytes, |bytes| json!(bytes)),
             of("limits.workers", &self.workers, |workers| json!(workers)),
             maybe("limits.bandwidth", self.bandwidth.as_ref(), |bytes| json!(bytes)),
@@ -789,6 +760,10 @@ impl Settings {
             rows.extend(shown.map(|(key, value, origin)| (format!("{number}.{key}"), value, origin)));
         }
         rows.extend(owned(after));
+        rows.extend(owned(self.signing.rows()));
+        rows.extend(owned(self.trust.rows()));
+        rows.extend(owned(self.approvals.rows()));
+        rows.extend(owned(last));
         rows
     }
 }

@@ -19,7 +19,7 @@ pub struct SecretFile {
 /// Keys, as the configuration names them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct KeyFacts {
-    /// The hint of the signing key, or why it does not open.
+    /// What signs, in words, or why it does not open.
     pub signer: Result<String, String>,
     /// What it signed just now was verified with the trusted keys; the reason if not. `None`: there was no signature to verify.
     pub verified: Option<Result<(), String>>,
@@ -81,7 +81,7 @@ pub fn keys(facts: &KeyFacts) -> Diagnosis {
     let mut out = Diagnosis::default();
     const SIGNING: &str = "signing key";
     match &facts.signer {
-        Ok(hint) => out.note(SIGNING, format!("opens; hint {hint}")),
+        Ok(what) => out.note(SIGNING, format!("opens: {what}")),
         Err(why) => out.say(
             Essential,
             "signing-key",

@@ -45,7 +45,7 @@ fn with_writer<T>(settings: &Settings, work: impl FnOnce(&Writer<'_>) -> Result<
         Protection::Recipients { recipients, .. } => Some(recipients.as_slice()),
         Protection::Plain => None,
     };
-    work(&Writer::new(&repository, &signer, recipients)?)
+    work(&Writer::new(&repository, &*signer, recipients)?)
 }
 
 fn put(name: &ArtifactName, file: &Path, settings: &Settings, out: &Output) -> Result<u8, Failure> {

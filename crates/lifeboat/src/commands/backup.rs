@@ -86,11 +86,12 @@ pub(super) fn run(cli: &Cli, backup: &Backup, mut settings: Settings, out: &Outp
         postgres,
         artifacts,
         protection,
-        signer: &signer,
+        signer: &*signer,
         workers: settings.workers.value,
         memory_bytes: settings.memory_bytes.value,
         level: settings.compression_level.value,
         bandwidth: settings.bandwidth.as_ref().map(|setting| setting.value),
+        audit: None,
     };
     let begun = std::time::Instant::now();
     let taken = backup::run(&repository, &request, &progress);
@@ -133,7 +134,7 @@ pub(super) fn run(cli: &Cli, backup: &Backup, mut settings: Settings, out: &Outp
         if let Some(artifacts) = &manifest.artifacts {
             text.push_str(&format!("  {} artifacts, {}\n", artifacts.count, output::bytes(artifacts.bytes)));
         }
-        text.push_str(&format!("  signed by key {}\n", lifeboat_engine::signing::Signer::hint(&signer)));
+        text.push_str(&format!("  signed by {}\n", signer.describe()));
         text
     });
     if manifest.state == State::Degraded {

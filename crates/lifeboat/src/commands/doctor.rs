@@ -146,7 +146,7 @@ fn key_facts(settings: &Settings) -> KeyFacts {
     let signer = session::signer(settings);
     let verified = signer.as_ref().ok().map(|signer| {
         let trust = session::trust(settings).map_err(|failure| failure.message)?;
-        doctor::signs_for(signer, &trust)
+        doctor::signs_for(&**signer, &trust)
     });
     let recipients = session::recipients(settings).map_err(|failure| failure.message);
     let identity = settings.identity_file.as_ref().map(|setting| {
@@ -174,8 +174,9 @@ fn key_facts(settings: &Settings) -> KeyFacts {
     ] {
         files.extend(path.map(|path| doctor::secret_file(what, path)));
     }
+    files.extend(settings.signing.secret_files().into_iter().map(|(what, path)| doctor::secret_file(what, path)));
     KeyFacts {
-        signer: signer.map(|signer| lifeboat_engine::signing::Signer::hint(&signer).to_owned()).map_err(|failure| failure.message),
+        signer: signer.map(|signer| signer.describe()).map_err(|failure| failure.message),
         verified,
         plain: settings.plain.value,
         recipients: recipients.map(|recipients| recipients.len()),

@@ -131,7 +131,7 @@ fn undo(word: &str, dry_run: bool, repository: &Repository, settings: &Settings,
         expire::check_undo(repository, &id, &trust, now)?;
     } else {
         let (host, signer) = (session::host(), session::signer(settings)?);
-        let author = Author { host: &host, by: by(&host), trust: &trust, signer: &signer };
+        let author = Author { host: &host, by: by(&host), trust: &trust, signer: &*signer };
         expire::undo(repository, &id, &author, now)?;
     }
     out.result(&serde_json::json!({"backup": id, "undone": !dry_run, "dry_run": dry_run}), || match dry_run {

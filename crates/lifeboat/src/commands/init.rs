@@ -89,7 +89,7 @@ fn write_config(path: &Path, init: &Init, settings: &Settings, url: &str) -> Res
     };
     let keys = &settings.user_keys;
     let recipients: Vec<String> = settings.recipients.value.iter().map(|recipient| quoted(recipient)).collect();
-    let trust: Vec<String> = settings.trust_keys.value.iter().map(|key| quoted(key)).collect();
+    let trust: Vec<String> = settings.trust.keys.value.iter().map(crate::config::KeySource::toml).collect();
     let mut text = String::from("# lifeboat's configuration. `lifeboat config show` prints every setting and where it came from.\n\n");
     text.push_str("# Name of the protected system: backups are called NAME-backup-TIME.\n");
     text.push_str(&format!("name = {}\n\n", quoted(init.name.as_deref().unwrap_or(&settings.name.value))));

@@ -37,7 +37,7 @@ pub(super) fn pin(pin: &Pin, settings: &Settings, out: &Output) -> Result<u8, Fa
         engine::check(&repository, &id, &name, &trust)?;
     } else {
         let (host, signer) = (session::host(), session::signer(settings)?);
-        let author = Author { host: &host, by: by(&host), trust: &trust, signer: &signer };
+        let author = Author { host: &host, by: by(&host), trust: &trust, signer: &*signer };
         engine::pin(&repository, &id, &name, &pin.reason, until, &author, now)?;
     }
     let document = serde_json::json!({
@@ -62,7 +62,7 @@ pub(super) fn unpin(unpin: &Unpin, settings: &Settings, out: &Output) -> Result<
         engine::check_unpin(&repository, &id, &name, &trust, now)?;
     } else {
         let (host, signer) = (session::host(), session::signer(settings)?);
-        let author = Author { host: &host, by: by(&host), trust: &trust, signer: &signer };
+        let author = Author { host: &host, by: by(&host), trust: &trust, signer: &*signer };
         engine::unpin(&repository, &id, &name, &unpin.reason, &author, now)?;
     }
     let document =

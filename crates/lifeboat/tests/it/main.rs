@@ -1,5 +1,6 @@
 //! Tests of the program as a user runs it. A feature's tests stand in the module that has its name; the fixtures below are for all.
 
+mod approval;
 mod architecture;
 mod artifact;
 mod as_of;
@@ -10,6 +11,7 @@ mod demo;
 mod doctor;
 mod expire;
 mod failure;
+mod key;
 mod moto;
 mod orchestrator;
 mod program;

@@ -108,7 +108,7 @@ pub(super) fn run(receive: &WalReceive, settings: &Settings, out: &Output) -> Re
         degrade_after: (settings.wal_on_fallout.value == OnFallout::Degrade).then_some(settings.wal_degrade_after.value),
         accept_fork: receive.accept_fork,
         once: receive.once,
-        signer: &signer,
+        signer: &*signer,
         trust: &trust,
         protection: &protection,
         level: settings.compression_level.value,

@@ -1,14 +1,14 @@
 //! `lifeboat key generate`
 
-use crate::cli::Key;
+use super::Generate;
 use crate::config::{Settings, UserKeys};
 use crate::failure::Failure;
 use crate::output::{self, Output};
 use crate::session;
 
-pub(super) fn run(key: &Key, settings: &Settings, out: &Output) -> Result<u8, Failure> {
-    let Key::Generate { out: directory, password_file } = key;
-    let keys = directory.as_ref().map_or_else(|| settings.user_keys.clone(), |directory| UserKeys { directory: directory.clone() });
+pub(super) fn run(generate: &Generate, settings: &Settings, out: &Output) -> Result<u8, Failure> {
+    let Generate { out: directory, password_file } = generate;
+    let keys = directory.as_ref().map_or_else(|| settings.user_keys.clone(), |directory| UserKeys::at(directory.clone()));
     if directory.is_none() {
         crate::config::user_directory()?;
     }
