@@ -75,6 +75,9 @@ pub(crate) enum Command {
     /// Make, list, replace, revoke and hand out keys
     #[command(subcommand)]
     Key(Key),
+    /// Show and check who did what with the repository
+    #[command(subcommand)]
+    Audit(crate::commands::audit::Audit),
     /// Look at the configuration
     #[command(subcommand)]
     Config(Config),

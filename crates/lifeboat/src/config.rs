@@ -2,6 +2,7 @@
 //! where it came from. Unknown keys are errors (c121); secrets are references, never values.
 
 mod approvals;
+mod audit;
 pub(crate) mod edit;
 mod repositories;
 mod signing;
@@ -20,6 +21,7 @@ use crate::cli::Cli;
 use crate::failure::Failure;
 
 pub(crate) use approvals::{Approvals, ApprovalsTable};
+pub(crate) use audit::AuditSettings;
 pub(crate) use repositories::{Repositories, RepositorySettings, RepositoryTable};
 pub(crate) use signing::{SigningSettings, SigningTable, TimestampPart, Token};
 pub(crate) use trust::{KeyPlace, KeySource, TrustSettings};
@@ -42,6 +44,7 @@ pub(crate) struct File {
     pub(crate) objectives: Option<Objectives>,
     pub(crate) retention: Option<Retention>,
     pub(crate) approvals: Option<ApprovalsTable>,
+    pub(crate) audit: Option<audit::AuditTable>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -301,6 +304,7 @@ pub(crate) struct Settings {
     pub(crate) recovery_window: Option<Setting<Duration>>,
     pub(crate) grace: Setting<Duration>,
     pub(crate) approvals: Approvals,
+    pub(crate) audit: AuditSettings,
     /// Where the user's own keys are, whether or not they are there.
     pub(crate) user_keys: UserKeys,
     /// Whether the file names a server.
@@ -649,6 +653,7 @@ impl Settings {
                 .pick(None, None, retention.grace.as_deref().map(parse_days).transpose()?)
                 .unwrap_or(Setting { value: DEFAULT_GRACE, origin: Origin::Default }),
             approvals: Approvals::resolve(&source, file.approvals.unwrap_or_default())?,
+            audit: AuditSettings::resolve(&source, file.audit.unwrap_or_default(), &user_keys),
             user_keys,
             postgres_configured,
             file: path,
@@ -765,6 +770,7 @@ impl Settings {
         rows.extend(owned(self.trust.rows()));
         rows.extend(owned(self.approvals.rows()));
         rows.extend(owned(last));
+        rows.extend(self.audit.rows());
         rows
     }
 }

@@ -476,6 +476,8 @@ pub(crate) struct MadeKeys {
     pub(crate) identity_file: PathBuf,
     pub(crate) recipient: String,
     pub(crate) host_identity_file: PathBuf,
+    pub(crate) audit_key_file: PathBuf,
+    pub(crate) audit_key: String,
 }
 
 /// Makes a signing key, a restore identity and a host identity in a directory.
@@ -486,7 +488,8 @@ pub(crate) fn make_keys(keys: &UserKeys, password_file: Option<&Path>) -> Result
             .hint("lifeboat key generate --out DIR writes to another directory")
     })?;
     // All or nothing: an old key beside a new password would open nothing.
-    for path in [keys.signing_key(), keys.public_key(), keys.password(), keys.identity(), keys.recipients(), keys.host_identity()] {
+    let own = [keys.signing_key(), keys.public_key(), keys.password(), keys.identity(), keys.recipients(), keys.host_identity()];
+    for path in own.into_iter().chain([keys.audit_key(), keys.audit_public_key()]) {
         if path.exists() {
             return Err(Failure::new(crate::failure::EXIT_FAILED, format!("make keys: {} exists already", path.display()))
                 .hint("lifeboat key generate --out DIR writes to another directory; nothing is ever overwritten"));
@@ -508,6 +511,8 @@ pub(crate) fn make_keys(keys: &UserKeys, password_file: Option<&Path>) -> Result
     write_new(&keys.identity(), &[identity.as_bytes()], 0o600)?;
     write_new(&keys.recipients(), &[recipient.to_string().as_bytes(), b"\n"], 0o644)?;
     write_new(&keys.host_identity(), &[host_identity.as_bytes()], 0o600)?;
+    let audit_key = crate::commands::audit::make_key(&keys.audit_key())?.to_string();
+    write_new(&keys.audit_public_key(), &[audit_key.as_bytes(), b"\n"], 0o644)?;
     if let Ok(directory) = std::fs::File::open(&keys.directory) {
         let _ = directory.sync_all();
     }
@@ -518,6 +523,8 @@ pub(crate) fn make_keys(keys: &UserKeys, password_file: Option<&Path>) -> Result
         identity_file: keys.identity(),
         recipient: recipient.to_string(),
         host_identity_file: keys.host_identity(),
+        audit_key_file: keys.audit_key(),
+        audit_key,
     })
 }
 

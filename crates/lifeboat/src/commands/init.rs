@@ -137,6 +137,9 @@ fn write_config(path: &Path, init: &Init, settings: &Settings, url: &str) -> Res
     ));
     text.push_str("\n# Public keys whose signatures count.\n[trust]\n");
     text.push_str(&format!("keys = [{}]\n\n", trust.join(", ")));
+    text.push_str("# Who did what with the repository: every host signs its records with a key of its own. docs/audit.md\n[audit]\n");
+    text.push_str(&line("key_file", keys.audit_key().exists().then(|| absolute(&keys.audit_key())), "\"/etc/lifeboat/audit.key\""));
+    text.push_str("# Other hosts: lifeboat audit key prints each one's.\n# trust = [\"db2+1a2b3c4d+AbCd…\"]\n\n");
     text.push_str("[wal]\n# mode = \"archive\"  # archive, stream or sync: docs/wal.md\n# spool = \"/var/spool/lifeboat\"\n\n");
     text.push_str("[retention]\n# keep_daily = 14  # and keep_last, keep_weekly, keep_monthly, keep_yearly: docs/retention.md\n");
     text.push_str("# recovery_window = \"14d\"  # every moment of it can be gone back to\n# grace = \"7d\"  # between lifeboat expire and lifeboat prune\n\n");

@@ -2,6 +2,7 @@
 
 pub(crate) mod approval;
 mod artifact;
+pub(crate) mod audit;
 mod backup;
 mod config;
 mod demo;
@@ -65,6 +66,7 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
         Command::RestorePoint(point) => restore_point::run(point, &settings, out),
         Command::Wal(wal) => wal::run(wal, &settings, out),
         Command::Key(key) => key::run(key, &settings, out),
+        Command::Audit(audit) => audit::run(audit, &settings, out),
         Command::Config(config) => config::run(config, &settings, out),
         Command::Completions { .. } | Command::Demo(_) => Ok(0),
     }

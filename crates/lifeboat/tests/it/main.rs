@@ -4,6 +4,7 @@ mod approval;
 mod architecture;
 mod artifact;
 mod as_of;
+mod audit;
 mod backup;
 #[path = "../../../lifeboat-engine/tests/bao/mod.rs"]
 mod bao;
@@ -27,11 +28,11 @@ mod roles;
 mod s3;
 mod scripts;
 mod seaweed;
+mod secrets;
 mod signing;
 #[path = "../../../lifeboat-engine/tests/sigstore/mod.rs"]
 #[expect(dead_code, reason = "shared with the tests of the signers, which use more of it")]
 mod sigstore;
-mod secrets;
 mod threats;
 mod verify;
 mod wal_fetch;
