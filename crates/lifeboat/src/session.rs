@@ -270,11 +270,11 @@ fn secret(secret: &Secret, what: &str) -> Result<Vec<u8>, Failure> {
 }
 
 /// The key that signs here, and the password that it is sealed with: to make another one like it.
-pub(crate) fn signing_key(settings: &Settings) -> Result<(SigningKey, Vec<u8>), Failure> {
+pub(crate) fn signing_key(settings: &Settings) -> Result<(SigningKey, Zeroizing<Vec<u8>>), Failure> {
     let key = settings.key_file.as_ref().ok_or_else(|| {
         Failure::new(EXIT_KEY, "sign: no signing key is configured").hint("lifeboat key generate makes one; name it in signing.key_file")
     })?;
-    let password = settings.password.as_ref().map_or(Ok(Vec::new()), |setting| secret(&setting.value, "signing password"))?;
+    let password = Zeroizing::new(settings.password.as_ref().map_or(Ok(Vec::new()), |setting| secret(&setting.value, "signing password"))?);
     Ok((SigningKey::open(&read(&key.value, "signing key")?, &password)?, password))
 }
 
