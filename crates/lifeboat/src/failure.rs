@@ -648,7 +648,7 @@ impl From<WalError> for Failure {
             ),
             WalError::Unverified { .. } => (
                 EXIT_UNVERIFIED,
-                "trust.keys must name the public key that signed it: lifeboat config show; lifeboat wal status shows what is in the repository",
+                "lifeboat key list shows whose signatures count, for what and until when; lifeboat wal status shows what is in the repository",
             ),
             WalError::Damaged { .. } => (EXIT_UNVERIFIED, "lifeboat wal status shows what is in the repository"),
             WalError::Sign(error) => return error.into(),
