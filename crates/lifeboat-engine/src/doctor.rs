@@ -84,6 +84,7 @@ pub fn server(dsn: &Dsn) -> Result<ServerFacts, PgError> {
         // Who may not see it sees no row, or an empty one.
         archive_command = row.get_opt("setting")?.filter(|command| *command != "(disabled)").map(str::to_owned);
     }
+    let superuser = connection.query("SELECT rolsuper FROM pg_roles WHERE rolname = current_user", &[])?.one()?.bool("rolsuper")?;
     Ok(ServerFacts {
         version_num: facts.server_version,
         full_page_writes: facts.full_page_writes,
@@ -91,5 +92,6 @@ pub fn server(dsn: &Dsn) -> Result<ServerFacts, PgError> {
         archives: facts.archive_mode != "off",
         archive_command,
         changed_collations: facts.changed_collations.len(),
+        superuser,
     })
 }

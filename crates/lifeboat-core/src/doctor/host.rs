@@ -65,6 +65,8 @@ pub struct ServerFacts {
     pub archive_command: Option<String>,
     /// Collations whose versions changed: their indexes may be wrong.
     pub changed_collations: usize,
+    /// The role that lifeboat connects with is a superuser.
+    pub superuser: bool,
 }
 
 /// The oldest version that is supported.
@@ -263,6 +265,16 @@ pub fn server(name: &str, facts: &Result<ServerFacts, String>) -> Diagnosis {
         ),
         _ => {}
     }
+    if facts.superuser {
+        out.say(
+            Warning,
+            "superuser",
+            name,
+            "lifeboat connects as a superuser",
+            "who has its password can change and destroy everything on the server, and run programs as its user",
+            "give it a role that can only back up: psql -f deploy/postgres/writer.sql (docs/least-privilege.md)",
+        );
+    }
     if facts.changed_collations > 0 {
         out.say(
             Warning,
@@ -345,7 +357,9 @@ mod tests {
             archives: true,
             archive_command: Some("/usr/bin/lifeboat wal push %p".into()),
             changed_collations: 0,
+            superuser: false,
         };
+        assert_eq!(codes(&server("s", &Ok(ServerFacts { superuser: true, ..good.clone() }))), [("superuser", Severity::Warning)]);
         assert_eq!(codes(&server("s", &Ok(good.clone()))), []);
         assert_eq!(codes(&server("s", &Ok(ServerFacts { version_num: 120_000, ..good.clone() }))), [("version", Severity::Essential)]);
         assert_eq!(codes(&server("s", &Ok(ServerFacts { version_num: 190_000, ..good.clone() }))), [("version", Severity::Warning)]);

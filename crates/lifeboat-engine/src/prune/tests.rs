@@ -184,6 +184,7 @@ impl World {
             stored_bytes: 0,
             postgres: None,
             artifacts,
+            audit: None,
         };
         let bytes = to_json(&manifest);
         let statement = backup_statement(&id.to_string(), Sha256::of(&bytes).0, serde_json::json!({}));

@@ -13,6 +13,7 @@ use crate::output::{self, Output};
 use crate::session;
 
 pub(super) fn run(cli: &Cli, init: &Init, mut settings: Settings, out: &Output) -> Result<u8, Failure> {
+    init.dsn.as_deref().map_or(Ok(()), refuse_password)?;
     let url = session::repository_url(&settings)?.to_owned();
     if let Some(path) = init.write_config.as_deref().filter(|path| path.exists()) {
         return Err(Failure::new(EXIT_FAILED, format!("write {}: it exists already", path.display()))
@@ -70,6 +71,15 @@ fn make_replicas(settings: &Settings, repository: &Repository) -> Result<Vec<Str
 
 fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
+}
+
+/// Arguments are seen by every user of the host, and stay in the history of a shell.
+fn refuse_password(dsn: &str) -> Result<(), Failure> {
+    match lifeboat_engine::postgres::Dsn::parse(dsn)?.has_secret() {
+        false => Ok(()),
+        true => Err(Failure::usage("read --dsn: a password is no argument, others would see it")
+            .hint("leave it out, and put it into ~/.pgpass or a file that passfile= names; lifeboat init --help")),
+    }
 }
 
 fn write_config(path: &Path, init: &Init, settings: &Settings, url: &str) -> Result<(), Failure> {

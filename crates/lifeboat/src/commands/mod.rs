@@ -1,5 +1,6 @@
 //! One file per command: it resolves what was typed, asks core for the plan, lets the engine do it, and prints.
 
+pub(crate) mod approval;
 mod artifact;
 mod backup;
 mod config;
@@ -57,6 +58,7 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
         Command::Replicate(replicate) => replicate::run(replicate, &settings, out),
         Command::Expire(expire) => expire::run(expire, &settings, out),
         Command::Prune(prune) => prune::run(prune, &settings, out),
+        Command::Approval(approval) => approval::run(approval, &settings, out),
         Command::Pin(pin) => pin::pin(pin, &settings, out),
         Command::Unpin(unpin) => pin::unpin(unpin, &settings, out),
         Command::Artifact(artifact) => artifact::run(artifact, &settings, out),

@@ -1,5 +1,6 @@
 //! Tests of the program as a user runs it. A feature's tests stand in the module that has its name; the fixtures below are for all.
 
+mod approval;
 mod architecture;
 mod artifact;
 mod as_of;
@@ -22,6 +23,7 @@ mod proxy;
 mod replicas;
 mod rescue;
 mod restore;
+mod roles;
 mod s3;
 mod scripts;
 mod seaweed;
@@ -29,6 +31,8 @@ mod signing;
 #[path = "../../../lifeboat-engine/tests/sigstore/mod.rs"]
 #[expect(dead_code, reason = "shared with the tests of the signers, which use more of it")]
 mod sigstore;
+mod secrets;
+mod threats;
 mod verify;
 mod wal_fetch;
 mod wal_push;
