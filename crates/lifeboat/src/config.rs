@@ -536,10 +536,10 @@ impl Settings {
             }
         };
         // One root, wherever it is named: what is signed here is verified with what readers here have.
-        let trust = file.trust.unwrap_or_default();
-        let of_trust = source.pick(None, None, trust.trusted_root.clone().map(|path| source.anchor(path)));
-        let services = SigningSettings::resolve(&source, signing, of_trust.as_ref())?;
-        let trust = TrustSettings::resolve(&source, trust, services.trusted_root.clone(), &user_keys)?;
+        let mut trust = file.trust.unwrap_or_default();
+        let root = source.path("LIFEBOAT_TRUSTED_ROOT", trust.trusted_root.take());
+        let services = SigningSettings::resolve(&source, signing, root.as_ref())?;
+        let trust = TrustSettings::resolve(&source, trust, root.or(services.trusted_root.clone()), &user_keys)?;
         let memory = limits.memory.as_deref().map(parse_bytes).transpose()?;
         if memory.is_some_and(|bytes| bytes < 64 << 20) {
             return Err(
