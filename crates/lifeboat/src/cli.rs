@@ -66,6 +66,9 @@ pub(crate) enum Command {
     /// Make keys
     #[command(subcommand)]
     Key(Key),
+    /// Ask the policy, test it, print it
+    #[command(subcommand)]
+    Policy(crate::commands::policy::Policy),
     /// Look at the configuration
     #[command(subcommand)]
     Config(Config),

@@ -1,6 +1,7 @@
 //! Configuration: one TOML file, joined as flag > environment > file > default, each setting with
 //! where it came from. Unknown keys are errors (c121); secrets are references, never values.
 
+mod policy;
 mod repositories;
 
 use std::fmt;
@@ -14,6 +15,7 @@ use lifeboat_engine::store::Part;
 use crate::cli::Cli;
 use crate::failure::Failure;
 
+pub(crate) use policy::{PolicyTable, PolicyTerms};
 pub(crate) use repositories::{Repositories, RepositorySettings, RepositoryTable};
 
 /// What a file may say.
@@ -32,6 +34,7 @@ pub(crate) struct File {
     pub(crate) wal: Option<Wal>,
     pub(crate) objectives: Option<Objectives>,
     pub(crate) retention: Option<Retention>,
+    pub(crate) policy: Option<PolicyTable>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -272,6 +275,7 @@ pub(crate) struct Settings {
     pub(crate) keep_yearly: Option<Setting<u32>>,
     pub(crate) recovery_window: Option<Setting<Duration>>,
     pub(crate) grace: Setting<Duration>,
+    pub(crate) policy: PolicyTerms,
     /// Where the user's own keys are, whether or not they are there.
     pub(crate) user_keys: UserKeys,
     /// Whether the file names a server.
@@ -634,6 +638,7 @@ impl Settings {
             grace: source
                 .pick(None, None, retention.grace.as_deref().map(parse_days).transpose()?)
                 .unwrap_or(Setting { value: DEFAULT_GRACE, origin: Origin::Default }),
+            policy: PolicyTerms::resolve(&source, file.policy.unwrap_or_default())?,
             user_keys,
             postgres_configured,
             file: path,
@@ -749,6 +754,7 @@ impl Settings {
             rows.extend(shown.map(|(key, value, origin)| (format!("{number}.{key}"), value, origin)));
         }
         rows.extend(owned(after));
+        rows.extend(owned(self.policy.rows()));
         rows
     }
 }

@@ -41,6 +41,8 @@ pub(crate) const EXIT_LEASED: u8 = 11;
 pub(crate) const EXIT_KEY: u8 = 12;
 /// The format is too new.
 pub(crate) const EXIT_FORMAT: u8 = 13;
+/// The policy does not allow it.
+pub(crate) const EXIT_DENIED: u8 = 20;
 /// Verification or signature failed.
 pub(crate) const EXIT_UNVERIFIED: u8 = 21;
 /// The recovery target cannot be reached.

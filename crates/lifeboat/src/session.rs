@@ -7,14 +7,17 @@ use std::sync::OnceLock;
 
 use jiff::Timestamp;
 use lifeboat_core::doctor::{Diagnosis, store as diagnose};
+use lifeboat_core::policy::Actor;
 use lifeboat_core::repository::backup_id::BackupId;
 use lifeboat_engine::backup::Protection;
 use lifeboat_engine::keys::{self, Identities, Recipient};
 use lifeboat_engine::opened_backup;
+use lifeboat_engine::policy::{OpaSettings, Policy, PolicySettings};
 use lifeboat_engine::repository::Repository;
 use lifeboat_engine::signing::{KeyFileSigner, SignError, Signer, SigningKey, Trust};
 use lifeboat_engine::store::probe::{self, Depth, Examination};
 use lifeboat_engine::store::{self, Access, Member, Note, Store};
+use zeroize::Zeroizing;
 
 use crate::config::{RepositorySettings, Secret, Settings, UserKeys};
 use crate::failure::{EXIT_KEY, EXIT_NO_REPOSITORY, Failure};
@@ -26,6 +29,51 @@ pub(crate) const PROGRAM: &str = concat!("lifeboat ", env!("CARGO_PKG_VERSION"))
 /// This host's name.
 pub(crate) fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// Who acts here: the user that the process runs as, and who called `sudo`. What `sudo` left in the environment is believed of root alone: only
+/// there does it mean anything, and root could have written it anyway.
+pub(crate) fn actor() -> Actor {
+    let uid = rustix::process::getuid().as_raw();
+    let name = std::fs::read_to_string("/etc/passwd").ok().and_then(|text| {
+        let line = text.lines().find(|line| line.split(':').nth(2) == Some(uid.to_string().as_str()))?;
+        line.split(':').next().map(str::to_owned)
+    });
+    let sudo_user = std::env::var("SUDO_USER").ok().filter(|name| uid == 0 && !name.is_empty());
+    Actor { user: name.unwrap_or_else(|| uid.to_string()), uid, sudo_user }
+}
+
+/// The policy in force. One that cannot be loaded denies everything, and says why: that is no failure here.
+pub(crate) fn policy(settings: &Settings) -> Result<Policy, Failure> {
+    let terms = &settings.policy;
+    let bytes = |path: &PathBuf| {
+        std::fs::read(path).map_err(|error| {
+            Failure::new(EXIT_KEY, format!("read {}: {error}", path.display()))
+                .hint("lifeboat config show prints policy.opa_ca_file and policy.opa_identity_file")
+        })
+    };
+    let opa = match &terms.opa_url {
+        None => None,
+        Some(url) => Some(OpaSettings {
+            url: url.value.clone(),
+            path: terms.opa_path.value.clone(),
+            token: match &terms.opa_token {
+                None => None,
+                Some(setting) => {
+                    let text = Zeroizing::new(secret(&setting.value, "policy.opa_token")?);
+                    let text = std::str::from_utf8(&text).map_err(|_| {
+                        Failure::new(EXIT_KEY, "read policy.opa_token: it is not UTF-8")
+                            .hint("lifeboat config show prints where it is looked for")
+                    })?;
+                    Some(Zeroizing::new(text.to_owned()))
+                }
+            },
+            ca: terms.opa_ca_file.as_ref().map(|setting| bytes(&setting.value)).transpose()?,
+            identity: terms.opa_identity_file.as_ref().map(|setting| bytes(&setting.value).map(Zeroizing::new)).transpose()?,
+        }),
+    };
+    let path = terms.path.as_ref().map(|setting| setting.value.clone());
+    Ok(Policy::open(&PolicySettings { engines: terms.engine.value, path, opa, timeout: terms.timeout.value }))
 }
 
 /// The primary of the repositories that the settings name.
@@ -204,7 +252,7 @@ pub(crate) fn identities(settings: &Settings, flag: Option<&PathBuf>) -> Result<
 }
 
 /// A secret's bytes.
-fn secret(secret: &Secret) -> Result<Vec<u8>, Failure> {
+fn secret(secret: &Secret, what: &str) -> Result<Vec<u8>, Failure> {
     let trim = |mut bytes: Vec<u8>| {
         if bytes.last() == Some(&b'\n') {
             bytes.pop();
@@ -213,24 +261,26 @@ fn secret(secret: &Secret) -> Result<Vec<u8>, Failure> {
     };
     match secret {
         Secret::Env(name) => std::env::var_os(name).map(std::os::unix::ffi::OsStringExt::into_vec).ok_or_else(|| {
-            Failure::new(EXIT_KEY, format!("read signing password: the environment has no {name}"))
+            Failure::new(EXIT_KEY, format!("read {what}: the environment has no {name}"))
                 .hint("lifeboat config show prints where it is looked for")
         }),
         Secret::File(path) => std::fs::read(path).map(trim).map_err(|error| {
-            Failure::new(EXIT_KEY, format!("read signing password {}: {error}", path.display()))
+            Failure::new(EXIT_KEY, format!("read {what} {}: {error}", path.display()))
                 .hint("lifeboat config show prints where it is looked for")
         }),
         Secret::Command(words) => {
             let (program, arguments) = words
                 .split_first()
-                .ok_or_else(|| Failure::usage("read signing password: the command is empty").hint("lifeboat config show prints it"))?;
+                .ok_or_else(|| Failure::usage(format!("read {what}: the command is empty")).hint("lifeboat config show prints it"))?;
             let output = std::process::Command::new(program).args(arguments).stderr(std::process::Stdio::inherit()).output();
             match output {
                 Ok(output) if output.status.success() => Ok(trim(output.stdout)),
-                Ok(output) => Err(Failure::new(EXIT_KEY, format!("read signing password: {program} ended with {}", output.status))
+                Ok(output) => Err(Failure::new(EXIT_KEY, format!("read {what}: {program} ended with {}", output.status))
                     .hint("run the command by hand; lifeboat config show prints it")),
-                Err(error) => Err(Failure::new(EXIT_KEY, format!("read signing password: run {program}: {error}"))
-                    .hint("lifeboat config show prints the command")),
+                Err(error) => {
+                    Err(Failure::new(EXIT_KEY, format!("read {what}: run {program}: {error}"))
+                        .hint("lifeboat config show prints the command"))
+                }
             }
         }
     }
@@ -243,7 +293,7 @@ pub(crate) fn signer(settings: &Settings) -> Result<KeyFileSigner, Failure> {
     })?;
     let pem = read(&key.value, "signing key")?;
     let password = match &settings.password {
-        Some(setting) => secret(&setting.value)?,
+        Some(setting) => secret(&setting.value, "signing password")?,
         None => Vec::new(),
     };
     Ok(KeyFileSigner::open(&pem, &password)?)
@@ -348,7 +398,7 @@ pub(crate) fn make_keys(keys: &UserKeys, password_file: Option<&Path>) -> Result
         }
     }
     let password = match password_file {
-        Some(path) => secret(&Secret::File(path.to_owned()))?,
+        Some(path) => secret(&Secret::File(path.to_owned()), "signing password")?,
         None => hex::encode(lifeboat_engine::random::bytes::<16>()).into_bytes(),
     };
     let key = SigningKey::generate()?;

@@ -10,6 +10,7 @@ mod init;
 mod key;
 mod list;
 mod pin;
+pub(crate) mod policy;
 mod prune;
 mod replicate;
 mod restore;
@@ -62,6 +63,7 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
         Command::RestorePoint(point) => restore_point::run(point, &settings, out),
         Command::Wal(wal) => wal::run(wal, &settings, out),
         Command::Key(key) => key::run(key, &settings, out),
+        Command::Policy(policy) => policy::run(policy, &settings, out),
         Command::Config(config) => config::run(config, &settings, out),
         Command::Completions { .. } | Command::Demo(_) => Ok(0),
     }
@@ -70,7 +72,7 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
 /// Whether a command can do with a repository that is only read.
 fn only_reads(command: &Command) -> bool {
     match command {
-        Command::List | Command::Show(_) | Command::Verify(_) | Command::Restore(_) | Command::Config(_) => true,
+        Command::List | Command::Show(_) | Command::Verify(_) | Command::Restore(_) | Command::Config(_) | Command::Policy(_) => true,
         Command::Artifact(artifact) => matches!(artifact, Artifact::Get { .. } | Artifact::List { .. } | Artifact::Verify { .. }),
         Command::Wal(wal) => matches!(wal, Wal::Fetch(_) | Wal::Prefetch(_) | Wal::Status(_)),
         _ => false,

@@ -12,6 +12,7 @@ mod expire;
 mod failure;
 mod moto;
 mod orchestrator;
+mod policy;
 mod program;
 #[path = "../../../lifeboat-s3/tests/support/proxy.rs"]
 #[expect(dead_code, reason = "shared with the tests of the client, which use more of it")]
