@@ -4,6 +4,7 @@
 mod approvals;
 mod audit;
 pub(crate) mod edit;
+mod policy;
 mod repositories;
 mod signing;
 mod trust;
@@ -22,6 +23,7 @@ use crate::failure::Failure;
 
 pub(crate) use approvals::{Approvals, ApprovalsTable};
 pub(crate) use audit::AuditSettings;
+pub(crate) use policy::{PolicyTable, PolicyTerms};
 pub(crate) use repositories::{Repositories, RepositorySettings, RepositoryTable};
 pub(crate) use signing::{SigningSettings, SigningTable, TimestampPart, Token};
 pub(crate) use trust::{KeyPlace, KeySource, TrustSettings};
@@ -45,6 +47,7 @@ pub(crate) struct File {
     pub(crate) retention: Option<Retention>,
     pub(crate) approvals: Option<ApprovalsTable>,
     pub(crate) audit: Option<audit::AuditTable>,
+    pub(crate) policy: Option<PolicyTable>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -305,6 +308,7 @@ pub(crate) struct Settings {
     pub(crate) grace: Setting<Duration>,
     pub(crate) approvals: Approvals,
     pub(crate) audit: AuditSettings,
+    pub(crate) policy: PolicyTerms,
     /// Where the user's own keys are, whether or not they are there.
     pub(crate) user_keys: UserKeys,
     /// Whether the file names a server.
@@ -654,6 +658,7 @@ impl Settings {
                 .unwrap_or(Setting { value: DEFAULT_GRACE, origin: Origin::Default }),
             approvals: Approvals::resolve(&source, file.approvals.unwrap_or_default())?,
             audit: AuditSettings::resolve(&source, file.audit.unwrap_or_default(), &user_keys),
+            policy: PolicyTerms::resolve(&source, file.policy.unwrap_or_default())?,
             user_keys,
             postgres_configured,
             file: path,
@@ -771,6 +776,7 @@ impl Settings {
         rows.extend(owned(self.approvals.rows()));
         rows.extend(owned(last));
         rows.extend(self.audit.rows());
+        rows.extend(owned(self.policy.rows()));
         rows
     }
 }

@@ -12,6 +12,7 @@ use lifeboat_core::repository::backup_id::BackupId;
 use lifeboat_engine::backup::Protection;
 use lifeboat_engine::keys::{self, Identities, Recipient};
 use lifeboat_engine::opened_backup;
+use lifeboat_engine::policy::{OpaSettings, Policy, PolicySettings};
 use lifeboat_engine::repository::Repository;
 use lifeboat_engine::secret::Secret;
 use lifeboat_engine::signing::{
@@ -46,9 +47,39 @@ pub(crate) fn actor() -> Actor {
     Actor { user: name.unwrap_or_else(|| uid.to_string()), uid, sudo_user }
 }
 
+/// The policy in force. One that cannot be loaded denies everything, and says why: that is no failure here.
+pub(crate) fn policy(settings: &Settings) -> Result<Policy, Failure> {
+    let terms = &settings.policy;
+    let bytes = |path: &PathBuf| {
+        std::fs::read(path).map_err(|error| {
+            Failure::new(EXIT_KEY, format!("read {}: {error}", path.display()))
+                .hint("lifeboat config show prints policy.opa_ca_file and policy.opa_identity_file")
+        })
+    };
+    let token = |setting: &crate::config::Setting<Reference>| {
+        let token = secret(&setting.value, "policy.opa_token")?;
+        let text = token.expose_text().map_err(|_| {
+            Failure::new(EXIT_KEY, "read policy.opa_token: it is not text").hint("lifeboat config show prints where it is looked for")
+        })?;
+        Ok::<_, Failure>(Zeroizing::new(text.to_owned()))
+    };
+    let opa = match &terms.opa_url {
+        None => None,
+        Some(url) => Some(OpaSettings {
+            url: url.value.clone(),
+            path: terms.opa_path.value.clone(),
+            token: terms.opa_token.as_ref().map(token).transpose()?,
+            ca: terms.opa_ca_file.as_ref().map(|setting| bytes(&setting.value)).transpose()?,
+            identity: terms.opa_identity_file.as_ref().map(|setting| bytes(&setting.value).map(Zeroizing::new)).transpose()?,
+        }),
+    };
+    let path = terms.path.as_ref().map(|setting| setting.value.clone());
+    Ok(Policy::open(&PolicySettings { engines: terms.engine.value, path, opa, timeout: terms.timeout.value }))
+}
+
 /// What this host belongs to, as policies and approvals have it.
-pub(crate) fn environment(_settings: &Settings) -> String {
-    "unspecified".to_owned()
+pub(crate) fn environment(settings: &Settings) -> String {
+    settings.policy.environment.value.clone()
 }
 
 /// The primary of the repositories that the settings name.

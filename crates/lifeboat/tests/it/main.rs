@@ -17,6 +17,7 @@ mod failure;
 mod key;
 mod moto;
 mod orchestrator;
+mod policy;
 mod program;
 #[path = "../../../lifeboat-s3/tests/support/proxy.rs"]
 #[expect(dead_code, reason = "shared with the tests of the client, which use more of it")]
