@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use lifeboat_core::policy::Operation;
 use lifeboat_engine::replicate;
 use lifeboat_engine::repository::Repository;
 use lifeboat_engine::store::{self, Part};
@@ -9,6 +10,7 @@ use lifeboat_engine::store::{self, Part};
 use crate::cli::{Cli, Init};
 use crate::config::Settings;
 use crate::failure::{EXIT_FAILED, Failure};
+use crate::gate::{self, Question};
 use crate::output::{self, Output};
 use crate::session;
 
@@ -19,13 +21,22 @@ pub(super) fn run(cli: &Cli, init: &Init, mut settings: Settings, out: &Output) 
         return Err(Failure::new(EXIT_FAILED, format!("write {}: it exists already", path.display()))
             .hint("choose another name: lifeboat init --write-config FILE"));
     }
-    if session::first_keys(&settings)? {
-        settings = Settings::resolve(cli)?;
-    }
-    let (repository, diagnosis) = session::make_repository(store::open(&url, &settings.store_options(&url), true)?, &settings)?;
-    let replicas = make_replicas(&settings, &repository)?;
+    let permit = gate::ask(&settings, None, Question::new(Operation::Init).in_repository(&url))?;
+    let keys = session::first_keys(&settings).and_then(|made| {
+        if made {
+            settings = Settings::resolve(cli)?;
+        }
+        Ok(())
+    });
+    let made = keys.and_then(|()| make(init, &settings, &url, out));
+    permit.end(&settings, made)
+}
+
+fn make(init: &Init, settings: &Settings, url: &str, out: &Output) -> Result<u8, Failure> {
+    let (repository, diagnosis) = session::make_repository(store::open(url, &settings.store_options(url), true)?, settings)?;
+    let replicas = make_replicas(settings, &repository)?;
     if let Some(path) = &init.write_config {
-        write_config(path, init, &settings, repository.store().url())?;
+        write_config(path, init, settings, repository.store().url())?;
     }
     let document = serde_json::json!({
         "repository": repository.store().url(),

@@ -14,6 +14,7 @@ mod demo;
 mod doctor;
 mod expire;
 mod failure;
+mod gate;
 mod key;
 mod moto;
 mod orchestrator;

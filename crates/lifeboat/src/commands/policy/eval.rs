@@ -94,7 +94,7 @@ fn gathered(eval: &Eval, settings: &Settings, notes: &mut Vec<String>) -> Result
         let repository = session::read_repository(settings)?;
         let id = session::find_backup(&repository, settings, word, |_| true)?;
         let backup = opened_backup::open(&repository, &id, &session::trust(settings)?)?;
-        facts.backup = Some(facts::backup(&backup.manifest, &backup.signed_by, now));
+        facts.backup = Some(facts::backup(&backup.manifest, &backup.signed_by.to_string(), now));
         if let Some(known) = &mut facts.repository {
             known.id = Some(repository.descriptor().repository.to_string());
         }
