@@ -5,8 +5,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod approval;
 pub mod artifacts;
 pub mod attestation;
+pub mod audit;
 pub mod backup;
 pub mod doctor;
 pub mod expire;

@@ -3,7 +3,9 @@
 //! Never prints, never exits, never reads the environment: the binary brings configuration in and
 //! takes progress and errors out.
 
+pub mod approval;
 pub mod artifacts;
+pub mod audit;
 pub mod backup;
 pub mod causes;
 pub mod copy;
@@ -15,6 +17,7 @@ pub mod keys;
 pub mod lease;
 pub mod opened_backup;
 pub mod pin;
+pub mod policy;
 pub mod postgres;
 pub mod progress;
 pub mod prune;
@@ -25,6 +28,7 @@ pub mod restore;
 pub mod retention;
 pub mod revoke;
 pub mod seal;
+pub mod secret;
 mod sha256;
 pub mod signing;
 pub mod store;

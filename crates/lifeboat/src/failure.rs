@@ -5,7 +5,10 @@ use std::error::Error;
 use lifeboat_core::backup::PlanError;
 use lifeboat_core::repository::FormatError;
 use lifeboat_core::restore::RestorePlanError;
+use lifeboat_engine::approval::ApprovalError;
+use lifeboat_engine::approval::ssh::SshError;
 use lifeboat_engine::artifacts::{ArtifactError, Problem};
+use lifeboat_engine::audit::{AuditError, AuditKeyError};
 use lifeboat_engine::backup::BackupError;
 use lifeboat_engine::copy::CopyError;
 use lifeboat_engine::export::ExportError;
@@ -42,6 +45,8 @@ pub(crate) const EXIT_LEASED: u8 = 11;
 pub(crate) const EXIT_KEY: u8 = 12;
 /// The format is too new.
 pub(crate) const EXIT_FORMAT: u8 = 13;
+/// Denied: by the policy, or because approvals are missing.
+pub(crate) const EXIT_DENIED: u8 = 20;
 /// Verification or signature failed.
 pub(crate) const EXIT_UNVERIFIED: u8 = 21;
 /// The recovery target cannot be reached.
@@ -314,9 +319,36 @@ impl From<signing::SignError> for Failure {
     }
 }
 
+impl From<AuditError> for Failure {
+    fn from(error: AuditError) -> Self {
+        match error {
+            AuditError::Store(error) => error.into(),
+            AuditError::Write { .. } => Self::of(
+                EXIT_FAILED,
+                &error,
+                "nothing is done without a record of it: make room, or name another place in audit.directory; lifeboat config show",
+            ),
+            AuditError::Read { .. } => Self::of(EXIT_FAILED, &error, "check audit.directory, and who owns it: lifeboat config show"),
+        }
+    }
+}
+
 impl From<signing::RootsError> for Failure {
     fn from(error: signing::RootsError) -> Self {
-        Self::of(EXIT_USAGE, &error, "name the trusted_root.json of your Sigstore instance in signing.trusted_root: lifeboat config show")
+        Self::of(EXIT_USAGE, &error, "name the trusted_root.json of your Sigstore instance in trust.trusted_root: lifeboat config show")
+    }
+}
+
+impl From<AuditKeyError> for Failure {
+    fn from(error: AuditKeyError) -> Self {
+        match error {
+            AuditKeyError::Private => Self::of(EXIT_KEY, &error, "lifeboat audit key --out FILE makes one; name it in audit.key_file"),
+            AuditKeyError::Public(_) => Self::of(
+                EXIT_USAGE,
+                &error,
+                "correct audit.trust and audit.retired: lifeboat audit key prints the key of the host that it runs on",
+            ),
+        }
     }
 }
 
@@ -477,6 +509,10 @@ impl From<RestorePlanError> for Failure {
             ),
             RestorePlanError::Unreachable { .. } => (EXIT_UNREACHABLE, "lifeboat list shows when each backup is consistent"),
             RestorePlanError::OtherBackup { .. } => (EXIT_FAILED, "repeat the command: what the repository has changed in between"),
+            RestorePlanError::Altered(_) => (
+                EXIT_UNVERIFIED,
+                "do not run it, and find out who stored it (lifeboat approval show DIGEST); then ask with a plan of your own: lifeboat approval request restore BACKUP …",
+            ),
             RestorePlanError::NoTablespace { .. } => (EXIT_USAGE, "lifeboat show BACKUP names its tablespaces"),
         };
         Self::of(code, &error, hint)
@@ -557,7 +593,43 @@ impl From<PruneError> for Failure {
             PruneError::Repository(error) => error.into(),
             PruneError::Store(error) => error.into(),
             PruneError::Artifacts(error) => error.into(),
+            PruneError::Refused => Self::of(EXIT_DENIED, &error, "lifeboat prune --dry-run shows the plan as it is now"),
         }
+    }
+}
+
+impl From<ApprovalError> for Failure {
+    fn from(error: ApprovalError) -> Self {
+        let (code, hint) = match error {
+            ApprovalError::Store(error) => return error.into(),
+            ApprovalError::Format(error) => return error.into(),
+            ApprovalError::Ssh(error) => return error.into(),
+            ApprovalError::Sign(_) => (EXIT_KEY, "check the signing key, or sign with SSH: lifeboat approval grant DIGEST --ssh-key FILE"),
+            ApprovalError::NoPlan(_) => (EXIT_FAILED, "lifeboat approval list shows what was asked for"),
+            ApprovalError::OtherPlan { .. } => {
+                (EXIT_UNVERIFIED, "it was damaged or changed: do not run it; ask again: lifeboat approval request …")
+            }
+            ApprovalError::WouldNotCount { .. } | ApprovalError::WouldNotStand { .. } => (
+                EXIT_DENIED,
+                "nothing was stored; approvals.allowed_signers, approvals.persons and trust say who counts: lifeboat config show",
+            ),
+            ApprovalError::Spent(_) => (EXIT_DENIED, "to run it once more, ask once more: lifeboat approval request …"),
+        };
+        Self::of(code, &error, hint)
+    }
+}
+
+impl From<SshError> for Failure {
+    fn from(error: SshError) -> Self {
+        let (code, hint) = match &error {
+            SshError::Program { .. } | SshError::Agent(_) => (
+                EXIT_KEY,
+                "name a key (lifeboat approval grant DIGEST --ssh-key FILE), or sign elsewhere what lifeboat approval text DIGEST prints",
+            ),
+            SshError::NotAllowed { .. } => (EXIT_DENIED, "approvals.allowed_signers names the file: lifeboat config show"),
+            _ => (EXIT_UNVERIFIED, "sign what lifeboat approval text DIGEST prints, as it is: docs/approvals.md has the commands"),
+        };
+        Self::of(code, &error, hint)
     }
 }
 

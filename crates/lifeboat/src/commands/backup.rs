@@ -91,6 +91,7 @@ pub(super) fn run(cli: &Cli, backup: &Backup, mut settings: Settings, out: &Outp
         memory_bytes: settings.memory_bytes.value,
         level: settings.compression_level.value,
         bandwidth: settings.bandwidth.as_ref().map(|setting| setting.value),
+        audit: None,
     };
     let begun = std::time::Instant::now();
     let taken = backup::run(&repository, &request, &progress);

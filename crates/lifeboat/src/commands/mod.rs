@@ -1,6 +1,8 @@
 //! One file per command: it resolves what was typed, asks core for the plan, lets the engine do it, and prints.
 
+pub(crate) mod approval;
 mod artifact;
+pub(crate) mod audit;
 mod backup;
 mod config;
 mod demo;
@@ -57,12 +59,14 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
         Command::Replicate(replicate) => replicate::run(replicate, &settings, out),
         Command::Expire(expire) => expire::run(expire, &settings, out),
         Command::Prune(prune) => prune::run(prune, &settings, out),
+        Command::Approval(approval) => approval::run(approval, &settings, out),
         Command::Pin(pin) => pin::pin(pin, &settings, out),
         Command::Unpin(unpin) => pin::unpin(unpin, &settings, out),
         Command::Artifact(artifact) => artifact::run(artifact, &settings, out),
         Command::RestorePoint(point) => restore_point::run(point, &settings, out),
         Command::Wal(wal) => wal::run(wal, &settings, out),
         Command::Key(key) => key::run(key, &settings, out),
+        Command::Audit(audit) => audit::run(audit, &settings, out),
         Command::Config(config) => config::run(config, &settings, out),
         Command::Completions { .. } | Command::Demo(_) => Ok(0),
     }

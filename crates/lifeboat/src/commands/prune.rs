@@ -3,41 +3,40 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
+use lifeboat_core::policy::Operation;
 use lifeboat_core::prune::Plan;
+use lifeboat_core::repository::Sha256;
 use lifeboat_core::repository::backup_id::BackupId;
-use lifeboat_engine::prune::{self, PruneSettings, Pruned};
+use lifeboat_engine::prune::{self, PruneError, PruneSettings, Pruned};
+use lifeboat_engine::repository::Repository;
+use lifeboat_engine::signing::Trust;
 
+use super::approval;
 use super::expire::span;
 use crate::cli::Prune;
 use crate::config::Settings;
-use crate::failure::{EXIT_FINDINGS, Failure};
+use crate::failure::{EXIT_DENIED, EXIT_FAILED, EXIT_FINDINGS, Failure};
 use crate::output::{self, Output, table};
 use crate::progress::Shown;
 use crate::session;
 
 pub(super) fn run(prune: &Prune, settings: &Settings, out: &Output) -> Result<u8, Failure> {
     let repository = session::open_repository(settings)?;
-    let trust = session::trust(settings)?;
-    let parse = |text: &String| {
-        text.parse::<BackupId>().map_err(|error| Failure::usage(format!("{error}")).hint("lifeboat list shows the backups"))
-    };
-    let forget: BTreeSet<BackupId> = prune.forget.iter().map(parse).collect::<Result<_, _>>()?;
-    let window = settings.recovery_window.as_ref().map_or(settings.grace.value, |setting| setting.value.max(settings.grace.value));
-    let host = session::host();
-    let prune_settings = PruneSettings { trust: &trust, host: &host, keep_for: span(window)?, forget };
+    let (trust, host) = (session::trust(settings)?, session::host());
+    let prune_settings = prune_settings(prune, settings, &trust, &host)?;
     let now = Timestamp::now();
-    let done = if prune.dry_run {
-        if lifeboat_engine::lease::is_held(repository.store(), "backup")? {
-            output::warn(
-                "a backup runs, or another prune: what a backup writes looks like garbage until it has ended, and prune does nothing before that",
-            );
+    let done = match prune.approved {
+        _ if prune.dry_run => {
+            warn_if_busy(&repository)?;
+            Pruned { plan: prune::plan(&repository, &prune_settings, now)?, ..Pruned::default() }
         }
-        Pruned { plan: prune::plan(&repository, &prune_settings, now)?, ..Pruned::default() }
-    } else {
-        let progress = Shown::new();
-        let done = prune::run(&repository, &prune_settings, now, &progress);
-        progress.finish();
-        done?
+        Some(digest) => approved(digest, settings, &repository, &prune_settings, now)?,
+        None => {
+            let progress = Shown::new();
+            let done = prune::run(&repository, &prune_settings, now, &progress);
+            progress.finish();
+            done?
+        }
     };
     let plan = &done.plan;
     let document = serde_json::json!({
@@ -69,6 +68,69 @@ pub(super) fn run(prune: &Prune, settings: &Settings, out: &Output) -> Result<u8
     }
     let clean = plan.warnings.is_empty() && plan.backups.blocked.is_empty() && kept.is_empty();
     Ok(if clean { 0 } else { EXIT_FINDINGS })
+}
+
+fn prune_settings<'a>(prune: &Prune, settings: &Settings, trust: &'a Trust, host: &'a str) -> Result<PruneSettings<'a>, Failure> {
+    let parse = |text: &String| {
+        text.parse::<BackupId>().map_err(|error| Failure::usage(format!("{error}")).hint("lifeboat list shows the backups"))
+    };
+    let forget: BTreeSet<BackupId> = prune.forget.iter().map(parse).collect::<Result<_, _>>()?;
+    let window = settings.recovery_window.as_ref().map_or(settings.grace.value, |setting| setting.value.max(settings.grace.value));
+    Ok(PruneSettings { trust, host, keep_for: span(window)?, forget })
+}
+
+fn warn_if_busy(repository: &Repository) -> Result<(), Failure> {
+    if lifeboat_engine::lease::is_held(repository.store(), "backup")? {
+        output::warn(
+            "a backup runs, or another prune: what a backup writes looks like garbage until it has ended, and prune does nothing before that",
+        );
+    }
+    Ok(())
+}
+
+/// The plan of a prune that is to be approved.
+pub(super) fn planned(prune: &Prune, settings: &Settings, repository: &Repository, now: Timestamp) -> Result<Plan, Failure> {
+    let (trust, host) = (session::trust(settings)?, session::host());
+    warn_if_busy(repository)?;
+    let plan = prune::plan(repository, &prune_settings(prune, settings, &trust, &host)?, now)?;
+    if let Some(blocked) = plan.backups.blocked.first() {
+        return Err(Failure::new(EXIT_FAILED, format!("ask for an approval: nothing would be deleted: {blocked}"))
+            .hint("lifeboat prune --dry-run tells more"));
+    }
+    Ok(plan)
+}
+
+/// Prunes as it was approved: the plan is made anew, for the time at which it was asked for, and has to come out the same.
+fn approved(
+    digest: Sha256,
+    settings: &Settings,
+    repository: &Repository,
+    prune_settings: &PruneSettings<'_>,
+    now: Timestamp,
+) -> Result<Pruned, Failure> {
+    let document = lifeboat_engine::approval::plan(repository, digest)?;
+    let known = approval::Known::of(settings)?;
+    let gathered = approval::gathered(&known, repository, Operation::Prune, digest, now)?;
+    let asked = approval::approved(&gathered, digest)?;
+    let mut refused = None;
+    let mut consent = |plan: &Plan| {
+        let agreed = match plan.document() == document {
+            true => approval::spend(repository, &gathered, asked),
+            false => Err(Failure::new(
+                EXIT_DENIED,
+                format!("prune as approved: the plan is another one now: {}", output::plain(&plan.differences(&document).join("; "))),
+            )
+            .hint("nothing was deleted; ask again: lifeboat approval request prune --reason TEXT")),
+        };
+        agreed.map_err(|failure| refused = Some(failure)).is_ok()
+    };
+    let progress = Shown::new();
+    let done = prune::run_if(repository, prune_settings, (asked.request.requested, now), &progress, &mut consent);
+    progress.finish();
+    match (done, refused) {
+        (Err(PruneError::Refused), Some(failure)) => Err(failure),
+        (done, _) => Ok(done?),
+    }
 }
 
 fn text(done: &Pruned, dry_run: bool) -> String {

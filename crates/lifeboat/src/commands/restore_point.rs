@@ -26,7 +26,7 @@ pub(super) fn run(command: &RestorePoint, settings: &Settings, out: &Output) -> 
     })?;
     // Nothing is made that could not be waited for.
     let repository = wait.map(|wait| session::open_repository(settings).map(|repository| (repository, wait))).transpose()?;
-    let connection = Connection::open(&Dsn::parse(&dsn.value)?, Purpose::Sql)?;
+    let connection = Connection::open(&Dsn::parse(dsn.value.as_str())?, Purpose::Sql)?;
     let point = restore_point::create(&connection, name)?;
     let archived = match &repository {
         Some((repository, wait)) => {

@@ -16,12 +16,14 @@ pub(super) fn run(generate: &Generate, settings: &Settings, out: &Output) -> Res
     out.result(&made, || {
         let password = made.password_file.as_ref().map_or(String::new(), |path| format!("  its password    {}\n", path.display()));
         format!(
-            "signing key       {}\n{password}public key        {}   (trust.keys)\nrestore identity  {}   (keep it where restores run, and a copy elsewhere)\nrecipient         {}   (encryption.recipients)\nhost identity     {}   (encryption.host_identity)\n",
+            "signing key       {}\n{password}public key        {}   (trust.keys)\nrestore identity  {}   (keep it where restores run, and a copy elsewhere)\nrecipient         {}   (encryption.recipients)\nhost identity     {}   (encryption.host_identity)\naudit key         {}   (audit.key_file)\nits public half   {}   (audit.trust of other hosts)\n",
             made.signing_key_file.display(),
             made.public_key_file.display(),
             made.identity_file.display(),
             made.recipient,
             made.host_identity_file.display(),
+            made.audit_key_file.display(),
+            made.audit_key,
         )
     });
     output::warn("without the restore identity nothing can be restored: keep a copy of it somewhere else");

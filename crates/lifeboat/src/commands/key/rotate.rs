@@ -41,8 +41,8 @@ pub(super) fn run(rotate: &Rotate, settings: &Settings, out: &Output) -> Result<
     let new = SigningKey::generate()?;
     let mut changed = Vec::new();
     if !rotate.dry_run {
-        session::write_new(&key_file, &new.seal(&password)?, 0o600)?;
-        session::write_new(&public_file, &new.public_key().to_pem(), 0o644)?;
+        session::write_new(&key_file, &[new.seal(password.expose())?.as_bytes()], 0o600)?;
+        session::write_new(&public_file, &[new.public_key().to_pem().as_bytes()], 0o644)?;
         sync_directory(&key_file)?;
         if write {
             changed = carry_out(settings, &signs, &trusts, entry, until, (&key_file, &public_file))?;

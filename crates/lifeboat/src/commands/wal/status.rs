@@ -47,7 +47,7 @@ pub(super) fn run(command: &WalStatus, settings: &Settings, out: &Output) -> Res
     let repository =
         if command.verify { session::without_copies(session::primary(settings)?)? } else { session::read_repository(settings)? };
     let trust = session::trust(settings)?;
-    let server = settings.dsn.as_ref().map(|dsn| ask(&dsn.value));
+    let server = settings.dsn.as_ref().map(|dsn| ask(dsn.value.as_str()));
     let system_ids: Vec<SystemId> = match &server {
         Some(Ok(server)) => vec![server.system_id],
         _ => wal::clusters(&repository).map_err(Failure::from)?,
@@ -100,7 +100,7 @@ pub(super) fn run(command: &WalStatus, settings: &Settings, out: &Output) -> Res
 /// What is wrong with the way from the server to the repository: for `doctor`.
 pub(crate) fn findings(settings: &Settings, repository: &Repository, trust: &Trust) -> Result<Vec<WalFinding>, Failure> {
     let Some(dsn) = &settings.dsn else { return Ok(Vec::new()) };
-    let server = ask(&dsn.value);
+    let server = ask(dsn.value.as_str());
     let mut known = None;
     if let Ok(server) = &server
         && let Some(survey) = survey(repository, server.system_id, trust)?
