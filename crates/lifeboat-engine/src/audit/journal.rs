@@ -160,6 +160,8 @@ impl Journal {
     fn lock_file(&self, name: &str) -> io::Result<File> {
         if !self.directory.is_dir() {
             DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
+            // What is promised to be in it must not be lost with its name.
+            self.directory.ancestors().skip(1).take(2).try_for_each(sync_directory)?;
         }
         OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(self.directory.join(name))
     }

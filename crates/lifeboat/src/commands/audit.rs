@@ -144,11 +144,11 @@ pub(crate) fn log(settings: &Settings) -> Result<Log, Failure> {
 }
 
 fn read_key(path: &Path) -> Result<AuditKey, Failure> {
-    let text = std::fs::read_to_string(path).map_err(|error| {
+    let read = AuditKey::read(path).map_err(|error| {
         Failure::new(EXIT_KEY, format!("read audit key {}: {error}", path.display()))
             .hint("lifeboat config show prints where it is looked for; lifeboat audit key --out FILE makes one")
-    })?;
-    Ok(AuditKey::parse(&text)?)
+    });
+    Ok(read??)
 }
 
 /// The log, if anybody's records count in it.

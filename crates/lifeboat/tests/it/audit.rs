@@ -16,6 +16,7 @@ use tempfile::TempDir;
 
 use crate::cluster::{setting, temp_dir};
 use crate::program::{Output, Program};
+use crate::seaweed::{BUCKET, Seaweed, make_bucket, with_server};
 
 /// A user with keys and a repository.
 struct Place {
@@ -283,4 +284,49 @@ fn an_independent_reader_agrees() {
         assert!(told.stdout.contains(name), "{told}");
         fs::write(&path, whole).unwrap();
     }
+}
+
+/// From a directory into a bucket, and read from there alone.
+#[test]
+fn the_log_in_a_bucket_is_the_same_log() {
+    let (place, server) = (Place::new(), Seaweed::start());
+    make_bucket(&server, place.home.path());
+    for _ in 0..30 {
+        place.record(&event(Operation::ArtifactPut, "ci", true, 0));
+    }
+    let keys = place.keys("");
+    let configuration = place.home.path().join("two.toml");
+    let text = format!(
+        "[[repository]]\nurl = {:?}\nname = \"here\"\n[[repository]]\nurl = \"s3://{BUCKET}/a/b\"\nname = \"there\"\n[trust]\nkeys = [{:?}]\n[audit]\nkey_file = {:?}\n",
+        place.repository(),
+        keys.join("signing.pub"),
+        keys.join("audit.key"),
+    );
+    fs::write(&configuration, text).unwrap();
+    let run = |arguments: &[&str]| {
+        let program = with_server(Program::new(&place.home), &server.endpoint());
+        program.arg("--config").arg(&configuration).args(arguments).run()
+    };
+    run(&["replicate"]).success();
+    let verified = run(&["audit", "verify", "--json"]).success().json();
+    for (at, name) in ["here", "there"].into_iter().enumerate() {
+        let one = &verified["repositories"][at];
+        assert_eq!(
+            (&one["name"], &one["verdict"], &one["report"]["records"]),
+            (&name.into(), &"verified".into(), &30.into()),
+            "{verified:#}"
+        );
+    }
+    let listed = run(&["--without-repository", "here", "audit", "list", "--json"]).success();
+    assert_eq!(
+        listed.json()["entries"].as_array().unwrap().iter().map(|entry| entry["index"].as_u64().unwrap()).collect::<Vec<_>>(),
+        (0..30).collect::<Vec<_>>()
+    );
+    // The bucket has not the last of it: the one place is sound, the other is not, and how to set that right is said.
+    place.record(&event(Operation::ArtifactPut, "ci", true, 0));
+    let behind = run(&["audit", "verify"]).expect_code(21);
+    assert!(behind.stderr.contains("repository there:") && !behind.stderr.contains("repository here:"), "{behind}");
+    assert!(behind.stderr.contains("lifeboat replicate brings"), "{behind}");
+    run(&["replicate"]).success();
+    run(&["audit", "verify"]).success();
 }
