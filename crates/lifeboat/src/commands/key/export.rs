@@ -2,24 +2,56 @@
 
 use jiff::Timestamp;
 use lifeboat_core::export::{ExportPlan, KeyExport};
-use lifeboat_core::repository::to_json;
+use lifeboat_core::policy::Operation;
+use lifeboat_core::repository::{Sha256, to_json};
 use lifeboat_engine::export as engine;
 use lifeboat_engine::keys::Recipient;
-use lifeboat_engine::opened_backup;
+use lifeboat_engine::opened_backup::{self, VerifiedBackup};
+use lifeboat_engine::repository::Repository;
+use lifeboat_engine::signing::Trust;
 
-use super::Export;
+use super::{Export, ExportWhat};
+use crate::commands::approval;
 use crate::config::Settings;
-use crate::failure::Failure;
+use crate::failure::{EXIT_DENIED, EXIT_FAILED, Failure};
 use crate::output::{self, Output};
 use crate::session;
 
+/// The plan of what was typed.
+pub(in crate::commands) fn planned(
+    what: &ExportWhat,
+    settings: &Settings,
+    repository: &Repository,
+    trust: &Trust,
+) -> Result<(VerifiedBackup, ExportPlan), Failure> {
+    let recipient: Recipient = what.to.parse()?;
+    let id = session::find_backup(repository, settings, &what.backup, |_| true)?;
+    let backup = opened_backup::open(repository, &id, trust)?;
+    let plan = ExportPlan::of(&backup.manifest, backup.digest, recipient.to_string(), !what.without_artifacts);
+    Ok((backup, plan))
+}
+
+/// Uses an approval up, if it is one of this plan.
+fn spend(approved: Sha256, plan: &ExportPlan, settings: &Settings) -> Result<(), Failure> {
+    let deciding = session::open_repository(settings)?;
+    let document = lifeboat_engine::approval::plan(&deciding, approved)?;
+    if document != plan.document() {
+        return Err(Failure::new(
+            EXIT_DENIED,
+            format!("hand out keys as approved: the plan of this command is {}, another one", plan.digest()),
+        )
+        .hint(format!("lifeboat approval show {approved} shows what was approved; nothing was handed out")));
+    }
+    let known = approval::Known::of(settings)?;
+    let gathered = approval::gathered(&known, &deciding, Operation::KeyExport, approved, Timestamp::now())?;
+    approval::spend(&deciding, &gathered, approval::approved(&gathered, approved)?)
+}
+
 pub(super) fn run(export: &Export, settings: &Settings, out: &Output) -> Result<u8, Failure> {
-    let recipient: Recipient = export.to.parse()?;
     let repository = session::read_repository(settings)?;
-    let id = session::find_backup(&repository, settings, &export.backup, |_| true)?;
     let trust = session::trust(settings)?;
-    let backup = opened_backup::open(&repository, &id, &trust)?;
-    let plan = ExportPlan::of(&backup.manifest, backup.digest, recipient.to_string(), !export.without_artifacts);
+    let (backup, plan) = planned(&export.what, settings, &repository, &trust)?;
+    let (id, recipient): (_, Recipient) = (&backup.id, plan.recipient.parse()?);
     let mut keys = 0;
     if !export.dry_run {
         let identities = session::identities(settings, export.identity.as_ref())?;
@@ -30,7 +62,15 @@ pub(super) fn run(export: &Export, settings: &Settings, out: &Output) -> Result<
             identities: &identities,
             threads: settings.workers.value,
         };
+        // Whoever cannot open the backup has handed out nothing; the keys are in this process only until they are written.
         let exported = engine::run(&doing, &plan, &recipient)?;
+        if let Some(approved) = export.approved {
+            if std::fs::symlink_metadata(&export.output).is_ok() {
+                return Err(Failure::new(EXIT_FAILED, format!("write {}: it is there", export.output.display()))
+                    .hint("lifeboat key export --output FILE takes a new file; the approvals were not used"));
+            }
+            spend(approved, &plan, settings)?;
+        }
         keys = exported.len();
         let by = format!("{} {}", session::host(), session::PROGRAM);
         let document = KeyExport::new(&plan, backup.manifest.repository, Timestamp::now(), by, exported);
