@@ -383,7 +383,7 @@ pub fn judge(asked: &Asked, persons: &Persons, here: &Circumstances<'_>) -> Judg
 }
 
 /// Of several requests, the one that a plan runs on: the one with the most approvals that count, then the newest.
-pub fn choose<'a>(judged: &'a [(Asked, Judged)]) -> Option<&'a (Asked, Judged)> {
+pub fn choose(judged: &[(Asked, Judged)]) -> Option<&(Asked, Judged)> {
     let standing = judged.iter().filter(|(_, judged)| judged.standing.is_ok());
     standing.max_by_key(|(asked, judged)| (judged.counting.len(), asked.request.requested, asked.id))
 }

@@ -31,7 +31,17 @@ impl ExportPlan {
 
     /// Its digest: SHA-256 of its JSON.
     pub fn digest(&self) -> Sha256 {
-        Sha256::of(&serde_json::to_vec(self).expect("a plan has text keys only"))
+        Sha256::of(&self.document())
+    }
+
+    /// Its JSON, in one line: what is approved.
+    pub fn document(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a plan has text keys only")
+    }
+
+    /// The plan in a document, if it is just what this plan is written as.
+    pub fn parse(document: &[u8]) -> Option<Self> {
+        serde_json::from_slice::<Self>(document).ok().filter(|plan| plan.document() == document)
     }
 }
 

@@ -29,7 +29,7 @@ pub(crate) struct Cli {
     #[arg(long, global = true)]
     pub(crate) json: bool,
     /// Go around the approvals, and say why: only where the policy allows that; everybody is told
-    #[arg(long, global = true, value_name = "REASON")]
+    #[arg(long, global = true, value_name = "REASON", value_parser = crate::commands::approval::said)]
     pub(crate) break_glass: Option<String>,
     #[command(subcommand)]
     pub(crate) command: Command,

@@ -1,3 +1,5 @@
+//! The rules, by example and for any number of people.
+
 use proptest::prelude::*;
 
 use super::*;

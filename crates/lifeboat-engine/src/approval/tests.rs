@@ -1,3 +1,5 @@
+//! Approvals in a repository, and everything that somebody may do to them.
+
 use std::collections::BTreeSet;
 use std::sync::Barrier;
 
@@ -7,7 +9,7 @@ use lifeboat_core::policy::{Actor, Operation};
 
 use super::*;
 use crate::signing::{KeyFileSigner, SigningKey};
-use crate::store::MemoryStore;
+use crate::store::{self, Fault, Faults, FaultyStore, MemoryStore, Rule};
 
 const NOW: &str = "2026-03-15T12:00:00Z";
 
@@ -32,6 +34,7 @@ struct World {
     alice_too: KeyFileSigner,
     bob: KeyFileSigner,
     stranger: KeyFileSigner,
+    faults: Faults,
 }
 
 impl World {
@@ -41,8 +44,20 @@ impl World {
         let trusted = [&host, &alice, &alice_too, &bob].map(|key| key.public_key().clone());
         let hints = |keys: &[&KeyFileSigner]| keys.iter().map(|key| key.public_key().hint().to_owned()).collect::<Vec<_>>();
         let persons = Persons::new([("alice", hints(&[&alice, &alice_too]).as_slice()), ("bob", hints(&[&bob]).as_slice())]).unwrap();
-        let repository = Repository::init(Box::new(MemoryStore::default()), now(), "test").unwrap();
-        Self { repository, trust: Trust::new(trusted), allowed: AllowedSigners::default(), persons, host, alice, alice_too, bob, stranger }
+        let (store, faults) = FaultyStore::new(Box::new(MemoryStore::default()));
+        let repository = Repository::init(Box::new(store), now(), "test").unwrap();
+        Self {
+            faults,
+            repository,
+            trust: Trust::new(trusted),
+            allowed: AllowedSigners::default(),
+            persons,
+            host,
+            alice,
+            alice_too,
+            bob,
+            stranger,
+        }
     }
 
     fn approvers(&self) -> Approvers<'_> {
@@ -371,4 +386,54 @@ fn an_address_is_a_name_and_a_workflow_is_not() {
     assert_eq!(by("Alice@example.com", None).as_deref(), Some("alice@example.com"));
     assert_eq!(by("https://github.com/o/r/.github/workflows/w.yml@refs/heads/main", None), None);
     assert_eq!(by("https://github.com/o/r/.github/workflows/w.yml@refs/heads/main", Some("release")).as_deref(), Some("release"));
+}
+
+#[test]
+fn a_run_whose_begin_was_lost_on_the_way_is_still_one() {
+    let create = |fault| [Rule::once(store::Operation::Create, 0, fault)];
+    let world = World::new();
+    let asked = world.ask();
+    world.faults.plan(&create(Fault::AnswerLost));
+    spend(&world.repository, &asked, &[], "run", now()).unwrap();
+    assert_eq!(world.faults.injected().len(), 1);
+    world.faults.plan(&[]);
+    assert!(matches!(spend(&world.repository, &asked, &[], "run", now()), Err(ApprovalError::Spent(_))));
+    // What certainly was not written down was not used up either; and nothing ran.
+    for fault in [Fault::Transient, Fault::Refused, Fault::Denied, Fault::Full] {
+        let world = World::new();
+        let asked = world.ask();
+        world.faults.plan(&create(fault));
+        assert!(matches!(spend(&world.repository, &asked, &[], "run", now()), Err(ApprovalError::Store(_))), "{fault:?}");
+        world.faults.plan(&[]);
+        spend(&world.repository, &asked, &[], "run", now()).unwrap();
+    }
+}
+
+#[test]
+fn a_store_that_fails_is_no_answer() {
+    let world = World::new();
+    let asked = world.ask();
+    world.grant(&asked, &world.alice).unwrap();
+    let look = || gather(&world.repository, Sha256::of(PLAN), world.approvers(), &world.here(PLAN, now()));
+    world.faults.plan(&[]);
+    look().unwrap();
+    let steps = world.faults.trace().len();
+    assert!(steps >= 4, "a listing, the request, whether it was used, the approval");
+    for step in 0..steps {
+        for fault in [Fault::Transient, Fault::Refused, Fault::Denied] {
+            world.faults.plan(&[Rule { operation: None, from: step, count: 1, fault }]);
+            assert!(matches!(look(), Err(ApprovalError::Store(_))), "step {step}, {fault:?}");
+        }
+        // Bytes that are wrong make less of it, and never more.
+        for fault in [Fault::Truncated, Fault::Corrupt] {
+            world.faults.plan(&[Rule { operation: None, from: step, count: 1, fault }]);
+            assert!(look().unwrap().counting.len() <= 1);
+        }
+    }
+    // A listing that is older than the end of a request does not open it again.
+    spend(&world.repository, &asked, &[], "run", now()).unwrap();
+    world.faults.plan(&[Rule::from(0, Fault::Stale(1))]);
+    let stale = look().unwrap();
+    assert!(stale.request.is_none() && stale.counting.is_empty());
+    assert_eq!(stale.requests[0].1.standing, Err(Refusal::Spent));
 }

@@ -11,7 +11,9 @@ use jiff::{SignedDuration, Timestamp};
 use lifeboat_core::approval::allowed_signers::AllowedSigners;
 use lifeboat_core::approval::{self as rules, Asked, Circumstances, Judged, MAX_TEXT_BYTES, Refusal, Request};
 use lifeboat_core::attestation::Statement;
+use lifeboat_core::export::ExportPlan;
 use lifeboat_core::policy::{ApprovalFacts, Operation, PlanFacts};
+use lifeboat_core::repository::backup_id::BackupId;
 use lifeboat_core::repository::{FORMAT_VERSION, Sha256};
 use lifeboat_core::restore::{self as planning, RestorePlan};
 use lifeboat_engine::approval::ssh::{self, SshKey};
@@ -22,9 +24,10 @@ use lifeboat_engine::restore::RestoreError;
 use lifeboat_engine::signing::Trust;
 use serde_json::{Value, json};
 
+use super::key::ExportWhat;
 use crate::cli;
 use crate::config::{Settings, parse_span};
-use crate::failure::{EXIT_DENIED, EXIT_FAILED, EXIT_KEY, Failure};
+use crate::failure::{EXIT_DENIED, EXIT_FAILED, EXIT_KEY, EXIT_UNVERIFIED, Failure};
 use crate::gate::{self, Question};
 use crate::output::{self, Output, plain, table};
 use crate::session;
@@ -66,7 +69,7 @@ pub(crate) enum Approval {
 #[derive(Debug, Args)]
 pub(crate) struct Ask {
     /// Why; they will want to know
-    #[arg(long, global = true, value_name = "TEXT")]
+    #[arg(long, global = true, value_name = "TEXT", value_parser = said)]
     reason: Option<String>,
     /// How long the request is open, at most approvals.lifetime
     #[arg(long, global = true, value_name = "SPAN")]
@@ -84,6 +87,8 @@ enum What {
     Restore(Box<cli::Restore>),
     /// A prune, with the options that lifeboat prune takes
     Prune(cli::Prune),
+    /// Handing out the data keys of a backup, with the options that lifeboat key export takes
+    KeyExport(ExportWhat),
 }
 
 #[derive(Debug, Args)]
@@ -92,7 +97,7 @@ pub(crate) struct Says {
     #[arg(long, value_name = "ID")]
     request: Option<Sha256>,
     /// What to say to those who read it
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = said)]
     comment: Option<String>,
     /// How long to stand by it; it ends with the request in any case
     #[arg(long, value_name = "SPAN")]
@@ -206,7 +211,7 @@ pub(crate) fn approved(gathered: &Gathered, plan: Sha256) -> Result<&Asked, Fail
     };
     let Some(asked) = &gathered.request else {
         return Err(Failure::new(EXIT_DENIED, format!("run plan {plan}: no request of it stands: {}", why("there is none")))
-            .hint("ask for it: lifeboat approval request restore BACKUP … or lifeboat approval request prune"));
+            .hint("ask for it: lifeboat approval request restore BACKUP …, request prune, request key-export"));
     };
     if gathered.counting.is_empty() {
         return Err(Failure::new(EXIT_DENIED, format!("run plan {plan}: nobody approved it: {}", why("no approval is there")))
@@ -243,10 +248,10 @@ pub(crate) struct Wanted {
 }
 
 fn request(ask: &Ask, settings: &Settings, out: &Output) -> Result<u8, Failure> {
-    let reason = said(ask.reason.as_deref().unwrap_or_default(), "--reason")?;
-    if reason.is_empty() {
-        return Err(Failure::usage("ask for an approval: say why").hint("lifeboat approval request restore BACKUP … --reason TEXT"));
-    }
+    let reason = ask
+        .reason
+        .as_deref()
+        .ok_or_else(|| Failure::usage("ask for an approval: say why").hint("lifeboat approval request restore BACKUP … --reason TEXT"))?;
     let repository = session::open_repository(settings)?;
     let made = Timestamp::now();
     let wanted = match &ask.what {
@@ -270,13 +275,20 @@ fn request(ask: &Ask, settings: &Settings, out: &Output) -> Result<u8, Failure> 
             let command = format!("lifeboat prune{forget} --approved {}", Sha256::of(&document));
             Wanted { operation: Operation::Prune, document, made, command }
         }
+        What::KeyExport(what) => {
+            let (_, plan) = super::key::export::planned(what, settings, &repository, &session::trust(settings)?)?;
+            let without = if plan.artifacts { "" } else { " --without-artifacts" };
+            let digest = plan.digest();
+            let command = format!("lifeboat key export {} --to {}{without} --output FILE --approved {digest}", plan.backup, plan.recipient);
+            Wanted { operation: Operation::KeyExport, document: plan.document(), made, command }
+        }
     };
     let open_for = match &ask.open_for {
         None => settings.approvals.lifetime.value,
         Some(text) => SignedDuration::try_from(parse_span(text)?).unwrap_or(SignedDuration::MAX),
     };
     let known = Known::of(settings)?;
-    let asked = self::ask(&known, &repository, &wanted, &reason, open_for, ask.ssh_key.as_deref())?;
+    let asked = self::ask(&known, &repository, &wanted, reason, open_for, ask.ssh_key.as_deref())?;
     out.result(&asked, || {
         let text = |member: &str| plain(asked[member].as_str().unwrap_or_default());
         format!(
@@ -339,19 +351,17 @@ fn sign(statement: &Statement, ssh_key: Option<&str>, known: &Known<'_>) -> Resu
     Ok(Object::with_ssh(&text, &signature))
 }
 
-/// Text that somebody typed for others to read.
-fn said(text: &str, option: &str) -> Result<String, Failure> {
+/// A line that somebody typed for others to read.
+pub(crate) fn said(text: &str) -> Result<String, String> {
     let text = text.trim();
-    if text.len() > MAX_TEXT_BYTES || text.chars().any(char::is_control) {
-        return Err(
-            Failure::usage(format!("read {option}: write one line of at most {MAX_TEXT_BYTES} bytes")).hint("lifeboat approval --help")
-        );
+    if text.is_empty() || text.len() > MAX_TEXT_BYTES || text.chars().any(char::is_control) {
+        return Err(format!("write one line of at most {MAX_TEXT_BYTES} bytes"));
     }
     Ok(text.to_owned())
 }
 
 /// The request that somebody approves.
-fn open_request<'g>(gathered: &'g Gathered, plan: Sha256, named: Option<Sha256>) -> Result<&'g Asked, Failure> {
+fn open_request(gathered: &Gathered, plan: Sha256, named: Option<Sha256>) -> Result<&Asked, Failure> {
     let known = |(asked, _): &&(Asked, Judged)| named.is_none_or(|id| asked.id == id);
     let mut requests = gathered.requests.iter().filter(known);
     if let Some((asked, _)) = requests.clone().find(|(_, judged)| judged.standing.is_ok()) {
@@ -367,7 +377,6 @@ fn open_request<'g>(gathered: &'g Gathered, plan: Sha256, named: Option<Sha256>)
 /// The approval of a request that somebody may sign.
 fn approval_of(asked: &Asked, says: &Says, now: Timestamp) -> Result<rules::Approval, Failure> {
     let actor = session::actor();
-    let comment = says.comment.as_deref().map(|text| said(text, "--comment")).transpose()?;
     let until = match &says.valid_for {
         None => asked.request.expires,
         Some(text) => {
@@ -380,7 +389,7 @@ fn approval_of(asked: &Asked, says: &Says, now: Timestamp) -> Result<rules::Appr
         plan: asked.request.plan,
         request: asked.id,
         approver: actor.sudo_user.unwrap_or(actor.user),
-        comment,
+        comment: says.comment.clone(),
         granted: now,
         expires: until.min(asked.request.expires),
     })
@@ -389,9 +398,11 @@ fn approval_of(asked: &Asked, says: &Says, now: Timestamp) -> Result<rules::Appr
 fn text(plan: Sha256, says: &Says, settings: &Settings) -> Result<u8, Failure> {
     let (known, now) = (Known::of(settings)?, Timestamp::now());
     let repository = session::read_repository(settings)?;
-    checked_plan(&known, &repository, plan)?;
+    let document = checked_plan(&known, &repository, plan)?;
     let gathered = engine::gather(&repository, plan, known.approvers(), &elsewhere(settings, &repository, plan, now))?;
-    let approval = approval_of(open_request(&gathered, plan, says.request)?, says, now)?;
+    let asked = open_request(&gathered, plan, says.request)?;
+    check_kind(&document, asked.request.operation, plan)?;
+    let approval = approval_of(asked, says, now)?;
     // Byte for byte: this is what gets signed.
     let text = engine::text(&approval.statement());
     std::io::stdout().write_all(text.as_bytes()).map_err(|error| {
@@ -403,15 +414,37 @@ fn text(plan: Sha256, says: &Says, settings: &Settings) -> Result<u8, Failure> {
 /// The plan of a digest, and that it is one that lifeboat would make. A plan is shown before it is approved, and what is shown must be what runs.
 fn checked_plan(known: &Known<'_>, repository: &Repository, plan: Sha256) -> Result<Vec<u8>, Failure> {
     let document = engine::plan(repository, plan)?;
+    let open = |id: &BackupId, manifest: Sha256| {
+        let backup = opened_backup::open(repository, id, &known.trust)?;
+        if backup.digest == manifest { Ok(backup) } else { Err(Failure::from(RestoreError::OtherManifest(id.to_string()))) }
+    };
     if let Ok(restore) = RestorePlan::parse(&document) {
         let id = restore.backup.parse().map_err(|error| Failure::usage(format!("{error}")).hint("lifeboat approval list"))?;
-        let backup = opened_backup::open(repository, &id, &known.trust)?;
-        if backup.digest != restore.manifest {
-            return Err(RestoreError::OtherManifest(restore.backup).into());
-        }
+        let backup = open(&id, restore.manifest)?;
         planning::check(&restore, &backup.manifest, backup.digest)?;
+    } else if let Some(export) = ExportPlan::parse(&document) {
+        open(&export.backup, export.manifest)?;
     }
     Ok(document)
+}
+
+/// A plan is of the kind that its request says, or nobody knows what they would approve.
+fn check_kind(document: &[u8], operation: Operation, plan: Sha256) -> Result<(), Failure> {
+    let is_prune = || {
+        let value: Option<Value> = serde_json::from_slice(document).ok();
+        value.is_some_and(|plan| plan.pointer("/backups/leaving").is_some() && plan.get("steps").is_some())
+    };
+    let fits = match operation {
+        Operation::Restore => RestorePlan::parse(document).is_ok(),
+        Operation::KeyExport => ExportPlan::parse(document).is_some(),
+        Operation::Prune => is_prune(),
+        _ => false,
+    };
+    if fits {
+        return Ok(());
+    }
+    Err(Failure::new(EXIT_UNVERIFIED, format!("read plan {plan}: this lifeboat knows no plan like it for {}", operation.name()))
+        .hint("approve it with the version of lifeboat that made it, or not at all: lifeboat --version"))
 }
 
 fn grant(grant: &Grant, settings: &Settings, out: &Output) -> Result<u8, Failure> {
@@ -436,6 +469,7 @@ fn grant(grant: &Grant, settings: &Settings, out: &Output) -> Result<u8, Failure
             (open_request(&gathered, plan, Some(approval.request))?, Some(Object::with_ssh(&text, &signature)))
         }
     };
+    check_kind(&document, asked.request.operation, plan)?;
     output::say(&words::plan(&document, asked));
     if !grant.yes {
         confirm(plan)?;

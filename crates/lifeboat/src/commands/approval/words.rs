@@ -2,6 +2,7 @@
 //! can move the cursor or turn the direction of writing around: a plan may come from anybody who can write to the repository.
 
 use lifeboat_core::approval::Asked;
+use lifeboat_core::export::ExportPlan;
 use lifeboat_core::restore::{RestorePlan, describe};
 use serde_json::Value;
 
@@ -22,14 +23,28 @@ pub(super) fn plan(document: &[u8], asked: &Asked) -> String {
     ];
     match RestorePlan::parse(document) {
         Ok(plan) => restore(&plan, &mut lines),
-        Err(_) => match serde_json::from_slice::<Value>(document) {
-            Ok(plan) if plan.pointer("/backups/leaving").is_some() && plan.get("steps").is_some() => prune(&plan, &mut lines),
-            Ok(plan) => other(&plan, &mut lines),
-            Err(_) => lines.push("the plan is not JSON, and cannot be shown: do not approve it".into()),
+        Err(_) => match ExportPlan::parse(document) {
+            Some(plan) => export(&plan, &mut lines),
+            None => unknown(document, &mut lines),
         },
     }
     lines.push(String::new());
     lines.join("\n")
+}
+
+fn export(plan: &ExportPlan, lines: &mut Vec<String>) {
+    let artifacts = if plan.artifacts { ", and those of its artifacts, which open more than this backup" } else { "" };
+    lines.push(format!("hands out   the data keys of {}{artifacts}", plan.backup));
+    lines.push(format!("to          {}", plain(&plan.recipient)));
+}
+
+/// A prune, or a plan that this version has no words for.
+fn unknown(document: &[u8], lines: &mut Vec<String>) {
+    match serde_json::from_slice::<Value>(document) {
+        Ok(plan) if plan.pointer("/backups/leaving").is_some() && plan.get("steps").is_some() => prune(&plan, lines),
+        Ok(plan) => other(&plan, lines),
+        Err(_) => lines.push("the plan is not JSON, and cannot be shown: do not approve it".into()),
+    }
 }
 
 fn restore(plan: &RestorePlan, lines: &mut Vec<String>) {

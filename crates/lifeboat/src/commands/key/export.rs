@@ -3,50 +3,103 @@
 use jiff::Timestamp;
 use lifeboat_core::export::{ExportPlan, KeyExport};
 use lifeboat_core::policy::{Operation, PlanFacts};
-use lifeboat_core::repository::to_json;
+use lifeboat_core::repository::{Sha256, to_json};
+use lifeboat_engine::approval::Gathered;
 use lifeboat_engine::export as engine;
 use lifeboat_engine::keys::Recipient;
 use lifeboat_engine::opened_backup::{self, VerifiedBackup};
 use lifeboat_engine::repository::Repository;
 use lifeboat_engine::signing::Trust;
 
-use super::Export;
+use super::{Export, ExportWhat};
+use crate::commands::approval;
 use crate::config::Settings;
-use crate::failure::Failure;
+use crate::failure::{EXIT_DENIED, EXIT_FAILED, Failure};
 use crate::gate::{self, Question};
 use crate::output::{self, Output};
 use crate::session;
 
-pub(super) fn run(export: &Export, settings: &Settings, out: &Output) -> Result<u8, Failure> {
-    let recipient: Recipient = export.to.parse()?;
-    let repository = session::read_repository(settings)?;
-    let id = session::find_backup(&repository, settings, &export.backup, |_| true)?;
-    let trust = session::trust(settings)?;
-    let backup = opened_backup::open(&repository, &id, &trust)?;
-    let plan = ExportPlan::of(&backup.manifest, backup.digest, recipient.to_string(), !export.without_artifacts);
-    let question = Question::new(Operation::KeyExport).dry_run(export.dry_run).about(&backup).by_plan(PlanFacts {
-        digest: plan.digest(),
-        requester: None,
-        approvals: Vec::new(),
-    });
-    gate::guard(settings, Some(&repository), question, || exported(export, settings, &repository, &trust, &backup, &plan, out))
-}
-
-fn exported(
-    export: &Export,
+/// The plan of what was typed.
+pub(in crate::commands) fn planned(
+    what: &ExportWhat,
     settings: &Settings,
     repository: &Repository,
     trust: &Trust,
-    backup: &VerifiedBackup,
-    plan: &ExportPlan,
-    out: &Output,
-) -> Result<u8, Failure> {
-    let recipient: Recipient = export.to.parse()?;
-    let (id, mut keys) = (&backup.id, 0);
+) -> Result<(VerifiedBackup, ExportPlan), Failure> {
+    let recipient: Recipient = what.to.parse()?;
+    let id = session::find_backup(repository, settings, &what.backup, |_| true)?;
+    let backup = opened_backup::open(repository, &id, trust)?;
+    let plan = ExportPlan::of(&backup.manifest, backup.digest, recipient.to_string(), !what.without_artifacts);
+    Ok((backup, plan))
+}
+
+/// Approvals of a plan, not used up yet.
+struct Approvals {
+    deciding: Repository,
+    gathered: Gathered,
+}
+
+impl Approvals {
+    /// Those of the plan with this digest, if it is this plan.
+    fn of(approved: Sha256, plan: &ExportPlan, settings: &Settings) -> Result<Self, Failure> {
+        let deciding = session::open_repository(settings)?;
+        let document = lifeboat_engine::approval::plan(&deciding, approved)?;
+        if document != plan.document() {
+            return Err(Failure::new(
+                EXIT_DENIED,
+                format!("hand out keys as approved: the plan of this command is {}, another one", plan.digest()),
+            )
+            .hint(format!("lifeboat approval show {approved} shows what was approved; nothing was handed out")));
+        }
+        let known = approval::Known::of(settings)?;
+        let gathered = approval::gathered(&known, &deciding, Operation::KeyExport, approved, Timestamp::now())?;
+        approval::approved(&gathered, approved)?;
+        Ok(Self { deciding, gathered })
+    }
+
+    fn spend(&self, approved: Sha256) -> Result<(), Failure> {
+        approval::spend(&self.deciding, &self.gathered, approval::approved(&self.gathered, approved)?)
+    }
+}
+
+pub(super) fn run(export: &Export, settings: &Settings, out: &Output) -> Result<u8, Failure> {
+    let repository = session::read_repository(settings)?;
+    let trust = session::trust(settings)?;
+    let (backup, plan) = planned(&export.what, settings, &repository, &trust)?;
+    let approvals = export.approved.map(|digest| Approvals::of(digest, &plan, settings)).transpose()?;
+    let nobody = || PlanFacts { digest: plan.digest(), requester: None, approvals: Vec::new() };
+    let facts = approvals.as_ref().map_or_else(nobody, |approvals| approvals.gathered.facts(plan.digest()));
+    let question = Question::new(Operation::KeyExport).dry_run(export.dry_run).about(&backup).by_plan(facts);
+    let handing = Handing { export, repository: &repository, trust: &trust, backup: &backup, plan: &plan, approvals: approvals.as_ref() };
+    gate::guard(settings, Some(&repository), question, || exported(&handing, settings, out))
+}
+
+/// Keys that are to be handed out.
+struct Handing<'a> {
+    export: &'a Export,
+    repository: &'a Repository,
+    trust: &'a Trust,
+    backup: &'a VerifiedBackup,
+    plan: &'a ExportPlan,
+    approvals: Option<&'a Approvals>,
+}
+
+fn exported(handing: &Handing<'_>, settings: &Settings, out: &Output) -> Result<u8, Failure> {
+    let Handing { export, repository, trust, backup, plan, approvals } = *handing;
+    let (id, recipient): (_, Recipient) = (&backup.id, plan.recipient.parse()?);
+    let mut keys = 0;
     if !export.dry_run {
         let identities = session::identities(settings, export.identity.as_ref())?;
         let doing = engine::Export { repository, backup, trust, identities: &identities, threads: settings.workers.value };
+        // Whoever cannot open the backup has handed out nothing; the keys are in this process only until they are written.
         let exported = engine::run(&doing, plan, &recipient)?;
+        if let Some(approvals) = approvals {
+            if std::fs::symlink_metadata(&export.output).is_ok() {
+                return Err(Failure::new(EXIT_FAILED, format!("write {}: it is there", export.output.display()))
+                    .hint("lifeboat key export --output FILE takes a new file; the approvals were not used"));
+            }
+            approvals.spend(plan.digest())?;
+        }
         keys = exported.len();
         let by = format!("{} {}", session::host(), session::PROGRAM);
         let document = KeyExport::new(plan, backup.manifest.repository, Timestamp::now(), by, exported);

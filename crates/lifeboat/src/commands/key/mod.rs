@@ -1,6 +1,6 @@
 //! `lifeboat key …`
 
-mod export;
+pub(super) mod export;
 mod generate;
 mod list;
 mod public;
@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use jiff::Timestamp;
+use lifeboat_core::repository::Sha256;
 use toml::Value;
 
 use crate::cli::Key;
@@ -72,23 +73,33 @@ pub(crate) struct Revoke {
 
 #[derive(Debug, Args)]
 pub(crate) struct Export {
-    /// Backup id, or latest
-    backup: String,
-    /// Who is to read it: an age recipient (age1…)
-    #[arg(long, value_name = "RECIPIENT")]
-    to: String,
+    #[command(flatten)]
+    what: ExportWhat,
     /// Write the keys into this file, which must not be there
     #[arg(long, value_name = "FILE")]
     output: PathBuf,
-    /// Leave out the keys of its artifacts
-    #[arg(long)]
-    without_artifacts: bool,
+    /// Only if the plan is the one with this digest, which was approved
+    #[arg(long, value_name = "DIGEST")]
+    approved: Option<Sha256>,
     /// Restore identity
     #[arg(long, value_name = "FILE", env = "LIFEBOAT_IDENTITY_FILE")]
     identity: Option<PathBuf>,
     /// Print what would be handed out; changes nothing
     #[arg(long)]
     dry_run: bool,
+}
+
+/// What is handed out, and to whom: its plan.
+#[derive(Debug, Args)]
+pub(crate) struct ExportWhat {
+    /// Backup id, or latest
+    backup: String,
+    /// Who is to read it: an age recipient (age1…)
+    #[arg(long, value_name = "RECIPIENT")]
+    to: String,
+    /// Leave out the keys of its artifacts
+    #[arg(long)]
+    without_artifacts: bool,
 }
 
 pub(super) fn run(key: &Key, settings: &Settings, out: &Output) -> Result<u8, Failure> {
