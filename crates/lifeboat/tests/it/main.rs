@@ -27,11 +27,11 @@ mod roles;
 mod s3;
 mod scripts;
 mod seaweed;
+mod secrets;
 mod signing;
 #[path = "../../../lifeboat-engine/tests/sigstore/mod.rs"]
 #[expect(dead_code, reason = "shared with the tests of the signers, which use more of it")]
 mod sigstore;
-mod secrets;
 mod threats;
 mod verify;
 mod wal_fetch;
