@@ -100,11 +100,11 @@ missing contains reason if {
 	protected
 	not input.dry_run
 	settings.approvals[task] > count(approvers)
-	reason := sprintf("%s needs %d approvals in environment %s and has %d%s: %s", [
+	reason := sprintf("%s in environment %s has %d of %d approvals%s: %s", [
 		task,
-		settings.approvals[task],
 		input.environment,
 		count(approvers),
+		settings.approvals[task],
 		names,
 		way,
 	])

@@ -108,7 +108,7 @@ test_a_denial_says_what_is_missing_and_how_to_get_it if {
 	not answer.break_glass
 	count(answer.reasons) == 1
 	some reason in answer.reasons
-	startswith(reason, "restore-production needs 2 approvals in environment production and has 1 (grace): ask with ")
+	startswith(reason, "restore-production in environment production has 1 of 2 approvals (grace): ask with ")
 	contains(reason, "lifeboat approval request restore conductor-backup-20240610T060000Z,")
 	contains(reason, "lifeboat approval grant 6ca13d52")
 	contains(reason, "--approved 6ca13d52")
@@ -187,25 +187,29 @@ test_the_glass_holds_unless_the_settings_say_otherwise if {
 	denied(glass("the data centre burns"))
 }
 
+# Said before it is used: inside `with` the embedded evaluator would look for it in the rules that it replaces.
 test_the_glass_can_be_broken_with_a_reason if {
-	answer := lifeboat.decision with input as glass("the data centre burns") with lifeboat.settings as breakable
+	settings := breakable
+	answer := lifeboat.decision with input as glass("the data centre burns") with lifeboat.settings as settings
 	answer.allow
 	answer.break_glass
 	count(answer.reasons) == 1
-	contains(answer.reasons[0], "needs 2 approvals")
-	not lifeboat.decision.allow with input as glass("          x ") with lifeboat.settings as breakable
+	contains(answer.reasons[0], "has 0 of 2 approvals")
+	not lifeboat.decision.allow with input as glass("          x ") with lifeboat.settings as settings
 }
 
 test_broken_glass_opens_nothing_else if {
+	settings := breakable
 	request := object.union(glass("the data centre burns"), {"backup": backup("degraded")})
-	not lifeboat.decision.allow with input as request with lifeboat.settings as breakable
+	not lifeboat.decision.allow with input as request with lifeboat.settings as settings
 	unknown := object.union(facts("teleport", "DEPLOY"), {"break_glass": {"reason": "the data centre burns"}})
-	not lifeboat.decision.allow with input as unknown with lifeboat.settings as breakable
+	not lifeboat.decision.allow with input as unknown with lifeboat.settings as settings
 }
 
 test_what_is_allowed_anyway_breaks_nothing if {
+	settings := breakable
 	request := object.union(restore(elsewhere, ["grace"]), {"break_glass": {"reason": "the data centre burns"}})
-	answer := lifeboat.decision with input as request with lifeboat.settings as breakable
+	answer := lifeboat.decision with input as request with lifeboat.settings as settings
 	answer.allow
 	not answer.break_glass
 }

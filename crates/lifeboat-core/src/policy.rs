@@ -101,13 +101,15 @@ pub enum Operation {
     AuditList,
     /// Check the audit log.
     AuditVerify,
+    /// Go on with an audit log that lost its end.
+    AuditResume,
     /// Restore into a place of its own, and check.
     DrillRun,
 }
 
 impl Operation {
     /// All, in the order of the documentation.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::Init,
         Self::Doctor,
         Self::List,
@@ -141,6 +143,7 @@ impl Operation {
         Self::ApprovalList,
         Self::AuditList,
         Self::AuditVerify,
+        Self::AuditResume,
         Self::DrillRun,
     ];
 
@@ -172,7 +175,7 @@ impl Operation {
             | Self::RestorePoint => ActionClass::Write,
             Self::Restore | Self::DrillRun => ActionClass::Deploy,
             Self::Expire | Self::Prune | Self::Unpin => ActionClass::Delete,
-            Self::KeyGenerate | Self::KeyRotate | Self::KeyRevoke | Self::KeyExport => ActionClass::Key,
+            Self::KeyGenerate | Self::KeyRotate | Self::KeyRevoke | Self::KeyExport | Self::AuditResume => ActionClass::Key,
             Self::ApprovalRequest | Self::ApprovalGrant => ActionClass::Approve,
         }
     }

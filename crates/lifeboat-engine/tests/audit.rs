@@ -14,8 +14,11 @@ use lifeboat_core::repository::layout::{self, Key};
 use lifeboat_core::repository::{Id, to_json};
 use lifeboat_core::verify::FindingKind;
 use lifeboat_engine::audit::{self, AuditKey, Log, Pin, Recorded, Report, Trouble, TrustedKey};
+use lifeboat_engine::progress::Unwatched;
 use lifeboat_engine::random;
+use lifeboat_engine::replicate::{self, Mode, ReplicateSettings};
 use lifeboat_engine::repository::Repository;
+use lifeboat_engine::signing::{SigningKey, Trust};
 use lifeboat_engine::store::{
     self, Access, Fault, FaultyStore, Member, MemoryStore, Operation as Step, Part, Rule, Store as _, StoreOptions,
 };
@@ -375,6 +378,39 @@ fn a_log_whose_end_was_cut_off_is_found_by_whoever_remembers_it() {
     let forged = whole.snapshot();
     put_manifest(&forged, "c-backup-20240316T120000Z", &pin.replace("\n20\n", "\n19\n"));
     assert_eq!(verify(&auditor.log(&others), &forged, &[]).findings[0].kind, FindingKind::Unsigned);
+}
+
+#[test]
+fn a_log_that_lost_its_end_is_resumed_by_whoever_says_why() {
+    let (objects, a, b, all) = two_hosts(20);
+    let others = [a.trusted(None), b.trusted(None)];
+    truncate(&objects, 15);
+    let (waits, recorded) = a.record(&open(&objects), &others);
+    assert!(matches!(recorded.trouble, Some(Trouble::Distrusted(_))), "{recorded:?}");
+    let log = a.log(&others);
+    let resumed = log.resume(&open(&objects), "the primary burnt down", Timestamp::now()).unwrap();
+    // Of 15 to 19 two are of the other host.
+    assert_eq!((resumed.size, resumed.again, resumed.waiting), (15, 3, 1));
+    assert!(resumed.forgotten.unwrap().contains("\n20\n"));
+    assert_eq!(log.waiting().unwrap(), 4);
+    let (last, recorded) = a.record(&open(&objects), &others);
+    assert_eq!((recorded.index, recorded.waiting, recorded.trouble), (Some(19), 0, None));
+    let mut expected = all[..15].to_vec();
+    expected.extend([waits.id, all[16], all[17], all[19], last.id]);
+    assert_eq!(ids(&log, &objects), expected);
+    assert_sound(&verify(&log, &objects, &[]), 20);
+    // The other host decides for itself, and so does a second time of the first.
+    let (_, recorded) = b.record(&open(&objects), &others);
+    assert!(matches!(recorded.trouble, Some(Trouble::Distrusted(_))), "{recorded:?}");
+    assert_eq!(b.log(&others).resume(&open(&objects), "it burnt down", Timestamp::now()).unwrap().again, 2);
+    let (_, recorded) = b.record(&open(&objects), &others);
+    assert_eq!((recorded.index, recorded.waiting, recorded.trouble), (Some(23), 0, None));
+    assert_eq!(log.resume(&open(&objects), "again", Timestamp::now()).unwrap().again, 0);
+    let (_, recorded) = a.record(&open(&objects), &others);
+    assert_eq!((recorded.index, recorded.waiting, recorded.trouble), (Some(24), 0, None));
+    for host in [&a, &b] {
+        assert_sound(&verify(&host.log(&others), &objects, &[]), 25);
+    }
 }
 
 /// Rewrites the log from `from` on with what `thief` would have happened.
@@ -781,4 +817,36 @@ fn replicas_have_the_log_and_each_place_is_sound_by_itself() {
         let report = audit::verify(&log, &alone, &[], Timestamp::now()).unwrap();
         assert_sound(&report, 5);
     }
+}
+
+#[test]
+fn replicate_brings_the_log_and_heals_it_and_copies_no_damage() {
+    let (objects, a, b, _) = two_hosts(20);
+    let log = a.log(&[b.trusted(None)]);
+    let signing = SigningKey::generate().unwrap();
+    let trust = Trust::from_pems([signing.public_key().to_pem().as_str()]).unwrap();
+    let target = MemoryStore::default();
+    replicate::adopt(&objects, &target).unwrap();
+    let run = |mode| {
+        let settings = ReplicateSettings { trust: &trust, mode, workers: 2, memory_bytes: 64 << 20 };
+        replicate::run(&objects, &target, None, &settings, &Unwatched).unwrap()
+    };
+    let report = run(Mode::Listings);
+    assert_eq!((report.copied, report.findings.len()), (60, 0));
+    assert_sound(&verify(&log, &target, &[]), 20);
+    for key in [layout::audit_leaf(3), layout::audit_tile(0, 0, 7), layout::audit_checkpoint(9)] {
+        let whole = bytes(&target, &key);
+        overwrite(&target, &key, &whole[..whole.len() - 3]);
+        assert_eq!(run(Mode::Content).healed.count, 1, "{key}");
+        assert_sound(&verify(&log, &target, &[]), 20);
+        // The other way round nothing is brought, and it is said.
+        overwrite(&objects, &key, &whole[..whole.len() - 3]);
+        target.delete(&key).unwrap();
+        let report = run(Mode::Listings);
+        assert_eq!(report.findings.len(), 1, "{key}");
+        assert!(target.length(&key).is_err(), "{key}");
+        overwrite(&objects, &key, &whole);
+        run(Mode::Listings);
+    }
+    assert_sound(&verify(&log, &target, &[]), 20);
 }

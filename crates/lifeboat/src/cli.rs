@@ -75,6 +75,12 @@ pub(crate) enum Command {
     /// Make, list, replace, revoke and hand out keys
     #[command(subcommand)]
     Key(Key),
+    /// Show and check who did what with the repository
+    #[command(subcommand)]
+    Audit(crate::commands::audit::Audit),
+    /// Ask the policy, test it, print it
+    #[command(subcommand)]
+    Policy(crate::commands::policy::Policy),
     /// Look at the configuration
     #[command(subcommand)]
     Config(Config),

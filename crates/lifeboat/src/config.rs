@@ -2,7 +2,9 @@
 //! where it came from. Unknown keys are errors (c121); secrets are references, never values.
 
 mod approvals;
+mod audit;
 pub(crate) mod edit;
+mod policy;
 mod repositories;
 mod signing;
 mod trust;
@@ -20,6 +22,8 @@ use crate::cli::Cli;
 use crate::failure::Failure;
 
 pub(crate) use approvals::{Approvals, ApprovalsTable};
+pub(crate) use audit::AuditSettings;
+pub(crate) use policy::{PolicyTable, PolicyTerms};
 pub(crate) use repositories::{Repositories, RepositorySettings, RepositoryTable};
 pub(crate) use signing::{SigningSettings, SigningTable, TimestampPart, Token};
 pub(crate) use trust::{KeyPlace, KeySource, TrustSettings};
@@ -42,6 +46,8 @@ pub(crate) struct File {
     pub(crate) objectives: Option<Objectives>,
     pub(crate) retention: Option<Retention>,
     pub(crate) approvals: Option<ApprovalsTable>,
+    pub(crate) policy: Option<PolicyTable>,
+    pub(crate) audit: Option<audit::AuditTable>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -301,6 +307,10 @@ pub(crate) struct Settings {
     pub(crate) recovery_window: Option<Setting<Duration>>,
     pub(crate) grace: Setting<Duration>,
     pub(crate) approvals: Approvals,
+    pub(crate) policy: PolicyTerms,
+    pub(crate) audit: AuditSettings,
+    /// Why somebody goes around the approvals, if they do: for one command, and never from a file.
+    pub(crate) break_glass: Option<String>,
     /// Where the user's own keys are, whether or not they are there.
     pub(crate) user_keys: UserKeys,
     /// Whether the file names a server.
@@ -381,6 +391,11 @@ pub(crate) fn parse_span(text: &str) -> Result<Duration, Failure> {
         Failure::usage(format!("parse time span {text:?}: write a number with ms, s, m or h"))
             .hint("lifeboat config show prints the settings")
     })
+}
+
+/// A span as it could be written, without parts that are none.
+fn shown_span(span: Duration) -> String {
+    if span.is_zero() { "0s".to_owned() } else { format!("{span:?}") }
 }
 
 /// How long an expired backup stays whole where nobody says: long enough for somebody to come back from a holiday week.
@@ -648,7 +663,10 @@ impl Settings {
             grace: source
                 .pick(None, None, retention.grace.as_deref().map(parse_days).transpose()?)
                 .unwrap_or(Setting { value: DEFAULT_GRACE, origin: Origin::Default }),
+            policy: PolicyTerms::resolve(&source, file.policy.unwrap_or_default())?,
             approvals: Approvals::resolve(&source, file.approvals.unwrap_or_default())?,
+            audit: AuditSettings::resolve(&source, file.audit.unwrap_or_default(), &user_keys),
+            break_glass: cli.break_glass.clone(),
             user_keys,
             postgres_configured,
             file: path,
@@ -707,19 +725,19 @@ impl Settings {
             of("limits.workers", &self.workers, |workers| json!(workers)),
             maybe("limits.bandwidth", self.bandwidth.as_ref(), |bytes| json!(bytes)),
             of("limits.compression_level", &self.compression_level, |level| json!(level)),
-            of("objectives.rpo", &self.rpo, |span| format!("{span:?}")),
+            of("objectives.rpo", &self.rpo, |span| shown_span(*span)),
             maybe("retention.keep_last", self.keep_last.as_ref(), |count| *count),
             maybe("retention.keep_daily", self.keep_daily.as_ref(), |count| *count),
             maybe("retention.keep_weekly", self.keep_weekly.as_ref(), |count| *count),
             maybe("retention.keep_monthly", self.keep_monthly.as_ref(), |count| *count),
             maybe("retention.keep_yearly", self.keep_yearly.as_ref(), |count| *count),
-            maybe("retention.recovery_window", self.recovery_window.as_ref(), |span| format!("{span:?}")),
-            of("retention.grace", &self.grace, |span| format!("{span:?}")),
+            maybe("retention.recovery_window", self.recovery_window.as_ref(), |span| shown_span(*span)),
+            of("retention.grace", &self.grace, |span| shown_span(*span)),
             of("wal.mode", &self.wal_mode, |mode| json!(mode)),
             of("wal.durability", &self.wal_durability, |durability| json!(durability)),
             of("wal.on_fallout", &self.wal_on_fallout, |on_fallout| json!(on_fallout)),
-            of("wal.degrade_after", &self.wal_degrade_after, |span| format!("{span:?}")),
-            of("wal.flush_interval", &self.wal_flush_interval, |span| format!("{span:?}")),
+            of("wal.degrade_after", &self.wal_degrade_after, |span| shown_span(*span)),
+            of("wal.flush_interval", &self.wal_flush_interval, |span| shown_span(*span)),
             of("wal.slot", &self.wal_slot, String::clone),
             of("wal.spool", &self.wal_spool, path),
             of("wal.spool_limit", &self.wal_spool_limit, |bytes| json!(bytes)),
@@ -764,7 +782,9 @@ impl Settings {
         rows.extend(owned(self.signing.rows()));
         rows.extend(owned(self.trust.rows()));
         rows.extend(owned(self.approvals.rows()));
+        rows.extend(owned(self.policy.rows()));
         rows.extend(owned(last));
+        rows.extend(self.audit.rows());
         rows
     }
 }

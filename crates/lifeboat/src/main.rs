@@ -7,6 +7,7 @@ mod cli;
 mod commands;
 mod config;
 mod failure;
+mod gate;
 mod hardening;
 mod output;
 mod progress;

@@ -12,6 +12,7 @@ use lifeboat_core::repository::backup_id::BackupId;
 use lifeboat_engine::backup::Protection;
 use lifeboat_engine::keys::{self, Identities, Recipient};
 use lifeboat_engine::opened_backup;
+use lifeboat_engine::policy::{OpaSettings, Policy, PolicySettings};
 use lifeboat_engine::repository::Repository;
 use lifeboat_engine::secret::Secret;
 use lifeboat_engine::signing::{
@@ -46,9 +47,39 @@ pub(crate) fn actor() -> Actor {
     Actor { user: name.unwrap_or_else(|| uid.to_string()), uid, sudo_user }
 }
 
+/// The policy in force. One that cannot be loaded denies everything, and says why: that is no failure here.
+pub(crate) fn policy(settings: &Settings) -> Result<Policy, Failure> {
+    let terms = &settings.policy;
+    let bytes = |path: &PathBuf| {
+        std::fs::read(path).map_err(|error| {
+            Failure::new(EXIT_KEY, format!("read {}: {error}", path.display()))
+                .hint("lifeboat config show prints policy.opa_ca_file and policy.opa_identity_file")
+        })
+    };
+    let token = |setting: &crate::config::Setting<Reference>| {
+        let token = secret(&setting.value, "policy.opa_token")?;
+        let text = token.expose_text().map_err(|_| {
+            Failure::new(EXIT_KEY, "read policy.opa_token: it is not text").hint("lifeboat config show prints where it is looked for")
+        })?;
+        Ok::<_, Failure>(Zeroizing::new(text.to_owned()))
+    };
+    let opa = match &terms.opa_url {
+        None => None,
+        Some(url) => Some(OpaSettings {
+            url: url.value.clone(),
+            path: terms.opa_path.value.clone(),
+            token: terms.opa_token.as_ref().map(token).transpose()?,
+            ca: terms.opa_ca_file.as_ref().map(|setting| bytes(&setting.value)).transpose()?,
+            identity: terms.opa_identity_file.as_ref().map(|setting| bytes(&setting.value).map(Zeroizing::new)).transpose()?,
+        }),
+    };
+    let path = terms.path.as_ref().map(|setting| setting.value.clone());
+    Ok(Policy::open(&PolicySettings { engines: terms.engine.value, path, opa, timeout: terms.timeout.value }))
+}
+
 /// What this host belongs to, as policies and approvals have it.
-pub(crate) fn environment(_settings: &Settings) -> String {
-    "unspecified".to_owned()
+pub(crate) fn environment(settings: &Settings) -> String {
+    settings.policy.environment.value.clone()
 }
 
 /// The primary of the repositories that the settings name.
@@ -476,6 +507,8 @@ pub(crate) struct MadeKeys {
     pub(crate) identity_file: PathBuf,
     pub(crate) recipient: String,
     pub(crate) host_identity_file: PathBuf,
+    pub(crate) audit_key_file: PathBuf,
+    pub(crate) audit_key: String,
 }
 
 /// Makes a signing key, a restore identity and a host identity in a directory.
@@ -486,7 +519,8 @@ pub(crate) fn make_keys(keys: &UserKeys, password_file: Option<&Path>) -> Result
             .hint("lifeboat key generate --out DIR writes to another directory")
     })?;
     // All or nothing: an old key beside a new password would open nothing.
-    for path in [keys.signing_key(), keys.public_key(), keys.password(), keys.identity(), keys.recipients(), keys.host_identity()] {
+    let own = [keys.signing_key(), keys.public_key(), keys.password(), keys.identity(), keys.recipients(), keys.host_identity()];
+    for path in own.into_iter().chain([keys.audit_key(), keys.audit_public_key()]) {
         if path.exists() {
             return Err(Failure::new(crate::failure::EXIT_FAILED, format!("make keys: {} exists already", path.display()))
                 .hint("lifeboat key generate --out DIR writes to another directory; nothing is ever overwritten"));
@@ -508,6 +542,8 @@ pub(crate) fn make_keys(keys: &UserKeys, password_file: Option<&Path>) -> Result
     write_new(&keys.identity(), &[identity.as_bytes()], 0o600)?;
     write_new(&keys.recipients(), &[recipient.to_string().as_bytes(), b"\n"], 0o644)?;
     write_new(&keys.host_identity(), &[host_identity.as_bytes()], 0o600)?;
+    let audit_key = crate::commands::audit::make_key(&keys.audit_key())?.to_string();
+    write_new(&keys.audit_public_key(), &[audit_key.as_bytes(), b"\n"], 0o644)?;
     if let Ok(directory) = std::fs::File::open(&keys.directory) {
         let _ = directory.sync_all();
     }
@@ -518,6 +554,8 @@ pub(crate) fn make_keys(keys: &UserKeys, password_file: Option<&Path>) -> Result
         identity_file: keys.identity(),
         recipient: recipient.to_string(),
         host_identity_file: keys.host_identity(),
+        audit_key_file: keys.audit_key(),
+        audit_key,
     })
 }
 

@@ -1,3 +1,5 @@
+//! Records, joining and filtering, and what two accounts of one log come to, on values alone.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -142,13 +142,7 @@ impl Proven {
 }
 
 /// What a signed statement proves, or why it proves nothing.
-fn verify(
-    object: &Object,
-    predicate_type: &str,
-    plan: Sha256,
-    approvers: Approvers<'_>,
-    now: Timestamp,
-) -> Result<Proven, String> {
+fn verify(object: &Object, predicate_type: &str, plan: Sha256, approvers: Approvers<'_>, now: Timestamp) -> Result<Proven, String> {
     let expected = Expected { predicate_type, subject_sha256: plan.0, subject_name: None, version: None };
     if !object.ssh {
         let verified = approvers.trust.verify(&object.bytes, &expected).map_err(|error| causes::joined(&error))?;

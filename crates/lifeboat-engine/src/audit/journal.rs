@@ -3,6 +3,7 @@
 //! What the store did not take yet waits here, in order. Lines are only ever appended, each durable before whoever wrote it goes on; what was
 //! settled is remembered beside them, so that nobody reads old lines again. Losing that only makes the next run slower.
 
+use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
@@ -30,6 +31,19 @@ pub(super) enum Line {
     Event(Box<Event>),
     /// It is in a repository.
     Stored(Stored),
+    /// Somebody decided to go on with a log that had lost its end. Events that were lost with it stand in the journal once more, behind this line.
+    Resumed(Resumed),
+}
+
+/// What is written down when a log is resumed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Resumed {
+    pub(super) time: Timestamp,
+    pub(super) repository: Id,
+    /// Records that the log still had.
+    pub(super) size: u64,
+    /// In the words of whoever decided.
+    pub(super) reason: String,
 }
 
 impl Line {
@@ -37,7 +51,7 @@ impl Line {
         match self {
             // As in the repository, so that people find the same text.
             Self::Event(event) => format!("{{\"event\":{}}}\n", event.to_json()),
-            Self::Stored(_) => serde_json::to_string(self).expect("a line has text keys only") + "\n",
+            Self::Stored(_) | Self::Resumed(_) => serde_json::to_string(self).expect("a line has text keys only") + "\n",
         }
     }
 }
@@ -94,6 +108,33 @@ pub(super) struct Waiting {
     pub(super) end: Position,
 }
 
+/// Lines, taken together: the last word about each event counts.
+#[derive(Default)]
+pub(super) struct Account {
+    /// In the order in which they were written down, or once more.
+    pub(super) events: Vec<(Position, Event)>,
+    /// Where events are.
+    pub(super) stored: HashMap<Id, Stored>,
+}
+
+impl Account {
+    fn take(&mut self, at: Position, line: Line) {
+        match line {
+            Line::Event(event) => {
+                // Once more: what was stored was lost.
+                if self.stored.remove(&event.id).is_some() {
+                    self.events.retain(|(_, known)| known.id != event.id);
+                }
+                self.events.push((at, *event));
+            }
+            Line::Stored(stored) => _ = self.stored.insert(stored.id, stored),
+            Line::Resumed(resumed) => {
+                self.stored.retain(|_, stored| stored.repository != resumed.repository || stored.index < resumed.size);
+            }
+        }
+    }
+}
+
 /// The journal for one address.
 #[derive(Debug, Clone)]
 pub(super) struct Journal {
@@ -119,6 +160,8 @@ impl Journal {
     fn lock_file(&self, name: &str) -> io::Result<File> {
         if !self.directory.is_dir() {
             DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
+            // What is promised to be in it must not be lost with its name.
+            self.directory.ancestors().skip(1).take(2).try_for_each(sync_directory)?;
         }
         OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(self.directory.join(name))
     }
@@ -210,21 +253,21 @@ impl Journal {
         Ok((lines, end))
     }
 
-    /// All lines.
-    pub(super) fn lines(&self) -> io::Result<Vec<Line>> {
-        Ok(self.read(&Position::default())?.0.into_iter().map(|(_, line)| line).collect())
+    /// Everything that it says, taken together.
+    pub(super) fn account(&self) -> io::Result<Account> {
+        let mut account = Account::default();
+        for (at, line) in self.read(&Position::default())?.0 {
+            account.take(at, line);
+        }
+        Ok(account)
     }
 
     /// What is in no repository yet.
     pub(super) fn waiting(&self, state: &State) -> io::Result<Waiting> {
         let (lines, end) = self.read(&state.settled)?;
-        let stored: std::collections::BTreeSet<Id> =
-            lines.iter().filter_map(|(_, line)| if let Line::Stored(stored) = line { Some(stored.id) } else { None }).collect();
-        let events = lines.into_iter().filter_map(|(at, line)| match line {
-            Line::Event(event) if !stored.contains(&event.id) => Some((at, *event)),
-            _ => None,
-        });
-        Ok(Waiting { events: events.collect(), end })
+        let mut account = Account::default();
+        lines.into_iter().for_each(|(at, line)| account.take(at, line));
+        Ok(Waiting { events: account.events.into_iter().filter(|(_, event)| !account.stored.contains_key(&event.id)).collect(), end })
     }
 
     /// What is remembered; what cannot be read is forgotten, and only costs time.
@@ -323,7 +366,8 @@ mod tests {
         assert_eq!(ids(&journal, &state), [5]);
         // What is remembered may get lost.
         assert_eq!(ids(&journal, &State::default()), [5]);
-        assert_eq!(journal.lines().unwrap().len(), 9);
+        let account = journal.account().unwrap();
+        assert_eq!((account.events.len(), account.stored.len()), (5, 4));
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(journal.directory()), 0o700);
         for entry in fs::read_dir(journal.directory()).unwrap() {

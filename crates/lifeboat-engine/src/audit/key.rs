@@ -5,8 +5,9 @@
 //! what a thief can do with it ends at the size at which the key is retired (docs/decisions/0017).
 
 use std::collections::HashMap;
-use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
+use std::{fmt, fs, io};
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use base64::Engine as _;
@@ -14,7 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use lifeboat_core::audit::{MAX_RECORD_BYTES, Place, Record};
 use lifeboat_core::repository::Id;
 use lifeboat_core::verify::FindingKind;
-use signed_note::{Note, Signature, StandardSigner, StandardVerifier, VerificationError};
+use signed_note::{Note, Signature, StandardVerifier, VerificationError};
 use tlog_tiles::Hash;
 use zeroize::Zeroizing;
 
@@ -116,13 +117,25 @@ impl AuditKey {
 
     /// A key from the text of its file.
     pub fn parse(text: &str) -> Result<Self, AuditKeyError> {
-        let text = text.trim();
-        StandardSigner::new(text).map_err(|_| AuditKeyError::Private)?;
-        let mut parts = text.splitn(5, '+').skip(2);
-        let (Some(name), Some(_), Some(key)) = (parts.next(), parts.next(), parts.next()) else { return Err(AuditKeyError::Private) };
+        let rest = text.trim().strip_prefix("PRIVATE+KEY+").ok_or(AuditKeyError::Private)?;
+        let mut parts = rest.splitn(3, '+');
+        let (Some(name), Some(hash), Some(key)) = (parts.next(), parts.next(), parts.next()) else { return Err(AuditKeyError::Private) };
         let key = Zeroizing::new(STANDARD.decode(key).map_err(|_| AuditKeyError::Private)?);
-        let seed: [u8; 32] = key.get(1..).and_then(|seed| seed.try_into().ok()).ok_or(AuditKeyError::Private)?;
-        Ok(Self::of(name.to_owned(), Zeroizing::new(seed)))
+        let (Some(&ED25519), Some(Ok(seed))) = (key.first(), key.get(1..).map(<[u8; 32]>::try_from)) else {
+            return Err(AuditKeyError::Private);
+        };
+        let key = Self::of(name.to_owned(), Zeroizing::new(seed));
+        let fits = signed_note::is_key_name_valid(name) && hash == format!("{:08x}", signed_note::key_id(name, &key.verifier.encoded()));
+        if fits { Ok(key) } else { Err(AuditKeyError::Private) }
+    }
+
+    /// A key from its file; nothing of the text stays in memory.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or it is none of a key.
+    pub fn read(path: &Path) -> io::Result<Result<Self, AuditKeyError>> {
+        Ok(Self::parse(&Zeroizing::new(fs::read_to_string(path)?)))
     }
 
     /// The text of its file: a secret.
@@ -131,7 +144,7 @@ impl AuditKey {
         private[1..].copy_from_slice(&*self.seed);
         let name = &self.verifier.name;
         let hash = signed_note::key_id(name, &self.verifier.encoded());
-        let encoded = Zeroizing::new(STANDARD.encode(&*private));
+        let encoded = Zeroizing::new(STANDARD.encode(private.as_slice()));
         Zeroizing::new(format!("PRIVATE+KEY+{name}+{hash:08x}+{}\n", &*encoded))
     }
 

@@ -11,6 +11,7 @@ mod read;
 mod tree;
 mod verify;
 
+use std::collections::HashSet;
 use std::io;
 use std::path::Path;
 
@@ -22,8 +23,10 @@ use lifeboat_core::verify::{Finding, FindingKind};
 pub use key::{AuditKey, AuditKeyError, Checkpoint, MAX_CHECKPOINT_BYTES, TrustedKey, VerifierKey, origin};
 pub use verify::{Pin, Report, verify};
 
+pub(crate) use read::misshapen;
+
 use append::Appender;
-use journal::{Journal, Line, State};
+use journal::{Journal, Line, Resumed, State};
 use key::Verifiers;
 
 use crate::repository::Repository;
@@ -229,24 +232,50 @@ impl Log {
 
     /// Every event of this host's journal, in order, with its place in the repository where it has one.
     pub fn local(&self) -> Result<Vec<(Option<u64>, Event)>, AuditError> {
-        let lines = self.journal.lines().map_err(|source| self.unread(source))?;
-        let places: std::collections::HashMap<Id, u64> =
-            lines.iter().filter_map(|line| if let Line::Stored(stored) = line { Some((stored.id, stored.index)) } else { None }).collect();
-        let events = lines.into_iter().filter_map(|line| match line {
-            Line::Event(event) => Some((places.get(&event.id).copied(), *event)),
-            Line::Stored(_) => None,
-        });
-        Ok(events.collect())
+        let account = self.journal.account().map_err(|source| self.unread(source))?;
+        let place = |event: &Event| account.stored.get(&event.id).map(|stored| stored.index);
+        Ok(account.events.iter().map(|(_, event)| (place(event), event.clone())).collect())
     }
 
     /// What this host's journal says that it stored in a repository.
     fn stored(&self, repository: Id) -> Result<Vec<Stored>, AuditError> {
-        let lines = self.journal.lines().map_err(|source| self.unread(source))?;
-        Ok(lines
-            .into_iter()
-            .filter_map(|line| if let Line::Stored(stored) = line { Some(stored) } else { None })
-            .filter(|stored| stored.repository == repository)
-            .collect())
+        let account = self.journal.account().map_err(|source| self.unread(source))?;
+        Ok(account.stored.into_values().filter(|stored| stored.repository == repository).collect())
+    }
+
+    /// Goes on with a log that lost its end, or is another than the one that this host has seen: what this host remembered of it is forgotten, and those of its
+    /// records that are not there any more wait to be added again. Whoever decides that knows why, and says so; nobody else can tell a replica that was
+    /// left behind from a log that somebody shortened.
+    pub fn resume(&self, repository: &Repository, reason: &str, now: Timestamp) -> Result<Resumption, AuditError> {
+        let (store, verifiers) = (repository.store(), self.verifiers(repository));
+        let _turn = self.journal.turn().map_err(|source| self.unwritten(source))?.ok_or_else(|| {
+            self.unwritten(io::Error::new(io::ErrorKind::ResourceBusy, "another process of this host is busy with the repository"))
+        })?;
+        let mut state = self.journal.state().map_err(|source| self.unread(source))?;
+        let forgotten = self.seen(&verifiers, &state);
+        // From the beginning: what is there is what is there.
+        let mut there = HashSet::new();
+        let mut size = read::newest(store, &verifiers, 0)?.map_or(0, |head| head.size);
+        read::records(store, &verifiers, 0, size, |found| there.extend(found.record.map(|(record, _)| record.place.id)))?;
+        while let Ok((record, _)) = read::leaf(store, &verifiers, size)?.record {
+            there.insert(record.place.id);
+            size += 1;
+        }
+        let account = self.journal.account().map_err(|source| self.unread(source))?;
+        let lost = |event: &Event| {
+            let stored = account.stored.get(&event.id);
+            stored.is_some_and(|stored| stored.repository == verifiers.repository) && !there.contains(&event.id)
+        };
+        let mut lines = vec![Line::Resumed(Resumed { time: now, repository: verifiers.repository, size, reason: reason.to_owned() })];
+        let waiting = self.journal.waiting(&state).map_err(|source| self.unread(source))?;
+        let again: Vec<Event> = account.events.iter().filter(|(_, event)| lost(event)).map(|(_, event)| event.clone()).collect();
+        lines.extend(again.iter().cloned().map(|event| Line::Event(Box::new(event))));
+        self.journal.append(&lines, now).map_err(|source| self.unwritten(source))?;
+        let seen = state.seen_mut(verifiers.repository);
+        // Whatever of this host is in it is looked for, so that nothing is added twice.
+        (seen.checkpoint, seen.tried_from) = (None, Some(0));
+        self.journal.remember(&state).map_err(|source| self.unwritten(source))?;
+        Ok(Resumption { size, forgotten: forgotten.map(|seen| seen.note), again: again.len() as u64, waiting: waiting.events.len() as u64 })
     }
 
     /// Every record of a repository's log that counts, in order; what does not count is a finding, never an event.
@@ -285,6 +314,19 @@ impl Log {
 
 fn finding(flaw: key::Flaw, object: String) -> Finding {
     Finding { kind: flaw.kind, backup: None, object, file: None, problem: flaw.problem }
+}
+
+/// How a log is gone on with.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Resumption {
+    /// Records that it has.
+    pub size: u64,
+    /// The newest checkpoint that this host had seen: worth keeping, as it tells what was lost.
+    pub forgotten: Option<String>,
+    /// Records of this host that were lost, and follow with the next one.
+    pub again: u64,
+    /// Records that wait besides.
+    pub waiting: u64,
 }
 
 /// A record that counts.

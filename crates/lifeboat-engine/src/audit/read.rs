@@ -30,6 +30,24 @@ pub(super) fn get(store: &dyn Store, key: &Key, limit: u64) -> Result<Result<Vec
     }
 }
 
+/// What is wrong with an object of the log as far as its bytes and its key alone tell, without knowing whose signatures count.
+pub(crate) fn misshapen(key: &Key, bytes: &[u8]) -> Option<String> {
+    let note = || signed_note::Note::from_bytes(bytes).ok().filter(|note| note.to_bytes() == bytes);
+    let (fits, what) = match layout::audit_object(key)? {
+        AuditObject::Leaf(index) => {
+            let place = note().and_then(|note| Record::decode(note.text()).ok()).map(|record| record.place.index);
+            (place == Some(index), "a record of this place")
+        }
+        AuditObject::Checkpoint(size) => {
+            let head = note().and_then(|note| tlog_tiles::Checkpoint::from_bytes(note.text()).ok());
+            (head.is_some_and(|head| head.size() == size), "a checkpoint of so many records")
+        }
+        AuditObject::Tile { width, .. } => (bytes.len() as u64 == width * tlog_tiles::HASH_SIZE as u64, "a tile of so many hashes"),
+        AuditObject::Entries(_) => (decode_bundle(bytes).is_some(), "a bundle of 256 records"),
+    };
+    (!fits).then(|| format!("it is not {what}"))
+}
+
 /// The entries of a bundle; `None`: it is none.
 pub(super) fn decode_bundle(mut bytes: &[u8]) -> Option<Vec<&[u8]>> {
     let mut entries = Vec::new();

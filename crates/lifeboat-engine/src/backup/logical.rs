@@ -47,12 +47,14 @@ const ENVIRONMENT: [(&str, &str); 20] = [
 ];
 
 /// Secrets of other things that our environment may hold, and that pg_dump has no use for.
-const NOT_THEIRS: [&str; 9] = [
+const NOT_THEIRS: [&str; 11] = [
+    "ACTIONS_ID_TOKEN_REQUEST_TOKEN",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
     "AZURE_STORAGE_KEY",
     "AZURE_STORAGE_SAS_TOKEN",
     "AZURE_CLIENT_SECRET",
+    "BAO_TOKEN",
     "COSIGN_PASSWORD",
     "LIFEBOAT_DSN",
     "SIGSTORE_ID_TOKEN",
@@ -243,4 +245,30 @@ fn feed_dump(feeder: &Feeder<'_, '_>, directory: &Path, name: &str) -> Result<()
         feeder.file(CopyFile { meta, source: Some(entry.path()), pages: None, may_vanish: false, in_backup_manifest: false })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_password_is_handed_over_in_a_file_and_not_in_the_environment() {
+        let dsn = Dsn::default().with("host", "db1").with("password", "hunter2:\\ 'x'");
+        let passfile = Passfile::of(&dsn).unwrap().unwrap();
+        // Each reader begins at the beginning.
+        for _ in 0..2 {
+            assert_eq!(fs::read_to_string(passfile.path()).unwrap(), "*:*:*:*:hunter2\\:\\\\ 'x'\n");
+        }
+        assert_eq!(fs::metadata(passfile.path()).unwrap().mode() & 0o7777, 0o600, "libpq ignores any other");
+        let command = client(Path::new("pg_dump"), &dsn, Some(&passfile), "app");
+        let shown = format!("{command:?} {:?}", command.get_envs().collect::<Vec<_>>());
+        assert!(!shown.contains("hunter2") && shown.contains("/proc/self/fd/") && shown.contains("db1"), "{shown}");
+        assert!(command.get_envs().any(|(name, value)| name == "PGPASSWORD" && value.is_none()));
+
+        assert!(Passfile::of(&Dsn::default().with("host", "db1")).unwrap().is_none());
+        let failed = Passfile::of(&Dsn::default().with("password", "hunter2\nand more")).err().unwrap().to_string();
+        assert!(!failed.contains("hunter2") && failed.contains("line"), "{failed}");
+    }
 }

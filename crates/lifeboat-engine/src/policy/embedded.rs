@@ -9,6 +9,7 @@ use lifeboat_core::policy::{Answer, Code, Decision, Facts};
 use regorus::utils::limits::ExecutionTimerConfig;
 use regorus::{Engine, LimitError, Value};
 
+use super::modules::{Modules, Places};
 use super::scan::{self, WITHHELD};
 use super::{LoadError, Said, Sources};
 
@@ -25,14 +26,15 @@ const STEPS: NonZeroU32 = NonZeroU32::new(32).expect("not zero");
 pub(super) struct Embedded {
     /// Evaluating changes it: one question at a time. Both are shorter than waiting for a thread to be made.
     engine: Mutex<Engine>,
+    places: Places,
     digest: String,
 }
 
 impl Embedded {
     /// Parses a policy without its tests.
     pub(super) fn load(sources: &Sources, limit: Duration) -> Result<Self, LoadError> {
-        let engine = load(sources, false, limit)?;
-        Ok(Self { engine: Mutex::new(engine), digest: sources.digest().to_owned() })
+        let (engine, places) = load(sources, false, limit)?;
+        Ok(Self { engine: Mutex::new(engine), places, digest: sources.digest().to_owned() })
     }
 
     /// Asks, with the facts and their text in JSON.
@@ -44,7 +46,8 @@ impl Embedded {
     }
 
     fn answer(&self, facts: &Facts, text: &str) -> Answer {
-        let error = |error: &dyn std::fmt::Display| Answer::refused(Code::Error, format!("evaluate the policy: {}", one_line(error)));
+        let error =
+            |error: &dyn std::fmt::Display| Answer::refused(Code::Error, format!("evaluate the policy: {}", self.places.one_line(error)));
         let input = match Value::from_json_str(text) {
             Ok(input) => input,
             Err(problem) => return error(&problem),
@@ -79,7 +82,20 @@ fn is_timeout<E: AsRef<dyn std::error::Error + Send + Sync> + std::fmt::Display>
 }
 
 /// Makes an evaluator of a policy, with or without its tests.
-pub(super) fn load(sources: &Sources, with_tests: bool, limit: Duration) -> Result<Engine, LoadError> {
+pub(super) fn load(sources: &Sources, with_tests: bool, limit: Duration) -> Result<(Engine, Places), LoadError> {
+    let files = || sources.files().iter().filter(|file| with_tests || !file.is_test());
+    let broken = |error: &dyn std::fmt::Display| LoadError::Broken(Places::default().one_line(error));
+    let mut engine = Engine::new();
+    // Each file as it is, so that what is no Rego is found where it is.
+    for file in files() {
+        if let Some(line) = scan::endless_expression(file) {
+            return Err(LoadError::Broken(format!("{}:{line}: an expression is too long: give its parts names", file.path)));
+        }
+        engine.add_policy(file.path.clone(), file.text.clone()).map_err(|error| broken(&error))?;
+    }
+    let modules = Modules::of(sources, with_tests)?;
+    let places = modules.places().clone();
+    let broken = |error: &dyn std::fmt::Display| LoadError::Broken(places.one_line(error));
     let mut engine = Engine::new();
     // An error is an error, as OPA is asked to have it too: not an undefined value that `not` makes true.
     engine.set_strict_builtin_errors(true);
@@ -93,12 +109,15 @@ pub(super) fn load(sources: &Sources, with_tests: bool, limit: Duration) -> Resu
         engine.add_extension(name.to_owned(), arguments, Box::new(refuse)).map_err(|error| broken(&error))?;
     }
     let mut asked = false;
-    for file in sources.files().iter().filter(|file| with_tests || !file.is_test()) {
-        engine.add_policy(file.path.clone(), file.text.clone()).map_err(|error| broken(&error))?;
-        asked |= engine.has_declared_rule_rooted_at(&file.path, RULE).map_err(|error| broken(&error))?;
+    for (name, text) in modules.texts {
+        let package = engine.add_policy(name.clone(), text).map_err(|error| broken(&error))?;
+        asked |= RULE.strip_prefix(&package).and_then(|rest| rest.strip_prefix('.')).is_some_and(|rule| {
+            // An error here is one of heads that cannot be told apart; another file may have the rule.
+            engine.has_declared_rule_rooted_at(&name, rule).unwrap_or(false)
+        });
     }
-    if let Some(call) = scan::refused_call(sources) {
-        return Err(LoadError::Broken(call));
+    if let Some(refused) = scan::refused(sources, with_tests) {
+        return Err(LoadError::Broken(refused));
     }
     if !asked {
         return Err(LoadError::Broken(format!("it has no rule {RULE}: package lifeboat, rule decision")));
@@ -114,7 +133,7 @@ pub(super) fn load(sources: &Sources, with_tests: bool, limit: Duration) -> Resu
     engine.set_execution_timer_config(ExecutionTimerConfig { limit, check_interval: STEPS });
     // Analyses it: what is found only now, unsafe variables for example, would be an error of every decision.
     engine.compile_with_entrypoint(&RULE.into()).map_err(|error| broken(&error))?;
-    Ok(engine)
+    Ok((engine, places))
 }
 
 /// Whether data stands where rules would: the two engines join them differently.
@@ -122,18 +141,4 @@ fn has_data(sources: &Sources, package: &str) -> bool {
     let mut parts = package.split('.').skip(1);
     let first = parts.next().and_then(|name| sources.data().get(name));
     parts.try_fold(first, |value, name| value.map(|value| value.get(name))).flatten().is_some()
-}
-
-fn broken(error: &dyn std::fmt::Display) -> LoadError {
-    LoadError::Broken(one_line(error))
-}
-
-/// The evaluator's errors show the line of the policy, on lines of their own; this is place and message.
-pub(super) fn one_line(error: &dyn std::fmt::Display) -> String {
-    let text = error.to_string();
-    let message = text.split("error: ").nth(1).unwrap_or(&text).lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("it failed");
-    match text.lines().find_map(|line| line.strip_prefix("--> ")) {
-        Some(place) => format!("{place}: {message}"),
-        None => message.to_owned(),
-    }
 }

@@ -4,6 +4,7 @@
 //! too: no, with a code that says why (`lifeboat_core::policy::Code`).
 
 mod embedded;
+mod modules;
 mod opa;
 mod scan;
 mod sources;

@@ -108,7 +108,6 @@ pub const BUILTINS: &[&str] = &[
     "units.parse_bytes",
     "upper",
     "uuid.parse",
-    "walk",
 ];
 
 /// Builtins that the evaluator has and policies do not get: each is replaced by one that fails, with the number of its arguments.
@@ -209,11 +208,38 @@ fn tokens(text: &str) -> Vec<Place<'_>> {
     places
 }
 
+/// Operators and names in one expression. The evaluator goes down one level of its stack for each of them, and has no limit of its own for that.
+const MAX_CHAIN: usize = 200;
+
+/// The first line on which an expression is a longer chain than any that somebody has written by hand.
+pub(super) fn endless_expression(file: &SourceFile) -> Option<usize> {
+    let links = |token: Token<'_>| match token {
+        Token::Word(word) => word.matches('.').count(),
+        Token::Other('.' | '[' | '+' | '-' | '*' | '/' | '%' | '|' | '&') => 1,
+        Token::Text | Token::Other(_) => 0,
+    };
+    let (mut chain, mut goes_on) = (0, false);
+    for place in tokens(&file.text) {
+        let link = links(place.token);
+        let ends = matches!(place.token, Token::Other(',' | ';' | ':' | '=' | '{' | '}' | '(' | ')'));
+        // A line of its own, unless this or the line before is in the middle of something.
+        let begins = place.first && !goes_on && !matches!(place.token, Token::Other(_));
+        chain = if ends || begins { 0 } else { chain } + link;
+        goes_on = matches!(place.token, Token::Other(other) if other != ']' && link > 0);
+        if chain > MAX_CHAIN {
+            return Some(place.line);
+        }
+    }
+    None
+}
+
 /// A call of a function.
 #[derive(Debug)]
 struct Call<'a> {
     name: &'a str,
     line: usize,
+    /// The function in whose body it stands, if it is one.
+    within: Option<&'a str>,
 }
 
 /// What one file says.
@@ -221,10 +247,17 @@ struct Call<'a> {
 pub(super) struct Words<'a> {
     /// `data.` and the name of its package.
     pub(super) package: String,
+    pub(super) package_line: usize,
+    /// Lines with an import.
+    pub(super) import_lines: Vec<usize>,
+    /// Names of rules: the first word of each.
+    pub(super) heads: BTreeSet<&'a str>,
+    /// The first use of `with`, or of `data` without a name behind it, with its line.
+    pub(super) misuse: Option<(usize, &'static str)>,
     /// Tests, by name, with the line of the first rule of each.
     pub(super) tests: BTreeMap<&'a str, usize>,
     /// Packages and functions of other files, by what they are called here.
-    imports: BTreeSet<&'a str>,
+    pub(super) imports: BTreeMap<&'a str, &'a str>,
     functions: BTreeSet<&'a str>,
     calls: Vec<Call<'a>>,
 }
@@ -232,36 +265,57 @@ pub(super) struct Words<'a> {
 impl<'a> Words<'a> {
     pub(super) fn of(file: &'a SourceFile) -> Self {
         let places = tokens(&file.text);
-        let mut words = Self::default();
-        let mut depth = 0_usize;
+        let (mut words, mut depth, mut within) = (Self::default(), 0_usize, None);
         for (index, place) in places.iter().enumerate() {
             let before = index.checked_sub(1).and_then(|index| places.get(index));
-            let after = places.get(index + 1);
-            match place.token {
-                Token::Other('{' | '[' | '(') => depth += 1,
-                Token::Other('}' | ']' | ')') => depth = depth.saturating_sub(1),
-                Token::Word("package") if place.first && depth == 0 && words.package.is_empty() => {
+            let name = match place.token {
+                Token::Other('{' | '[' | '(') => {
+                    depth += 1;
+                    continue;
+                }
+                Token::Other('}' | ']' | ')') => {
+                    depth = depth.saturating_sub(1);
+                    continue;
+                }
+                Token::Text | Token::Other(_) => continue,
+                Token::Word("package") if depth == 0 && place.first && words.package.is_empty() => {
                     let line = file.text.lines().nth(place.line - 1).unwrap_or_default();
                     let name = line.split('#').next().unwrap_or_default().trim().trim_start_matches("package").trim();
                     words.package = format!("data.{name}");
+                    words.package_line = place.line;
+                    continue;
                 }
-                Token::Word("import") if place.first && depth == 0 => words.import(&places[index + 1..]),
-                Token::Word(name) => {
-                    let begins = depth == 0 && begins_rule(place, before);
-                    let called = after.is_some_and(|after| after.token == Token::Other('(') && (after.joined || !KEYWORDS.contains(&name)));
-                    let called = called && after.is_some_and(|after| after.line == place.line);
-                    let inside = before.is_some_and(|before| place.joined && matches!(before.token, Token::Other('.')));
-                    if begins && called {
-                        words.functions.insert(last(name));
-                    } else if begins && name.starts_with("test_") {
-                        words.tests.entry(name).or_insert(place.line);
-                    } else if (called && !inside && !KEYWORDS.contains(&name))
-                        || WITHHELD.iter().any(|(withheld, _)| *withheld == name && name.contains('.'))
-                    {
-                        words.calls.push(Call { name, line: place.line });
-                    }
+                Token::Word("import") if depth == 0 && place.first => {
+                    words.import_lines.push(place.line);
+                    words.import(&places[index + 1..]);
+                    continue;
                 }
-                Token::Text | Token::Other(_) => {}
+                Token::Word(name) => name,
+            };
+            let after_with = before.is_some_and(|before| before.token == Token::Word("with"));
+            let misused = match name {
+                "with" => Some("with"),
+                "data" if !after_with => Some("data"),
+                _ => None,
+            };
+            // A test uses both words; that it uses `data` alone must not hide behind an earlier `with`.
+            if let Some(what) = misused
+                && words.misuse.is_none_or(|(_, before)| before == "with" && what == "data")
+            {
+                words.misuse = Some((place.line, what));
+            }
+            let called = !KEYWORDS.contains(&name) && is_called(place, places.get(index + 1));
+            let follows = before.is_some_and(|before| place.joined && before.token == Token::Other('.'));
+            if depth == 0 && begins_rule(place, before) {
+                within = called.then_some(name);
+                words.heads.insert(name.split('.').next().unwrap_or(name));
+                if called {
+                    words.functions.insert(name);
+                } else if name.starts_with("test_") {
+                    words.tests.entry(name).or_insert(place.line);
+                }
+            } else if (called && !follows) || WITHHELD.iter().any(|(withheld, _)| *withheld == name && name.contains('.')) {
+                words.calls.push(Call { name, line: place.line, within });
             }
         }
         words
@@ -274,10 +328,26 @@ impl<'a> Words<'a> {
         }
         let alias = match rest {
             [Place { token: Token::Word("as"), first: false, .. }, Place { token: Token::Word(alias), .. }, ..] => alias,
-            _ => last(path),
+            _ => path.rsplit('.').next().unwrap_or(path),
         };
-        self.imports.insert(alias);
+        self.imports.insert(alias, path);
     }
+
+    /// Where the function stands that is called so here, if it is one of a policy.
+    fn resolve(&self, name: &str) -> String {
+        let (root, rest) = name.split_once('.').map_or((name, ""), |(root, rest)| (root, rest));
+        match self.imports.get(root) {
+            _ if root == "data" => name.to_owned(),
+            Some(path) if rest.is_empty() => (*path).to_owned(),
+            Some(path) => format!("{path}.{rest}"),
+            None => format!("{}.{name}", self.package),
+        }
+    }
+}
+
+/// Whether arguments follow: on the same line, as others would begin a rule or an expression.
+fn is_called(place: &Place<'_>, after: Option<&Place<'_>>) -> bool {
+    after.is_some_and(|after| after.token == Token::Other('(') && after.line == place.line)
 }
 
 /// Whether a rule begins here: on a line of its own, behind something that ends another.
@@ -292,29 +362,52 @@ fn begins_rule(place: &Place<'_>, before: Option<&Place<'_>>) -> bool {
     }
 }
 
-fn last(name: &str) -> &str {
-    name.rsplit('.').next().unwrap_or(name)
-}
-
-/// The first call of something that policies do not get, in words.
-pub(super) fn refused_call(sources: &Sources) -> Option<String> {
-    let all: Vec<(&SourceFile, Words<'_>)> = sources.files().iter().map(|file| (file, Words::of(file))).collect();
-    let functions: BTreeSet<&str> = all.iter().flat_map(|(_, words)| words.functions.iter().copied()).collect();
+/// The first thing that a policy cannot have, in words: a function that is none, or one that needs itself.
+pub(super) fn refused(sources: &Sources, with_tests: bool) -> Option<String> {
+    let all: Vec<(&SourceFile, Words<'_>)> =
+        sources.files().iter().filter(|file| with_tests || !file.is_test()).map(|file| (file, Words::of(file))).collect();
+    let functions: BTreeSet<String> =
+        all.iter().flat_map(|(_, words)| words.functions.iter().map(|name| format!("{}.{name}", words.package))).collect();
+    let mut calls = BTreeMap::<String, BTreeSet<String>>::new();
     for (file, words) in &all {
-        for Call { name, line } in &words.calls {
-            let root = name.split('.').next().unwrap_or_default();
-            let ours = root == "data" || words.imports.contains(root) || !name.contains('.');
-            if is_builtin(name) || (ours && functions.contains(last(name))) {
+        for Call { name, line, within } in &words.calls {
+            let target = words.resolve(name);
+            if functions.contains(&target) {
+                if let Some(within) = within {
+                    calls.entry(format!("{}.{within}", words.package)).or_default().insert(target);
+                }
+                continue;
+            }
+            if is_builtin(name) {
                 continue;
             }
             let path = &file.path;
-            return Some(match ours && !WITHHELD.iter().any(|(withheld, _)| withheld == name) {
-                true => format!("{path}:{line}: there is no function {name}"),
-                false => format!("{path}:{line}: {name} is not given to policies: {}", instead(name)),
+            let root = name.split('.').next().unwrap_or_default();
+            let builtin = name.contains('.') && root != "data" && !words.imports.contains_key(root);
+            return Some(match builtin || WITHHELD.iter().any(|(withheld, _)| withheld == name) {
+                true => format!("{path}:{line}: {name} is not given to policies: {}", instead(name)),
+                false => format!("{path}:{line}: there is no function {name}"),
             });
         }
     }
-    None
+    // Nothing in Rego may need itself. The evaluator sees that of rules; of functions it would see it when its stack is full.
+    let itself = calls.keys().find(|name| reaches_itself(name, &calls))?;
+    Some(format!("function {itself} needs itself"))
+}
+
+fn reaches_itself(name: &String, calls: &BTreeMap<String, BTreeSet<String>>) -> bool {
+    let (mut seen, mut next) = (BTreeSet::new(), vec![name]);
+    while let Some(one) = next.pop() {
+        for called in calls.get(one).into_iter().flatten() {
+            if called == name {
+                return true;
+            }
+            if seen.insert(called) {
+                next.push(called);
+            }
+        }
+    }
+    false
 }
 
 /// Whether policies get this builtin.
@@ -336,11 +429,14 @@ mod tests {
         let file = file(text);
         let words = Words::of(&file);
         assert_eq!(words.package, "data.lifeboat");
-        assert_eq!(words.imports.iter().copied().collect::<Vec<_>>(), ["hours", "staff"]);
+        assert_eq!(
+            words.imports.iter().map(|(alias, path)| (*alias, *path)).collect::<Vec<_>>(),
+            [("hours", "data.hours"), ("staff", "data.team.people")]
+        );
         assert_eq!(words.functions.iter().copied().collect::<Vec<_>>(), ["f", "g"]);
-        assert_eq!(words.tests.into_iter().collect::<Vec<_>>(), [("test_one", 16), ("test_two", 18)]);
+        assert_eq!(words.tests.into_iter().collect::<Vec<_>>(), [("test_one", 17), ("test_two", 19)]);
         let calls: Vec<_> = words.calls.iter().map(|call| (call.name, call.line)).collect();
-        assert_eq!(calls, [("staff.is", 9), ("hours.open", 10), ("count", 13), ("f", 16), ("g", 19)]);
+        assert_eq!(calls, [("staff.is", 9), ("hours.open", 10), ("count", 13), ("f", 17), ("g", 20)]);
     }
 
     #[test]
@@ -349,6 +445,27 @@ mod tests {
         let words = Words::of(&file);
         assert!(words.functions.is_empty());
         assert_eq!(words.calls.iter().map(|call| call.name).collect::<Vec<_>>(), ["http.send", "f", "h"]);
+    }
+
+    #[test]
+    fn functions_that_need_themselves_are_seen() {
+        let refused = |texts: &[&str]| {
+            let directory = tempfile::tempdir().unwrap();
+            for (number, text) in texts.iter().enumerate() {
+                std::fs::write(directory.path().join(format!("{number}.rego")), text).unwrap();
+            }
+            refused(&Sources::read(directory.path()).unwrap(), true)
+        };
+        assert_eq!(refused(&["package a\nf(x) := g(x)\ng(x) := x + 1\nh := f(g(1))\n"]), None);
+        for texts in [
+            ["package a\nf(x) := f(x)\n", "package b\n"],
+            ["package a\nf(x) := y if {\n\ty := g(x)\n}\ng(x) := [f(y) | some y in x]\n", "package b\n"],
+            ["package a\nimport data.b\nf(x) := b.g(x)\n", "package b\nimport data.a.f as back\ng(x) := back(x)\n"],
+        ] {
+            assert!(refused(&texts).unwrap().contains("needs itself"), "{texts:?}");
+        }
+        // The same name in another package is another function.
+        assert_eq!(refused(&["package a\nimport data.b\nf(x) := b.f(x)\n", "package b\nf(x) := x\n"]), None);
     }
 
     #[test]

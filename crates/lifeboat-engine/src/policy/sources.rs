@@ -69,15 +69,17 @@ impl Sources {
         Self::read_all([path])
     }
 
-    /// The policies at several paths as one: a policy and what adds to it.
+    /// The policies at several paths as one: a policy and what adds to it. What stands beside a file is its tests alone, and they need not
+    /// pass any more when something was added: of several paths only the named are read.
     ///
     /// # Errors
     ///
     /// As [`Sources::read`].
     pub fn read_all<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Result<Self, LoadError> {
         let mut reading = Reading::default();
-        for path in paths {
-            reading.add(path)?;
+        let paths: Vec<&Path> = paths.into_iter().collect();
+        for path in &paths {
+            reading.add(path, paths.len() == 1)?;
         }
         reading.finish()
     }
@@ -132,7 +134,7 @@ fn broken(path: &Path, problem: impl std::fmt::Display) -> LoadError {
 }
 
 impl Reading {
-    fn add(&mut self, path: &Path) -> Result<(), LoadError> {
+    fn add(&mut self, path: &Path, alone: bool) -> Result<(), LoadError> {
         let metadata = fs::metadata(path).map_err(|error| missing(path, error.to_string()))?;
         self.look_at(path, &metadata);
         let before = self.found.len();
@@ -142,7 +144,7 @@ impl Reading {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             self.file(path, name)?;
             let test = path.with_file_name(format!("{}_test.rego", path.file_stem().unwrap_or_default().to_string_lossy()));
-            if test.is_file() {
+            if alone && test.is_file() {
                 let name = test.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 self.file(&test, name)?;
             }

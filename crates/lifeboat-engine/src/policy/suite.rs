@@ -1,11 +1,12 @@
 //! Runs the tests that a policy brings along: rules whose names begin with `test_`, as `opa test` does it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use regorus::Value;
 use serde::Serialize;
 
-use super::embedded::{load, one_line};
+use super::embedded::load;
 use super::scan::Words;
 use super::{LoadError, Sources};
 
@@ -78,7 +79,7 @@ impl Report {
 ///
 /// If the policy cannot be loaded with its tests.
 pub fn run(sources: &Sources, limit: Duration) -> Result<Report, LoadError> {
-    let mut engine = load(sources, true, limit)?;
+    let (mut engine, places) = load(sources, true, limit)?;
     engine.set_enable_coverage(true);
     let mut tests = Vec::new();
     for file in sources.files() {
@@ -94,7 +95,7 @@ pub fn run(sources: &Sources, limit: Duration) -> Result<Report, LoadError> {
                 Ok(Value::Bool(true)) => (Outcome::Pass, None),
                 Ok(Value::Undefined) => (Outcome::Fail, Some("undefined: something in it does not hold".to_owned())),
                 Ok(value) => (Outcome::Fail, Some(format!("it is {value}, and not true"))),
-                Err(error) => (Outcome::Error, Some(one_line(&error))),
+                Err(error) => (Outcome::Error, Some(places.one_line(&error))),
             };
             // The evaluator looks at the clock now and then; a test that it did not stop in time has failed all the same.
             let (outcome, problem) = if outcome == Outcome::Pass && start.elapsed() > limit {
@@ -105,18 +106,25 @@ pub fn run(sources: &Sources, limit: Duration) -> Result<Report, LoadError> {
             tests.push(Test { name, place: format!("{}:{line}", file.path), outcome, problem, prints });
         }
     }
-    let report = engine.get_coverage_report().map_err(|error| LoadError::Broken(one_line(&error)))?;
-    let mut coverage: Vec<Coverage> = report
-        .files
+    let report = engine.get_coverage_report().map_err(|error| LoadError::Broken(places.one_line(&error)))?;
+    let mut files = BTreeMap::<String, (BTreeSet<u32>, BTreeSet<u32>)>::new();
+    for module in report.files {
+        // What is in both was evaluated by one of several rules on that line.
+        let missed = module.not_covered.difference(&module.covered).map(|line| (line, false));
+        for (line, covered) in module.covered.iter().map(|line| (line, true)).chain(missed) {
+            let (file, line) = places.of(&module.path, *line);
+            let lines = files.entry(file).or_default();
+            if covered {
+                lines.0.insert(line)
+            } else {
+                lines.1.insert(line)
+            };
+        }
+    }
+    let coverage = files
         .into_iter()
-        .filter(|file| !file.path.ends_with("_test.rego"))
-        .map(|file| Coverage {
-            file: file.path,
-            covered: file.covered.len(),
-            // What is in both was evaluated by one of several rules on that line.
-            not_covered: file.not_covered.difference(&file.covered).copied().collect(),
-        })
+        .filter(|(file, _)| !file.ends_with("_test.rego"))
+        .map(|(file, (covered, missed))| Coverage { file, covered: covered.len(), not_covered: missed.into_iter().collect() })
         .collect();
-    coverage.sort_by(|a, b| a.file.cmp(&b.file));
     Ok(Report { tests, coverage })
 }

@@ -466,6 +466,8 @@ fn what_is_not_known_is_left_and_counted() {
     world.expire(1);
     let strange = [
         "drills/x/report.json".to_owned(),
+        "audit/leaf/0000000000".into(),
+        "audit/checkpoint/0000000001".into(),
         format!("{first}/notes.txt"),
         "packs/aa/x".into(),
         "artifacts/blobs/aa/x".into(),

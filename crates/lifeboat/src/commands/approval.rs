@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use lifeboat_core::approval::allowed_signers::AllowedSigners;
 use lifeboat_core::approval::{self as rules, Asked, Circumstances, Judged, MAX_TEXT_BYTES, Refusal, Request};
 use lifeboat_core::attestation::Statement;
-use lifeboat_core::policy::{ApprovalFacts, Operation};
+use lifeboat_core::policy::{ApprovalFacts, Operation, PlanFacts};
 use lifeboat_core::repository::{FORMAT_VERSION, Sha256};
 use lifeboat_core::restore::{self as planning, RestorePlan};
 use lifeboat_engine::approval::ssh::{self, SshKey};
@@ -25,6 +25,7 @@ use serde_json::{Value, json};
 use crate::cli;
 use crate::config::{Settings, parse_span};
 use crate::failure::{EXIT_DENIED, EXIT_FAILED, EXIT_KEY, Failure};
+use crate::gate::{self, Question};
 use crate::output::{self, Output, plain, table};
 use crate::session;
 
@@ -117,13 +118,21 @@ pub(crate) struct Grant {
 }
 
 pub(super) fn run(approval: &Approval, settings: &Settings, out: &Output) -> Result<u8, Failure> {
-    match approval {
+    let question = match approval {
+        Approval::Request(_) => Question::new(Operation::ApprovalRequest),
+        Approval::Grant(grant) => {
+            let plan = PlanFacts { digest: grant.plan, requester: None, approvals: Vec::new() };
+            Question::new(Operation::ApprovalGrant).by_plan(plan)
+        }
+        Approval::List { .. } | Approval::Show { .. } | Approval::Text { .. } => Question::new(Operation::ApprovalList),
+    };
+    gate::guard(settings, None, question, || match approval {
         Approval::Request(ask) => request(ask, settings, out),
         Approval::Grant(grant) => self::grant(grant, settings, out),
         Approval::List { plan } => list(*plan, settings, out),
         Approval::Show { plan } => show(*plan, settings, out),
         Approval::Text { plan, says } => text(*plan, says, settings),
-    }
+    })
 }
 
 /// Who may ask and approve, as configured.

@@ -4,6 +4,7 @@ use lifeboat_core::doctor::host::{self, KeyFacts};
 use lifeboat_core::doctor::privilege::{self, Duties};
 use lifeboat_core::doctor::store::{self as diagnose, StoreFacts};
 use lifeboat_core::doctor::{Diagnosis, Finding, Severity};
+use lifeboat_core::policy::Operation;
 use lifeboat_engine::doctor;
 use lifeboat_engine::keys::Identities;
 use lifeboat_engine::postgres::Dsn;
@@ -13,6 +14,7 @@ use lifeboat_engine::store::probe::{self, Depth};
 
 use crate::config::{Secret, Settings};
 use crate::failure::{EXIT_FAILED, EXIT_FINDINGS, Failure, chain};
+use crate::gate::{self, Question};
 use crate::output::{self, Output};
 use crate::session;
 
@@ -25,6 +27,7 @@ struct Examined {
 }
 
 pub(super) fn run(settings: &Settings, out: &Output) -> Result<u8, Failure> {
+    gate::allow(settings, None, Question::new(Operation::Doctor))?;
     let mut diagnosis = Diagnosis::default();
     let mut examined = Vec::new();
     let mut repositories = Vec::new();

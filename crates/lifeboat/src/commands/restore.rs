@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use lifeboat_core::policy::Operation;
+use lifeboat_core::policy::{Operation, PlanFacts, TargetFacts};
 use lifeboat_core::repository::Sha256;
 use lifeboat_core::repository::backup_id::BackupId;
 use lifeboat_core::repository::manifest::{CopyMethod, KeyPurpose};
@@ -28,9 +28,11 @@ use lifeboat_engine::wal::{self, Cluster, WalReader, locate, survey};
 use serde::Serialize;
 
 use super::approval;
+use super::policy::facts;
 use crate::cli::{Archiving, Restore};
 use crate::config::{Origin, Settings};
 use crate::failure::{EXIT_UNREACHABLE, Failure};
+use crate::gate::{self, Permit, Question};
 use crate::output::{self, Output};
 use crate::progress::Shown;
 use crate::session;
@@ -66,13 +68,20 @@ pub(super) fn run(restore: &Restore, settings: &Settings, out: &Output) -> Resul
         let manifest = opened_backup::peek(&repository, &id)?;
         let bytes = lifeboat_core::repository::to_json(&manifest);
         let plan = planning::plan(&manifest, Sha256::of(&bytes), &request(restore)?)?;
+        let question = Question::new(Operation::Restore).dry_run(true).to(target(&plan, settings));
+        gate::allow(settings, Some(&repository), question)?;
         return print_plan(&plan, out);
     }
     let (backup, plan, probe) = planned(restore, settings, &repository)?;
+    let nobody = PlanFacts { digest: plan.digest(), requester: None, approvals: Vec::new() };
+    let question = question(&plan, &backup, settings).by_plan(nobody);
     if restore.dry_run {
+        gate::allow(settings, Some(&repository), question.dry_run(true))?;
         return print_plan(&plan, out);
     }
-    execute(restore, settings, &repository, &backup, &plan, probe, out, &|| Ok(()))
+    let permit = gate::ask(settings, Some(&repository), question)?;
+    let done = execute(restore, settings, &repository, &backup, &plan, probe, out, &permit, &|| Ok(()));
+    permit.end(settings, done)
 }
 
 /// The backup that was typed.
@@ -145,10 +154,37 @@ fn approved(restore: &Restore, digest: Sha256, settings: &Settings, out: &Output
     warn_if_expired(&repository, &backup, &trust)?;
     let probe = still_reached(restore, settings, &repository, &trust, &backup, &plan)?;
     restore::check_targets(&plan)?;
+    let question = question(&plan, &backup, settings).by_plan(gathered.facts(digest));
     if restore.dry_run {
+        gate::allow(settings, Some(&repository), question.dry_run(true))?;
         return print_plan(&plan, out);
     }
-    execute(restore, settings, &repository, &backup, &plan, probe, out, &|| approval::spend(&deciding, &gathered, asked))
+    let permit = gate::ask(settings, Some(&repository), question)?;
+    let spend = || approval::spend(&deciding, &gathered, asked);
+    let done = execute(restore, settings, &repository, &backup, &plan, probe, out, &permit, &spend);
+    permit.end(settings, done)
+}
+
+/// What the policy is asked about a plan.
+fn question(plan: &RestorePlan, backup: &VerifiedBackup, settings: &Settings) -> Question {
+    Question::new(Operation::Restore).about(backup).to(target(plan, settings))
+}
+
+/// Where a plan goes, as a policy sees it.
+fn target(plan: &RestorePlan, settings: &Settings) -> TargetFacts {
+    let database = plan.database.as_ref();
+    let tablespaces: Vec<&Path> =
+        database.iter().flat_map(|database| &database.tablespaces).map(|tablespace| Path::new(&tablespace.to)).collect();
+    facts::target(
+        settings,
+        database.map(|database| Path::new(&database.pgdata)),
+        plan.artifacts.as_ref().map(|artifacts| Path::new(&artifacts.directory)),
+        &tablespaces,
+        database.map(|database| &database.target),
+        database.is_some_and(|database| database.start),
+        // A plan of a degraded backup is made only for somebody who accepts that.
+        plan.degraded,
+    )
 }
 
 /// Whether the archive still has all WAL that a plan goes by; a file of it to try the restore command with.
@@ -443,6 +479,7 @@ fn execute(
     plan: &RestorePlan,
     probe: Option<String>,
     out: &Output,
+    permit: &Permit,
     begin: &dyn Fn() -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
     let identities = session::identities(settings, restore.identity.as_ref())?;
@@ -501,6 +538,7 @@ fn execute(
         findings.push(Finding { kind: FindingKind::NotChecked, backup: None, object, file: None, problem: said.clone() });
     }
     measured.verified_seconds = begun.elapsed().as_secs_f64();
+    permit.found(findings.len());
     let all = verdict(&findings);
     out.result(&serde_json::json!({"backup": plan.backup, "plan": plan, "digest": plan.digest(), "measured": measured, "verdict": all, "findings": findings}), || {
         let mut text = format!("restored {}\n", plan.backup);

@@ -4,6 +4,7 @@ mod approval;
 mod architecture;
 mod artifact;
 mod as_of;
+mod audit;
 mod backup;
 #[path = "../../../lifeboat-engine/tests/bao/mod.rs"]
 mod bao;
@@ -13,9 +14,11 @@ mod demo;
 mod doctor;
 mod expire;
 mod failure;
+mod gate;
 mod key;
 mod moto;
 mod orchestrator;
+mod policy;
 mod program;
 #[path = "../../../lifeboat-s3/tests/support/proxy.rs"]
 #[expect(dead_code, reason = "shared with the tests of the client, which use more of it")]

@@ -2,14 +2,18 @@
 
 use jiff::Timestamp;
 use lifeboat_core::export::{ExportPlan, KeyExport};
+use lifeboat_core::policy::{Operation, PlanFacts};
 use lifeboat_core::repository::to_json;
 use lifeboat_engine::export as engine;
 use lifeboat_engine::keys::Recipient;
-use lifeboat_engine::opened_backup;
+use lifeboat_engine::opened_backup::{self, VerifiedBackup};
+use lifeboat_engine::repository::Repository;
+use lifeboat_engine::signing::Trust;
 
 use super::Export;
 use crate::config::Settings;
 use crate::failure::Failure;
+use crate::gate::{self, Question};
 use crate::output::{self, Output};
 use crate::session;
 
@@ -20,20 +24,32 @@ pub(super) fn run(export: &Export, settings: &Settings, out: &Output) -> Result<
     let trust = session::trust(settings)?;
     let backup = opened_backup::open(&repository, &id, &trust)?;
     let plan = ExportPlan::of(&backup.manifest, backup.digest, recipient.to_string(), !export.without_artifacts);
-    let mut keys = 0;
+    let question = Question::new(Operation::KeyExport).dry_run(export.dry_run).about(&backup).by_plan(PlanFacts {
+        digest: plan.digest(),
+        requester: None,
+        approvals: Vec::new(),
+    });
+    gate::guard(settings, Some(&repository), question, || exported(export, settings, &repository, &trust, &backup, &plan, out))
+}
+
+fn exported(
+    export: &Export,
+    settings: &Settings,
+    repository: &Repository,
+    trust: &Trust,
+    backup: &VerifiedBackup,
+    plan: &ExportPlan,
+    out: &Output,
+) -> Result<u8, Failure> {
+    let recipient: Recipient = export.to.parse()?;
+    let (id, mut keys) = (&backup.id, 0);
     if !export.dry_run {
         let identities = session::identities(settings, export.identity.as_ref())?;
-        let doing = engine::Export {
-            repository: &repository,
-            backup: &backup,
-            trust: &trust,
-            identities: &identities,
-            threads: settings.workers.value,
-        };
-        let exported = engine::run(&doing, &plan, &recipient)?;
+        let doing = engine::Export { repository, backup, trust, identities: &identities, threads: settings.workers.value };
+        let exported = engine::run(&doing, plan, &recipient)?;
         keys = exported.len();
         let by = format!("{} {}", session::host(), session::PROGRAM);
-        let document = KeyExport::new(&plan, backup.manifest.repository, Timestamp::now(), by, exported);
+        let document = KeyExport::new(plan, backup.manifest.repository, Timestamp::now(), by, exported);
         session::write_new_text(&export.output, &String::from_utf8(to_json(&document)).expect("JSON is UTF-8"))?;
     }
     let document = serde_json::json!({

@@ -6,12 +6,14 @@
 use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
+use lifeboat_core::policy::Operation;
 use lifeboat_core::trust::Terms;
 use lifeboat_engine::signing::SigningKey;
 
 use super::{Place, Rotate, entry_of, portable, with_members};
 use crate::config::{KeyPlace, KeySource, Settings};
 use crate::failure::{EXIT_FAILED, EXIT_KEY, Failure};
+use crate::gate::{self, Question};
 use crate::output::{self, Output};
 use crate::session;
 
@@ -19,11 +21,17 @@ use crate::session;
 const OVERLAP: SignedDuration = SignedDuration::from_hours(24);
 
 pub(super) fn run(rotate: &Rotate, settings: &Settings, out: &Output) -> Result<u8, Failure> {
+    let question = Question::new(Operation::KeyRotate).dry_run(rotate.dry_run);
+    gate::guard(settings, None, question, || rotated(rotate, settings, out))
+}
+
+fn rotated(rotate: &Rotate, settings: &Settings, out: &Output) -> Result<u8, Failure> {
     let now = Timestamp::from_second(Timestamp::now().as_second()).expect("now, without a fraction");
     let until = rotate.old_until.unwrap_or(now + OVERLAP);
-    let setting = settings.key_file.as_ref().ok_or_else(|| {
-        Failure::new(EXIT_KEY, "rotate the signing key: none is configured")
-            .hint("lifeboat key generate makes one; a key in a key service is rotated there, and its new public key added to trust.keys: docs/trust.md")
+    let setting = settings.key_file.as_ref().ok_or_else(|| match settings.signing.names_service() {
+        true => Failure::usage("rotate the signing key: this host signs with a key service or with certificates, not with a key file")
+            .hint("rotate it there, and add the new public key to trust.keys: docs/trust.md, lifeboat key list"),
+        false => Failure::new(EXIT_KEY, "rotate the signing key: none is configured").hint("lifeboat key generate makes one"),
     })?;
     let (old, password) = session::signing_key(settings)?;
     let (key_file, public_file) = beside(&setting.value)?;

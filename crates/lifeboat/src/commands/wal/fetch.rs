@@ -15,6 +15,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use lifeboat_core::policy::Operation;
 use lifeboat_core::postgres::control_file::{ControlFile, ControlFileError};
 use lifeboat_core::repository::Id;
 use lifeboat_core::wal::fetch::{Asked, asked};
@@ -29,6 +30,7 @@ use lifeboat_engine::wal::{self, Cluster, WalError, WalReader, known};
 use crate::cli::{WalFetch, WalPrefetch};
 use crate::config::{Origin, Settings};
 use crate::failure::{EXIT_FAILED, EXIT_KEY, EXIT_UNVERIFIED, Failure, chain};
+use crate::gate::{self, Question};
 use crate::output::{self, Output};
 use crate::session;
 
@@ -69,6 +71,7 @@ pub(crate) fn trouble(fetch: &WalFetch, failure: &mut Failure, out: &Output) {
 pub(super) fn run(fetch: &WalFetch, settings: &Settings, out: &Output) -> Result<u8, Failure> {
     let (system_id, size) = whose(fetch)?;
     spool::check_place(&settings.wal_spool.value, Path::new(".")).map_err(|error| spool_failure(&error))?;
+    gate::allow(settings, None, Question::new(Operation::WalFetch))?;
     let places = session::far_places(settings);
     if let (Some(places), Some(size)) = (&places, size)
         && let Some(id) = known::recall(&settings.wal_spool.value, places)
@@ -274,6 +277,7 @@ pub(super) fn run_ahead(prefetch: &WalPrefetch, settings: &Settings) -> Result<u
     let cluster = Cluster { system_id: prefetch.system_id, segment_size };
     // The primary by itself: what it does not have, or has damaged, is left to the one whose words are heard.
     let repository = session::without_copies(session::primary(settings)?)?;
+    gate::allow(settings, Some(&repository), Question::new(Operation::WalFetch))?;
     let trust = session::trust(settings)?;
     let reader = WalReader::new(&repository, cluster, &trust, session::identities(settings, prefetch.identity.as_ref())?);
     let Some(spool) = open_spool(settings, repository.descriptor().repository, cluster) else { return Ok(EXIT_FAILED) };

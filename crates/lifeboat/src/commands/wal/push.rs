@@ -3,16 +3,19 @@
 //! PostgreSQL waits for it and looks at its exit code alone: 0 is a promise, anything else lets it keep the file and ask again. Codes above
 //! 125 would end its archiver (`pgarch_archiveXlog` in `src/backend/postmaster/pgarch.c`); none of `failure.rs` is, but for a signal's.
 
+use lifeboat_core::policy::Operation;
 use lifeboat_engine::wal::push::{Asked, PushError, PushOptions, run as push_files};
 use lifeboat_engine::wal::{WalError, known};
 
 use crate::cli::WalPush;
 use crate::config::Settings;
 use crate::failure::Failure;
+use crate::gate::{self, Question};
 use crate::output::{self, Output};
 use crate::session::{self, LazySigner};
 
 pub(super) fn run(push: &WalPush, settings: &Settings, out: &Output) -> Result<u8, Failure> {
+    gate::allow(settings, None, Question::new(Operation::WalPush))?;
     let places = session::far_places(settings);
     if let Some(places) = &places
         && let Some(id) = known::recall(&settings.wal_spool.value, places)
