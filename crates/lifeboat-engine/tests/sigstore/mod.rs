@@ -100,6 +100,7 @@ fn judge(command: &mut Command) -> Verdict {
 }
 
 /// A bundle with a certificate, over a file.
+#[derive(Clone, Copy)]
 pub(crate) struct Claim<'a> {
     pub(crate) file: &'a Path,
     pub(crate) bundle: &'a Path,
