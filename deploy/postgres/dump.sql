@@ -7,7 +7,10 @@
 -- and then set a password:   \password lifeboat_dump
 --
 -- Version 13 has no pg_read_all_data: grant USAGE on every schema and SELECT on all its tables and sequences, and the same as default
--- privileges, in every database. Passwords of roles are readable for superusers only: they come back without, and the backup says so.
+-- privileges, in every database; roles come back without their passwords then, and the backup says so.
+--
+-- pg_read_all_data reads pg_authid as well, with the verifiers of all passwords: they are in the dump, so that roles come back as they were.
+-- Whoever has this role can try passwords against them. A physical copy has them too.
 
 \set ON_ERROR_STOP on
 

@@ -459,11 +459,7 @@ fn a_backup_needs_no_superuser() {
             assert_eq!(taken.json()["manifest"]["warnings"].as_array().map_or(0, Vec::len), 0, "{taken}");
         }
         let dumped = lifeboat(&dump, &["backup", "--json", "--copy", "logical"]).success();
-        let warnings = dumped.json()["manifest"]["warnings"].clone();
-        assert!(
-            warnings.as_array().is_some_and(|all| all.len() == 1) && warnings[0].as_str().unwrap().contains("come back without"),
-            "{dumped}"
-        );
+        assert_eq!(dumped.json()["manifest"]["warnings"].as_array().map_or(0, Vec::len), 0, "{dumped}");
         lifeboat(&writer, &["restore-point", "before-the-deployment"]).success();
         let status = lifeboat(&writer, &["wal", "status", "--json"]);
         assert!(!status.stdout.contains("permission denied") && !status.stderr.contains("permission denied"), "{status}");
@@ -490,7 +486,9 @@ fn a_backup_needs_no_superuser() {
 
         // And nothing else.
         for (name, dsn) in [("writer", &writer), ("dump", &dump), ("receiver", &receiver), ("check", &check)] {
-            for sql in REFUSED {
+            // What pg_read_all_data reads is said in dump.sql: the verifiers of passwords as well.
+            let reads_all = |sql: &&str| name == "dump" && sql.contains("pg_authid");
+            for sql in REFUSED.into_iter().filter(|sql| !reads_all(sql)) {
                 let error = as_role(&cluster, dsn, sql).expect_err(&format!("{version}, {name}: {sql}"));
                 let refusals = ["permission denied", "must be", "must have", "read-only transaction"];
                 assert!(refusals.iter().any(|refusal| error.contains(refusal)), "{version}, {name}: {sql}: {error}");

@@ -165,6 +165,9 @@ impl Place {
             let place = if name == "restore identity" { "config/lifeboat/identity.txt" } else { "config/lifeboat/host-identity.txt" };
             secrets.push(Hidden { name, bytes: line.as_bytes().to_vec(), places: vec![place] });
         }
+        let text = fs::read_to_string(keys.join("audit.key")).unwrap();
+        let line = text.lines().find(|line| line.starts_with("PRIVATE+KEY+")).unwrap();
+        secrets.push(Hidden { name: "audit key", bytes: line.as_bytes().to_vec(), places: vec!["config/lifeboat/audit.key"] });
         // A signing key whose private number is known, sealed with a password that is known.
         let (pem, scalar) = private_key();
         let key = SigningKey::import(&pem).unwrap();
@@ -505,8 +508,8 @@ fn what_holds_a_secret_is_made_for_its_owner_alone() {
         shell.args(["-c", script]).arg(env!("CARGO_BIN_EXE_lifeboat")).env_clear().env("HOME", home.path()).current_dir(home.path()),
     );
     let keys = home.path().join(".config/lifeboat");
-    let modes = ["signing.key", "signing.password", "identity.txt", "host-identity.txt"]
+    let modes = ["signing.key", "signing.password", "identity.txt", "host-identity.txt", "audit.key"]
         .map(|name| fs::metadata(keys.join(name)).unwrap().mode() & 0o777);
-    assert_eq!(modes, [0o600; 4]);
+    assert_eq!(modes, [0o600; 5]);
     assert_eq!(fs::metadata(&keys).unwrap().mode() & 0o777, 0o700);
 }
