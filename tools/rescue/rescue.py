@@ -376,10 +376,13 @@ class Sealed:
 # ------------------------------------------------------------------------------------------------------- data keys (4)
 
 class Identities:
-    """The rescuer's age identities. Unwraps data keys; says nothing about them."""
+    """The rescuer's age identities. Unwraps data keys; says nothing about them.
 
-    def __init__(self, path: str = None):
-        self.path, self.known, self.cache = path, [], {}
+    With a key export (4) the keys in it are unwrapped instead of those in the repository, which are for somebody else.
+    """
+
+    def __init__(self, path: str = None, export: dict = None):
+        self.path, self.known, self.cache, self.exported = path, [], {}, export or {}
         self.command = pyrage is None
         if path is None:
             return
@@ -401,7 +404,8 @@ class Identities:
         if not self.command and not self.known:
             raise Usage(f"{path} holds no age identity")
 
-    def unwrap(self, wrapped: str, what: str) -> bytes:
+    def unwrap(self, wrapped: str, what: str, key_id: str = None) -> bytes:
+        wrapped = self.exported.get(key_id, wrapped)
         if self.path is None:
             raise Usage(f"{what} is encrypted: give --identity FILE")
         if wrapped not in self.cache:
@@ -432,6 +436,24 @@ class Identities:
         if b"no identity matched" in done.stderr or b"incorrect" in done.stderr:
             raise WrongIdentity(f"{what} is not encrypted to an identity in {self.path} ({why})")
         raise Damaged(f"{what}: age could not unwrap the key ({why})")
+
+
+def load_export(path: str, backup) -> dict:
+    """Wrapped keys by id, out of the file that `lifeboat key export` made of this very backup (4)."""
+    if path is None:
+        return {}
+    try:
+        with open(path, "rb") as file:
+            text = parse(file.read(JSON_MAX), path)
+    except OSError as error:
+        raise Usage(f"the key export {path} cannot be read ({error.strerror})") from None
+    if text.get("kind") != "lifeboat key export":
+        raise Usage(f"{path} is no key export")
+    if text.get("format") != 1:
+        raise TooNew(f"{path} has format {text.get('format')}; this program reads format 1: get a newer one")
+    if (text.get("backup"), text.get("manifest")) != (backup.id, backup.sha256):
+        raise Usage(f"{path} has the keys of {text.get('backup')}, manifest {text.get('manifest')}: another backup")
+    return {hexes(entry, "id", 32, path): member(entry, "wrapped", str, path) for entry in member(text, "keys", list, path)}
 
 
 # ------------------------------------------------------------------------------------------------------- signatures (7)
@@ -542,7 +564,8 @@ class Backup:
         for entry in member(self.text["encryption"], "keys", list, self.key):
             if isinstance(entry, dict) and entry.get("purpose") == purpose:
                 what = f"{self.id}: the key for {purpose}"
-                return (hexes(entry, "id", 32, what), identities.unwrap(member(entry, "wrapped", str, what), what))
+                key_id = hexes(entry, "id", 32, what)
+                return key_id, identities.unwrap(member(entry, "wrapped", str, what), what, key_id)
         raise Damaged(f"{self.key} carries no key for {purpose}")
 
     def packs(self) -> list:
@@ -1072,7 +1095,7 @@ def fill_blob(repo: Repo, record: dict, identities: Identities, file) -> None:
     try:
         data_key = None
         if sealed.suite == "aes256gcm":
-            data_key = identities.unwrap(member(sealed.header, "wrapped", str, key), key)
+            data_key = identities.unwrap(member(sealed.header, "wrapped", str, key), key, sealed.header.get("key"))
         digest, size = hashlib.sha256(), 0
         for piece in sealed.content(data_key):
             size += len(piece)
@@ -1440,7 +1463,7 @@ def command_restore(repo: Repo, arguments) -> int:
     tables = backup.tables()
     if not tables:
         raise Trouble(f"{backup.id} holds no files (only artifacts, or a database that was named and not copied)")
-    identities = Identities(arguments.identity)
+    identities = Identities(arguments.identity, load_export(arguments.export, backup))
     table_key, data_key = backup.data_key("tables", identities), backup.data_key("data", identities)
     elsewhere = {}
     for text in arguments.tablespace:
@@ -1491,7 +1514,7 @@ def command_artifacts(repo: Repo, arguments) -> int:
     keys = trust(backup, arguments)
     if not isinstance(backup.text.get("artifacts"), dict):
         raise Trouble(f"{backup.id} names no artifacts")
-    identities = Identities(arguments.identity)
+    identities = Identities(arguments.identity, load_export(arguments.export, backup))
     target = Target(arguments.to, False)
     try:
         for entry in artifact_set(backup):
@@ -1693,6 +1716,7 @@ def read_arguments(words):
         one.add_argument("--key", action="append", metavar="FILE", help="a public key to trust; repeatable")
         if name in ("restore", "artifacts"):
             one.add_argument("--identity", metavar="FILE", help="age identity that the backup is encrypted to")
+            one.add_argument("--export", metavar="FILE", help="keys of this backup for that identity, from lifeboat key export")
             one.add_argument("--to", required=True, metavar="DIR", help="an empty or new directory")
             one.add_argument("--path", metavar="GLOB", help="only these; * matches / too")
             one.add_argument("--unsigned-ok", action="store_true", help="go on without checking the signature")

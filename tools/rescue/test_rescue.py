@@ -493,6 +493,40 @@ class Trust(Case):
             self.assertEqual(self.restore(identity=identity, command="artifacts"), 12, self.said)
             self.assertEqual(self.tree(), {})
 
+    def export(self, reader, *keys, **wrong):
+        wrapped = [{"id": key["id"], "wrapped": base64.b64encode(pyrage.encrypt(key["key"], [reader.to_public()])).decode()}
+                   for key in keys]
+        with open(f"{self.repo}/{ID}/manifest.json", "rb") as file:
+            digest = hashlib.sha256(file.read()).hexdigest()
+        return self.save("other", json.dumps({"format": 1, "kind": "lifeboat key export", "backup": ID, "manifest": digest,
+                                              "keys": wrapped, **wrong}).encode())
+
+    def test_a_key_export_opens_what_it_has_the_keys_of(self):
+        self.build()
+        reader = pyrage.x25519.Identity.generate()
+        mine = self.save("identity", str(reader).encode())
+        self.assertEqual(self.restore(identity=mine), 12)
+        whole = self.export(reader, *self.w.keys.values())
+        self.assertEqual(self.restore("--export", whole, identity=mine), 0, self.said)
+        self.assertEqual(self.tree(), self.files)
+        self.assertEqual(self.restore("--export", whole, identity=mine, command="artifacts"), 0, self.said)
+        self.assertEqual(self.tree(), self.artifacts)
+        tables_only = self.export(reader, self.w.keys["tables"])
+        self.assertEqual(self.restore("--export", tables_only, identity=mine), 12, self.said)
+        self.assertFalse(os.path.exists(self.to))
+        self.assertEqual(self.restore("--export", tables_only, identity=mine, command="artifacts"), 12, self.said)
+
+    def test_key_exports_that_do_not_fit(self):
+        self.build()
+        reader = pyrage.x25519.Identity.generate()
+        mine = self.save("identity", str(reader).encode())
+        for code, wrong in ((2, {"backup": ID.replace("15T", "16T")}), (2, {"manifest": "0" * 64}), (2, {"kind": "x"}), (13, {"format": 2}),
+                            (21, {"keys": [{"id": "xx", "wrapped": ""}]}), (21, {"keys": 7})):
+            export = self.export(reader, *self.w.keys.values(), **wrong)
+            self.assertEqual(self.restore("--export", export, identity=mine), code, self.said)
+            self.assertFalse(os.path.exists(self.to))
+        self.assertEqual(self.restore("--export", os.path.join(self.top, "none"), identity=mine), 2, self.said)
+
     def test_identity_that_only_the_age_command_knows(self):
         self.build()
         binaries = os.path.join(self.top, "bin")

@@ -28,6 +28,15 @@ pub const BACKUP_PREDICATE_TYPE: &str = "https://lifeboat.dev/backup/v1";
 /// The predicate type that speaks of one version of an artifact.
 pub const ARTIFACT_PREDICATE_TYPE: &str = "https://lifeboat.dev/artifact/v1";
 
+/// The predicate type of the report of a drill.
+pub const DRILL_PREDICATE_TYPE: &str = "https://lifeboat.dev/drill/v1";
+
+/// The predicate type of an approval of a plan.
+pub const APPROVAL_PREDICATE_TYPE: &str = "https://lifeboat.dev/approval/v1";
+
+/// The predicate type of a request for approvals.
+pub const APPROVAL_REQUEST_PREDICATE_TYPE: &str = "https://lifeboat.dev/approval-request/v1";
+
 /// Bytes that a statement may have. Ours have a few hundred; a list that needs more belongs into
 /// the signed object, not into the signature.
 pub const MAX_STATEMENT_BYTES: usize = 512 << 10;

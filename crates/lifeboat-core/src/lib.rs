@@ -5,12 +5,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod approval;
 pub mod artifacts;
 pub mod attestation;
 pub mod audit;
 pub mod backup;
 pub mod doctor;
 pub mod expire;
+pub mod export;
 pub mod hold;
 pub mod policy;
 pub mod postgres;
@@ -18,5 +20,6 @@ pub mod prune;
 pub mod replicate;
 pub mod repository;
 pub mod restore;
+pub mod trust;
 pub mod verify;
 pub mod wal;

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::expire::{CLOCK_TOLERANCE, Candidate, Content};
 use crate::repository::backup_id::BackupId;
@@ -24,6 +25,16 @@ pub const MAX_OBJECTS: usize = 500_000;
 
 /// What a step with old epochs of leases is called.
 pub const LEASE_EPOCHS: &str = "lease epochs";
+
+/// What a step with old visits of what is held is called.
+pub const VISITS: &str = "visits";
+
+/// What a step with old heads of the artifact set is called.
+pub const ARTIFACT_HEADS: &str = "artifact heads";
+
+/// Steps with numbered objects of which newer ones say everything. Whoever works on the repository makes new ones and so old ones: to prune
+/// takes a lease. They are no part of what a plan is told apart by.
+const BOOKKEEPING: [&str; 3] = [LEASE_EPOCHS, VISITS, ARTIFACT_HEADS];
 
 /// Keys of a step that are shown.
 const SHOWN: usize = 20;
@@ -381,12 +392,53 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan's digest: SHA-256 of its JSON, which has a digest of all keys. Approvals sign it. Lease epochs are no part of it: taking the
-    /// lease to prune makes new ones.
+    /// The plan's digest: SHA-256 of [`Plan::document`]. Approvals sign it.
     pub fn digest(&self) -> Sha256 {
+        Sha256::of(&self.document())
+    }
+
+    /// Its JSON in one line, which has a digest of all keys of each step; without the steps that are bookkeeping.
+    pub fn document(&self) -> Vec<u8> {
         let mut plan = self.clone();
-        plan.steps.retain(|step| step.what != LEASE_EPOCHS);
-        Sha256::of(&serde_json::to_vec(&plan).expect("a plan has text keys only"))
+        plan.steps.retain(|step| !BOOKKEEPING.contains(&step.what));
+        serde_json::to_vec(&plan).expect("a plan has text keys only")
+    }
+
+    /// What is different from a plan that was written down, in sentences; none where it is the same.
+    pub fn differences(&self, document: &[u8]) -> Vec<String> {
+        let mine = self.document();
+        if mine == document {
+            return Vec::new();
+        }
+        let (Ok(old), Ok(new)) = (serde_json::from_slice::<Value>(document), serde_json::from_slice::<Value>(&mine)) else {
+            return vec!["what was written down is no plan".into()];
+        };
+        let mut different = Vec::new();
+        let list = |plan: &Value, at: &str| plan.pointer(at).and_then(Value::as_array).cloned().unwrap_or_default();
+        for (what, at) in [("goes", "/backups/leaving"), ("stays", "/backups/held")] {
+            let (old, new) = (list(&old, at), list(&new, at));
+            let named = |because: &Value| because["backup"].as_str().unwrap_or("?").to_owned();
+            different.extend(new.iter().filter(|one| !old.contains(one)).map(|one| format!("backup {} {what} now", named(one))));
+            different.extend(old.iter().filter(|one| !new.contains(one)).map(|one| format!("backup {} {what} no longer", named(one))));
+        }
+        let (old_steps, new_steps) = (list(&old, "/steps"), list(&new, "/steps"));
+        let line = |step: &Value| format!("{} ({})", step["what"].as_str().unwrap_or("?"), step["why"].as_str().unwrap_or("?"));
+        let same = |a: &Value, b: &Value| a["what"] == b["what"] && a["why"] == b["why"];
+        for step in &new_steps {
+            match old_steps.iter().find(|one| same(one, step)) {
+                Some(one) if one == step => {}
+                Some(one) => {
+                    different.push(format!("{}: {} objects instead of {}, or others", line(step), step["objects"], one["objects"]))
+                }
+                None => different.push(format!("{}: {} objects go as well", line(step), step["objects"])),
+            }
+        }
+        let gone = old_steps.iter().filter(|one| !new_steps.iter().any(|step| same(one, step)));
+        different.extend(gone.map(|one| format!("{}: none go", line(one))));
+        if different.is_empty() {
+            different.push("what it says about WAL, unknown objects or doubts".into());
+        }
+        different
     }
 
     /// Objects that go.

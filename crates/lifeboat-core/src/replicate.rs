@@ -235,7 +235,11 @@ mod tests {
         for word in ["expired/0000000001.json", "pins/audit.json", "pins/audit.ended.json"] {
             assert_eq!(Stage::of(&key(&format!("{id}/{word}"))), Some(Stage::Other), "{word}");
         }
-        for (text, expected) in [("wal/1/00000001/00000001000000000000000A", Stage::Data), ("drills/x/report.json", Stage::Other)] {
+        for (text, expected) in [
+            ("wal/1/00000001/00000001000000000000000A", Stage::Data),
+            ("drills/x/report.json", Stage::Other),
+            ("approvals/ab/ab/used.json", Stage::Other),
+        ] {
             assert_eq!(Stage::of(&key(text)), Some(expected), "{text}");
         }
         let mut listing: Vec<(Key, u64)> = ordered.iter().map(|text| (key(text), 1)).collect();

@@ -1,16 +1,16 @@
 //! Planning a restore: what comes back, where to, how recovery ends; or why it cannot.
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::repository::Sha256;
 use crate::repository::manifest::{CopyMethod, Manifest, State};
-use crate::wal::catalog::{Leg, Promise};
+use crate::repository::{FormatError, Sha256};
+use crate::wal::catalog::{BackupPoint, Leg, Promise};
 use crate::wal::target::{Choice, Located, RecoveryRequest, TimelineChoice};
 use crate::wal::{Lsn, Timeline};
 
 /// Where recovery should end.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Target {
     /// As late as the WAL goes.
@@ -139,6 +139,9 @@ pub enum RestorePlanError {
         /// The backup of the choice.
         chosen: String,
     },
+    /// A plan that somebody wrote, and not this program.
+    #[error("check restore plan: it is not what this lifeboat plans for backup {0} and the directories and the target in it")]
+    Altered(String),
     /// A tablespace that the backup does not have.
     #[error("plan restore: backup {id} has no tablespace {tablespace}")]
     NoTablespace {
@@ -150,7 +153,7 @@ pub enum RestorePlanError {
 }
 
 /// A tablespace and where it goes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedTablespace {
     /// Its OID.
     pub oid: u32,
@@ -163,7 +166,7 @@ pub struct PlannedTablespace {
 }
 
 /// How recovery goes through the archive.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecoveryPlan {
     /// Along which timeline.
     pub timeline: Timeline,
@@ -188,7 +191,7 @@ pub struct RecoveryPlan {
 }
 
 /// What happens to the database.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatabasePlan {
     /// How it was copied.
     pub copy: CopyMethod,
@@ -216,7 +219,7 @@ pub struct DatabasePlan {
 }
 
 /// What happens to the artifacts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArtifactsPlan {
     /// Where they go.
     pub directory: String,
@@ -227,7 +230,7 @@ pub struct ArtifactsPlan {
 }
 
 /// A restore, as it will be executed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestorePlan {
     /// The backup.
     pub backup: String,
@@ -254,8 +257,80 @@ pub struct RestorePlan {
 impl RestorePlan {
     /// The plan's digest: SHA-256 of its JSON. Approvals sign it.
     pub fn digest(&self) -> Sha256 {
-        Sha256::of(&serde_json::to_vec(self).expect("a plan has text keys only"))
+        Sha256::of(&self.document())
     }
+
+    /// Its JSON, in one line: what is approved, and what then runs.
+    pub fn document(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a plan has text keys only")
+    }
+
+    /// The plan in a document.
+    ///
+    /// # Errors
+    ///
+    /// Anything that this plan would not be written as, byte for byte: then something in it was read as something else, or not at all.
+    pub fn parse(document: &[u8]) -> Result<Self, FormatError> {
+        const WHAT: &str = "restore plan";
+        let plan: Self = serde_json::from_slice(document).map_err(|error| FormatError::malformed(WHAT, error.to_string()))?;
+        match plan.document() == document {
+            true => Ok(plan),
+            false => Err(FormatError::malformed(WHAT, "written anew, it has other bytes")),
+        }
+    }
+}
+
+/// Whether a plan is one that this program makes: for this manifest, whose signature was verified, and for the directories, the target and
+/// the way through the archive that stand in the plan. What it says of itself in words, its settings and its sizes are then true. The one thing
+/// that can be anything is the restore command, which depends on the host.
+///
+/// # Errors
+///
+/// It is not: somebody wrote it, or another version of this program.
+pub fn check(plan: &RestorePlan, manifest: &Manifest, digest: Sha256) -> Result<(), RestorePlanError> {
+    let altered = || RestorePlanError::Altered(manifest.id.to_string());
+    let mut request = request_of(plan, manifest).ok_or_else(altered)?;
+    let mut made = self::plan(manifest, digest, &request)?;
+    // Remarks about the way through the archive stand behind the manifest's own warnings; there may be any.
+    let notes = plan.warnings.len().checked_sub(made.warnings.len()).ok_or_else(altered)?;
+    if let Some(recovery) = request.recovery.as_mut().filter(|_| notes > 0) {
+        let from = manifest.warnings.len();
+        recovery.choice.notes = plan.warnings.get(from..from + notes).ok_or_else(altered)?.to_vec();
+        made = self::plan(manifest, digest, &request)?;
+    }
+    if made == *plan { Ok(()) } else { Err(altered()) }
+}
+
+/// What must have been asked for to be given this plan.
+fn request_of(plan: &RestorePlan, manifest: &Manifest) -> Option<RestoreRequest> {
+    let artifacts = plan.artifacts.as_ref().map(|artifacts| artifacts.directory.clone());
+    let mut request = RestoreRequest { artifacts, accept_degraded: true, ..RestoreRequest::default() };
+    let Some(database) = &plan.database else { return Some(request) };
+    let setting = |name: &str| database.settings.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+    let elsewhere = database.tablespaces.iter().filter(|tablespace| tablespace.from.starts_with('/'));
+    request.pgdata = Some(database.pgdata.clone());
+    request.tablespaces = elsewhere.map(|tablespace| (tablespace.oid.to_string(), tablespace.to.clone())).collect();
+    request.target = database.target.clone();
+    request.start = database.start;
+    request.archive_mode = if setting("archive_mode") == Some("off") { ArchiveMode::Off } else { ArchiveMode::Preserve };
+    request.standalone = database.recovery.is_none();
+    if let Some(recovery) = &database.recovery {
+        request.inclusive = recovery.inclusive;
+        let system_id = manifest.postgres.as_ref()?.system_id?;
+        let choice = Choice {
+            backup: BackupPoint::of(manifest, system_id)?,
+            timeline: recovery.timeline,
+            legs: recovery.legs.clone(),
+            from: recovery.from,
+            to: recovery.to,
+            promised: recovery.promised,
+            end: recovery.end,
+            located: recovery.located.clone(),
+            notes: Vec::new(),
+        };
+        request.recovery = Some(ArchiveRecovery { choice, restore_command: setting("restore_command")?.to_owned() });
+    }
+    Some(request)
 }
 
 /// Plans a restore of a backup whose signature was verified.
@@ -405,7 +480,8 @@ fn plan_database(manifest: &Manifest, request: &RestoreRequest, pgdata: &str, pl
     Ok(())
 }
 
-pub(crate) fn describe(target: &Target) -> String {
+/// A target in words.
+pub fn describe(target: &Target) -> String {
     match target {
         Target::Latest => "the end of its WAL".into(),
         Target::Immediate => "the first consistent moment".into(),
@@ -785,6 +861,58 @@ mod tests {
         assert!(plan.warnings.contains(&"a note".to_owned()));
         assert_ne!(plan.digest(), planned(&manifest(), &exclusive).unwrap().digest());
         assert_eq!(plan.database.unwrap().recovery.unwrap().wal_bytes, 0x500_0060 - 0x200_0028);
+    }
+
+    #[test]
+    fn a_plan_is_read_back_byte_for_byte_or_not_at_all() {
+        let everywhere = RestoreRequest { tablespaces: vec![("fast".into(), "/other".into())], start: true, ..request() };
+        let requests = [
+            request(),
+            everywhere,
+            RestoreRequest { target: Target::Immediate, archive_mode: ArchiveMode::Preserve, ..request() },
+            with_archive(Target::Latest, 1),
+            with_archive(Target::Time("2024-03-15T13:00:00.0000005Z".parse().unwrap()), 3),
+            RestoreRequest { inclusive: false, ..with_archive(Target::TransactionId(7), 3) },
+            with_archive(Target::Name("before deploy".into()), 3),
+        ];
+        for request in requests {
+            let plan = planned(&manifest(), &request).unwrap();
+            let document = plan.document();
+            assert_eq!(Sha256::of(&document), plan.digest());
+            assert_eq!(RestorePlan::parse(&document).unwrap(), plan);
+            assert_eq!(check(&plan, &manifest(), Sha256([0; 32])), Ok(()), "{request:?}");
+            // Blanks, another member, a member twice: the same plan to some reader, and other bytes.
+            let text = String::from_utf8(document).unwrap();
+            for other in [format!("{text}\n"), text.replacen('{', "{\"more\":1,", 1), text.replacen('{', "{ ", 1), text[1..].to_owned()] {
+                assert!(RestorePlan::parse(other.as_bytes()).is_err(), "{other}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_plan_that_says_one_thing_and_does_another_is_refused() {
+        let honest = planned(&manifest(), &with_archive(Target::Latest, 3)).unwrap();
+        let altered = |change: &dyn Fn(&mut RestorePlan)| {
+            let mut plan = honest.clone();
+            change(&mut plan);
+            check(&plan, &manifest(), Sha256([0; 32]))
+        };
+        assert_eq!(altered(&|_| ()), Ok(()));
+        let database = |plan: &mut RestorePlan, change: &dyn Fn(&mut DatabasePlan)| change(plan.database.as_mut().unwrap());
+        assert!(altered(&|plan| database(plan, &|database| database.pgdata = "/prod".into())).is_err());
+        assert!(altered(&|plan| database(plan, &|database| database.start = true)).is_err());
+        assert!(
+            altered(&|plan| database(plan, &|database| database.settings.push(("archive_command".into(), "rm -rf /".into())))).is_err()
+        );
+        assert!(altered(&|plan| database(plan, &|database| drop(database.settings.remove(3)))).is_err());
+        assert!(altered(&|plan| database(plan, &|database| database.tablespaces[0].to = "/elsewhere".into())).is_err());
+        assert!(altered(&|plan| plan.steps[0] = "look, but do not touch".into()).is_err());
+        assert!(altered(&|plan| drop(plan.warnings.pop())).is_err());
+        assert!(altered(&|plan| plan.bytes = 1).is_err());
+        assert!(altered(&|plan| plan.backup = "c-backup-20240314T120000Z".into()).is_err());
+        assert!(altered(&|plan| plan.degraded = true).is_err());
+        // Of another manifest.
+        assert!(check(&honest, &manifest(), Sha256([1; 32])).is_err());
     }
 
     #[test]

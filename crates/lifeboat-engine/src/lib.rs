@@ -3,6 +3,7 @@
 //! Never prints, never exits, never reads the environment: the binary brings configuration in and
 //! takes progress and errors out.
 
+pub mod approval;
 pub mod artifacts;
 pub mod audit;
 pub mod backup;
@@ -10,11 +11,13 @@ pub mod causes;
 pub mod copy;
 pub mod doctor;
 pub mod expire;
+pub mod export;
 pub mod hold;
 pub mod keys;
 pub mod lease;
 pub mod opened_backup;
 pub mod pin;
+pub mod policy;
 pub mod postgres;
 pub mod progress;
 pub mod prune;
@@ -23,7 +26,9 @@ pub mod replicate;
 pub mod repository;
 pub mod restore;
 pub mod retention;
+pub mod revoke;
 pub mod seal;
+pub mod secret;
 mod sha256;
 pub mod signing;
 pub mod store;

@@ -9,12 +9,13 @@ use lifeboat_core::repository::file_table::{self, Row};
 use lifeboat_core::repository::layout::Key;
 use lifeboat_core::repository::manifest::{KeyPurpose, Manifest, TableEntry};
 use lifeboat_core::repository::{FormatError, Sha256, Suite, layout};
+use lifeboat_core::trust::When;
 use lifeboat_core::verify::{Finding, FindingKind};
 
 use crate::keys::{Identities, KeyError};
 use crate::repository::{MAX_DOCUMENT_BYTES, MAX_MANIFEST_BYTES, Repository};
 use crate::seal::{self, Sealing};
-use crate::signing::{Trust, VerifyError};
+use crate::signing::{SignedBy, Trust, Verified, VerifyError};
 use crate::store::{Store, StoreError, first_good, other_copy};
 
 /// The most plain bytes one file table may have.
@@ -48,8 +49,12 @@ pub struct VerifiedBackup {
     pub manifest: Manifest,
     /// Digest of the manifest's bytes.
     pub digest: Sha256,
-    /// The key that signed it.
-    pub signed_by: String,
+    /// Who signed it.
+    pub signed_by: SignedBy,
+    /// When, and how sure that is.
+    pub signed: When,
+    /// SHA-256 of the signed statement.
+    pub statement: Sha256,
 }
 
 fn finding(id: &BackupId, kind: FindingKind, object: &Key, problem: impl Into<String>) -> OpenBackupError {
@@ -140,7 +145,7 @@ fn open_from(manifests: &dyn Store, bundles: &dyn Store, id: &BackupId, trust: &
             VerifyError::WrongSubject(_) => {
                 finding(id, FindingKind::Corrupt, &layout::manifest(id), format!("its signature is over other bytes: {error}"))
             }
-            error => finding(id, FindingKind::Unsigned, &bundle_key, error.to_string()),
+            error => finding(id, FindingKind::Unsigned, &bundle_key, crate::causes::joined(&error)),
         }
     });
     // A newer format may sign in ways unknown here: then its number is believed without a signature, and all that
@@ -150,9 +155,10 @@ fn open_from(manifests: &dyn Store, bundles: &dyn Store, id: &BackupId, trust: &
         (Err(newer @ OpenBackupError::Format(_)), Err(_)) if unreadable => return Err(newer),
         (_, Err(error)) => return Err(error),
         (Err(error), Ok(_)) => return Err(error),
-        (Ok(manifest), Ok(verified)) => (manifest, verified.hint),
+        (Ok(manifest), Ok(verified)) => (manifest, verified),
     };
-    Ok(VerifiedBackup { id: id.clone(), manifest: manifest.0, digest, signed_by: manifest.1 })
+    let (manifest, Verified { signer, when, sha256, .. }) = manifest;
+    Ok(VerifiedBackup { id: id.clone(), manifest, digest, signed_by: signer, signed: when, statement: sha256 })
 }
 
 impl VerifiedBackup {

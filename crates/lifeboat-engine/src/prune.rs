@@ -54,7 +54,13 @@ pub enum PruneError {
     /// Artifacts.
     #[error(transparent)]
     Artifacts(#[from] ArtifactError),
+    /// Whoever was asked about the plan said no.
+    #[error("prune: the plan was not agreed to; nothing was deleted")]
+    Refused,
 }
+
+/// Asked once, about the plan as it will be carried out, while nobody else can change what it is made of and before anything goes.
+pub type Consent<'a> = &'a mut dyn FnMut(&Plan) -> bool;
 
 /// How to prune.
 pub struct PruneSettings<'a> {
@@ -152,7 +158,7 @@ fn prepare(
     };
     let artifact_steps = begin..plan.steps.len();
     leases(repository.store(), &mut plan)?;
-    numbered(repository.store(), layout::VISITS, &layout::visit, ("visits", "newer ones say what is held"), &mut plan)?;
+    numbered(repository.store(), layout::VISITS, &layout::visit, (rules::VISITS, "newer ones say what is held"), &mut plan)?;
     plan.push(Step::ordered(WORDS, "their backups are gone", words));
     Ok(Prepared { plan, artifacts, artifact_steps })
 }
@@ -274,7 +280,7 @@ fn artifact_steps(found: &Garbage, plan: &mut Plan) {
     plan.push(Step::new("artifact records", why, found.records.clone()));
     // After the records that only they name.
     plan.push(Step::new("catalog runs", why, found.runs.clone()));
-    plan.push(Step::ordered("artifact heads", "newer ones say what the set is", found.heads.clone()));
+    plan.push(Step::ordered(rules::ARTIFACT_HEADS, "newer ones say what the set is", found.heads.clone()));
     plan.push(Step::new("lists of an earlier prune", "it is over", found.lists.clone()));
     plan.leave(found.unknown.iter().cloned());
     plan.warnings.extend(found.warnings.iter().cloned());
@@ -313,7 +319,24 @@ fn numbered(
 
 /// Prunes.
 pub fn run(repository: &Repository, settings: &PruneSettings<'_>, now: Timestamp, progress: &dyn Progress) -> Result<Pruned, PruneError> {
+    run_if(repository, settings, (now, now), progress, &mut |_| true)
+}
+
+/// Prunes, if `consent` agrees to the plan. It is made for the time `planned`, which may be past: things are let go with time, so a plan that
+/// was made before comes out the same only for its own time, and nothing is in it that would not go `now`.
+///
+/// # Errors
+///
+/// [`PruneError::Refused`] if it does not agree.
+pub fn run_if(
+    repository: &Repository,
+    settings: &PruneSettings<'_>,
+    (planned, now): (Timestamp, Timestamp),
+    progress: &dyn Progress,
+    consent: Consent<'_>,
+) -> Result<Pruned, PruneError> {
     let store = repository.store();
+    let mut asked = false;
     // While a backup runs, what it wrote looks like garbage.
     with_lease(store, "backup", settings.host, |backup| {
         with_lease(store, retention::LEASE, settings.host, |retention| {
@@ -321,7 +344,11 @@ pub fn run(repository: &Repository, settings: &PruneSettings<'_>, now: Timestamp
             let mut bound = BTreeSet::new();
             let (mut gone, mut kept) = (0, Vec::new());
             loop {
-                let prepared = prepare(repository, settings, &bound, now)?;
+                let prepared = prepare(repository, settings, &bound, planned)?;
+                // What the store then does not let go makes it less, and never more.
+                if !std::mem::replace(&mut asked, true) && !consent(&prepared.plan) {
+                    return Err(PruneError::Refused);
+                }
                 let Some(step) = prepared.plan.steps.first().filter(|step| step.what == MANIFESTS) else {
                     return execute(store, prepared, gone, &leases, progress, now).map(|done| done.with_held(kept));
                 };

@@ -3,8 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use lifeboat_core::repository::Sha256;
 use lifeboat_core::wal::SystemId;
 use lifeboat_core::wal::catalog::Promise;
+
+use crate::commands::key;
 
 /// Disaster recovery you have already rehearsed: PostgreSQL and artifacts, signed, restored, proven
 #[derive(Debug, Parser)]
@@ -25,6 +28,9 @@ pub(crate) struct Cli {
     /// Print one JSON document on stdout
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    /// Go around the approvals, and say why: only where the policy allows that; everybody is told
+    #[arg(long, global = true, value_name = "REASON", value_parser = crate::commands::approval::said)]
+    pub(crate) break_glass: Option<String>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -51,6 +57,9 @@ pub(crate) enum Command {
     Expire(Expire),
     /// Delete what only expired backups needed, and what nothing names
     Prune(Prune),
+    /// Ask others to approve a restore or a prune, approve one, see who did
+    #[command(subcommand)]
+    Approval(crate::commands::approval::Approval),
     /// Hold a backup, whatever the rules say
     Pin(Pin),
     /// End a pin
@@ -63,12 +72,15 @@ pub(crate) enum Command {
     /// Archive, fetch and receive WAL, and show how far back and forth recovery can go
     #[command(subcommand)]
     Wal(Wal),
-    /// Make keys
+    /// Make, list, replace, revoke and hand out keys
     #[command(subcommand)]
     Key(Key),
     /// Show and check who did what with the repository
     #[command(subcommand)]
     Audit(crate::commands::audit::Audit),
+    /// Ask the policy, test it, print it
+    #[command(subcommand)]
+    Policy(crate::commands::policy::Policy),
     /// Look at the configuration
     #[command(subcommand)]
     Config(Config),
@@ -219,7 +231,11 @@ pub(crate) enum Archiving {
 #[derive(Debug, Args)]
 pub(crate) struct Restore {
     /// Backup id, or latest
-    pub(crate) backup: String,
+    #[arg(required_unless_present = "approved")]
+    pub(crate) backup: Option<String>,
+    /// Run the plan with this digest, as it was approved; what it restores, and where to, stands in it
+    #[arg(long, value_name = "DIGEST", conflicts_with_all = ["pgdata", "artifacts", "tablespace", "target", "exclusive", "target_timeline", "standalone", "start", "accept_degraded", "archive_mode"])]
+    pub(crate) approved: Option<Sha256>,
     /// Put the cluster here; must be empty or missing
     #[arg(long, value_name = "DIR")]
     pub(crate) pgdata: Option<PathBuf>,
@@ -340,14 +356,17 @@ pub(crate) enum Artifact {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Key {
     /// Make a signing key, a restore identity and a host identity
-    Generate {
-        /// Directory for them; what is there is never overwritten
-        #[arg(long, value_name = "DIR")]
-        out: Option<PathBuf>,
-        /// Take the signing key's password from this file instead of making one up
-        #[arg(long, value_name = "FILE")]
-        password_file: Option<PathBuf>,
-    },
+    Generate(key::Generate),
+    /// List whose signatures count, for what, and until when
+    List,
+    /// Print the public half of the key that signs here
+    Public,
+    /// Make a new signing key beside the old one, and retire the old one
+    Rotate(key::Rotate),
+    /// Declare that a key was stolen: what it signed since then does not count
+    Revoke(key::Revoke),
+    /// Hand out the data keys of one backup, so that somebody can read that one
+    Export(key::Export),
 }
 
 #[derive(Debug, Subcommand)]
@@ -414,6 +433,9 @@ pub(crate) struct Prune {
     /// Give up this backup, whose manifest is lost or cannot be verified, so that others can be pruned
     #[arg(long, value_name = "BACKUP")]
     pub(crate) forget: Vec<String>,
+    /// Only if the plan is still the one with this digest, which was approved
+    #[arg(long, value_name = "DIGEST")]
+    pub(crate) approved: Option<Sha256>,
     /// Print what would be done; needs no secret, and changes nothing
     #[arg(long)]
     pub(crate) dry_run: bool,

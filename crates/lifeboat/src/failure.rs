@@ -5,10 +5,13 @@ use std::error::Error;
 use lifeboat_core::backup::PlanError;
 use lifeboat_core::repository::FormatError;
 use lifeboat_core::restore::RestorePlanError;
+use lifeboat_engine::approval::ApprovalError;
+use lifeboat_engine::approval::ssh::SshError;
 use lifeboat_engine::artifacts::{ArtifactError, Problem};
 use lifeboat_engine::audit::{AuditError, AuditKeyError};
 use lifeboat_engine::backup::BackupError;
 use lifeboat_engine::copy::CopyError;
+use lifeboat_engine::export::ExportError;
 use lifeboat_engine::hold::HoldError;
 use lifeboat_engine::keys::KeyError;
 use lifeboat_engine::lease::LeaseError;
@@ -42,6 +45,8 @@ pub(crate) const EXIT_LEASED: u8 = 11;
 pub(crate) const EXIT_KEY: u8 = 12;
 /// The format is too new.
 pub(crate) const EXIT_FORMAT: u8 = 13;
+/// Denied: by the policy, or because approvals are missing.
+pub(crate) const EXIT_DENIED: u8 = 20;
 /// Verification or signature failed.
 pub(crate) const EXIT_UNVERIFIED: u8 = 21;
 /// The recovery target cannot be reached.
@@ -278,6 +283,16 @@ impl From<KeyError> for Failure {
     }
 }
 
+impl From<ExportError> for Failure {
+    fn from(error: ExportError) -> Self {
+        match error {
+            ExportError::Key(error) => error.into(),
+            ExportError::Artifacts(error) => error.into(),
+            ExportError::Plain(_) => Self::of(EXIT_USAGE, &error, "whoever has a copy of it can read it: lifeboat show BACKUP"),
+        }
+    }
+}
+
 impl From<signing::KeyError> for Failure {
     fn from(error: signing::KeyError) -> Self {
         let (code, hint) = match &error {
@@ -285,6 +300,22 @@ impl From<signing::KeyError> for Failure {
             _ => (EXIT_KEY, "lifeboat key generate makes a key that fits"),
         };
         Self::of(code, &error, hint)
+    }
+}
+
+impl From<signing::SignError> for Failure {
+    fn from(error: signing::SignError) -> Self {
+        match error {
+            signing::SignError::Denied(_) => Self::of(
+                EXIT_KEY,
+                &error,
+                "check token or credentials of [signing], and what they may do (docs/signing.md); lifeboat doctor tries the signer",
+            ),
+            signing::SignError::Signer(_) => {
+                Self::of(EXIT_FAILED, &error, "lifeboat doctor tries the signer; lifeboat config show prints [signing]")
+            }
+            signing::SignError::Statement(_) => Self::of(EXIT_FAILED, &error, "name what is signed in fewer words; lifeboat --help"),
+        }
     }
 }
 
@@ -299,6 +330,12 @@ impl From<AuditError> for Failure {
             ),
             AuditError::Read { .. } => Self::of(EXIT_FAILED, &error, "check audit.directory, and who owns it: lifeboat config show"),
         }
+    }
+}
+
+impl From<signing::RootsError> for Failure {
+    fn from(error: signing::RootsError) -> Self {
+        Self::of(EXIT_USAGE, &error, "name the trusted_root.json of your Sigstore instance in trust.trusted_root: lifeboat config show")
     }
 }
 
@@ -392,6 +429,7 @@ impl From<BackupError> for Failure {
             BackupError::Repository(error) => return error.into(),
             BackupError::Store(error) => return error.into(),
             BackupError::Artifacts(error) => return error.into(),
+            BackupError::Sign(error) => return error.into(),
             BackupError::OtherCluster { .. } | BackupError::OtherDirectory { .. } | BackupError::OtherServer { .. } => {
                 "postgres.dsn and postgres.data_directory must be of one server: lifeboat config show"
             }
@@ -414,6 +452,7 @@ impl From<ArtifactError> for Failure {
             ArtifactError::Store(error) => error.into(),
             ArtifactError::Format(error) => error.into(),
             ArtifactError::Key(error) => error.into(),
+            ArtifactError::Sign(error) => error.into(),
             ArtifactError::Finding(ref finding) => match finding.problem {
                 Problem::Locked(_) => Self::of(EXIT_KEY, &error, "give the restore identity: lifeboat artifact get NAME --identity FILE"),
                 _ => Self::of(EXIT_UNVERIFIED, &error, "lifeboat artifact verify tells what else is damaged"),
@@ -446,7 +485,7 @@ impl From<OpenBackupError> for Failure {
             OpenBackupError::Damaged(ref finding) => {
                 let hint = match finding.kind {
                     lifeboat_core::verify::FindingKind::Unsigned => {
-                        "trust.keys must name the public key that signed it; if it does, do not restore this backup: lifeboat list shows others"
+                        "lifeboat key list shows whose signatures count, for what and until when; if its signer is among them, do not restore this backup: lifeboat list shows others"
                     }
                     _ => "lifeboat verify --all tells which backups are whole",
                 };
@@ -470,6 +509,10 @@ impl From<RestorePlanError> for Failure {
             ),
             RestorePlanError::Unreachable { .. } => (EXIT_UNREACHABLE, "lifeboat list shows when each backup is consistent"),
             RestorePlanError::OtherBackup { .. } => (EXIT_FAILED, "repeat the command: what the repository has changed in between"),
+            RestorePlanError::Altered(_) => (
+                EXIT_UNVERIFIED,
+                "do not run it, and find out who stored it (lifeboat approval show DIGEST); then ask with a plan of your own: lifeboat approval request restore BACKUP …",
+            ),
             RestorePlanError::NoTablespace { .. } => (EXIT_USAGE, "lifeboat show BACKUP names its tablespaces"),
         };
         Self::of(code, &error, hint)
@@ -527,7 +570,7 @@ impl From<RetentionError> for Failure {
             RetentionError::Repository(error) => return error.into(),
             RetentionError::Store(error) => return error.into(),
             RetentionError::Open(error) => return error.into(),
-            RetentionError::Sign(_) => (EXIT_KEY, "check the signing key: lifeboat config show"),
+            RetentionError::Sign(error) => return error.into(),
             RetentionError::Plan(_) => (
                 EXIT_USAGE,
                 "set retention.keep_daily or the like (docs/retention.md), or try one: lifeboat expire --keep-daily 14 --dry-run",
@@ -550,7 +593,43 @@ impl From<PruneError> for Failure {
             PruneError::Repository(error) => error.into(),
             PruneError::Store(error) => error.into(),
             PruneError::Artifacts(error) => error.into(),
+            PruneError::Refused => Self::of(EXIT_DENIED, &error, "lifeboat prune --dry-run shows the plan as it is now"),
         }
+    }
+}
+
+impl From<ApprovalError> for Failure {
+    fn from(error: ApprovalError) -> Self {
+        let (code, hint) = match error {
+            ApprovalError::Store(error) => return error.into(),
+            ApprovalError::Format(error) => return error.into(),
+            ApprovalError::Ssh(error) => return error.into(),
+            ApprovalError::Sign(_) => (EXIT_KEY, "check the signing key, or sign with SSH: lifeboat approval grant DIGEST --ssh-key FILE"),
+            ApprovalError::NoPlan(_) => (EXIT_FAILED, "lifeboat approval list shows what was asked for"),
+            ApprovalError::OtherPlan { .. } => {
+                (EXIT_UNVERIFIED, "it was damaged or changed: do not run it; ask again: lifeboat approval request …")
+            }
+            ApprovalError::WouldNotCount { .. } | ApprovalError::WouldNotStand { .. } => (
+                EXIT_DENIED,
+                "nothing was stored; approvals.allowed_signers, approvals.persons and trust say who counts: lifeboat config show",
+            ),
+            ApprovalError::Spent(_) => (EXIT_DENIED, "to run it once more, ask once more: lifeboat approval request …"),
+        };
+        Self::of(code, &error, hint)
+    }
+}
+
+impl From<SshError> for Failure {
+    fn from(error: SshError) -> Self {
+        let (code, hint) = match &error {
+            SshError::Program { .. } | SshError::Agent(_) => (
+                EXIT_KEY,
+                "name a key (lifeboat approval grant DIGEST --ssh-key FILE), or sign elsewhere what lifeboat approval text DIGEST prints",
+            ),
+            SshError::NotAllowed { .. } => (EXIT_DENIED, "approvals.allowed_signers names the file: lifeboat config show"),
+            _ => (EXIT_UNVERIFIED, "sign what lifeboat approval text DIGEST prints, as it is: docs/approvals.md has the commands"),
+        };
+        Self::of(code, &error, hint)
     }
 }
 
@@ -569,10 +648,11 @@ impl From<WalError> for Failure {
             ),
             WalError::Unverified { .. } => (
                 EXIT_UNVERIFIED,
-                "trust.keys must name the public key that signed it: lifeboat config show; lifeboat wal status shows what is in the repository",
+                "lifeboat key list shows whose signatures count, for what and until when; lifeboat wal status shows what is in the repository",
             ),
             WalError::Damaged { .. } => (EXIT_UNVERIFIED, "lifeboat wal status shows what is in the repository"),
-            WalError::Sign(_) | WalError::Statement(_) => (EXIT_KEY, "check the signing key: lifeboat config show"),
+            WalError::Sign(error) => return error.into(),
+            WalError::Statement(_) => (EXIT_KEY, "check the signing key: lifeboat config show"),
             WalError::Segment(_) | WalError::History(_) | WalError::Changed { .. } | WalError::File { .. } => {
                 (EXIT_FAILED, "look at the file; lifeboat config show prints the settings")
             }

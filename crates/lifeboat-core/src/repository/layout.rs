@@ -174,6 +174,43 @@ pub fn digest_of(key: &Key) -> Option<Sha256> {
 /// Where leases stand.
 pub const LEASES: &str = "leases/";
 
+/// Where plans stand that somebody asked to approve.
+pub const APPROVALS: &str = "approvals/";
+
+/// Where everything about one plan stands.
+pub fn approvals(plan: Sha256) -> String {
+    format!("{APPROVALS}{plan}/")
+}
+
+/// `approvals/<plan>/plan.json`
+pub fn approval_plan(plan: Sha256) -> Key {
+    Key(format!("{APPROVALS}{plan}/plan.json"))
+}
+
+/// Where everything about one request stands: `approvals/<plan>/<request>/`
+pub fn approval_request(plan: Sha256, request: Sha256) -> String {
+    format!("{APPROVALS}{plan}/{request}/")
+}
+
+/// `approvals/<plan>/<request>/request.<sigstore|ssh>.json`
+pub fn approval_request_statement(plan: Sha256, request: Sha256, ssh: bool) -> Key {
+    Key(format!("{}request.{}.json", approval_request(plan, request), if ssh { "ssh" } else { "sigstore" }))
+}
+
+/// `approvals/<plan>/<request>/<approver>-<digest>.<sigstore|ssh>.json`: the name is for people, and whose approval it is its signature says.
+/// With the digest of the object's own bytes in it, nobody can take somebody else's name away.
+pub fn approval(plan: Sha256, request: Sha256, approver: &str, object: &[u8], ssh: bool) -> Key {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '@' | '_' | '-') { c.to_ascii_lowercase() } else { '-' };
+    let name: String = approver.trim_matches('.').chars().take(64).map(plain).collect();
+    let digest = Sha256::of(object).to_string();
+    Key(format!("{}{name}-{}.{}.json", approval_request(plan, request), &digest[..16], if ssh { "ssh" } else { "sigstore" }))
+}
+
+/// `approvals/<plan>/<request>/used.json`
+pub fn approval_used(plan: Sha256, request: Sha256) -> Key {
+    Key(format!("{}used.json", approval_request(plan, request)))
+}
+
 /// Where stores are tried out.
 pub const PROBES: &str = "probe/";
 
@@ -430,6 +467,13 @@ mod tests {
             (expiry_mark(&id, 2), "conductor-backup-20240315T120000Z/expired/0000000002.json".to_owned()),
             (pin(&id, &"audit".parse().unwrap()), "conductor-backup-20240315T120000Z/pins/audit.json".to_owned()),
             (pin_end(&id, &"audit".parse().unwrap()), "conductor-backup-20240315T120000Z/pins/audit.ended.json".to_owned()),
+            (approval_plan(digest), format!("approvals/{hex}/plan.json")),
+            (approval_request_statement(digest, digest, false), format!("approvals/{hex}/{hex}/request.sigstore.json")),
+            (approval_used(digest, digest), format!("approvals/{hex}/{hex}/used.json")),
+            (
+                approval(digest, digest, "../Zoë <z@example.com>", b"", true),
+                format!("approvals/{hex}/{hex}/-zo---z@example.com--e3b0c44298fc1c14.ssh.json"),
+            ),
         ] {
             assert_eq!(key.as_str(), expected);
             assert_eq!(Key::parse(key.as_str()), Ok(key));

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::file::{GapRecord, WalFile};
 use super::history::History;
@@ -62,7 +62,7 @@ pub enum Absence {
 }
 
 /// What must be reached: nothing before it may pass for the end of the archive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Promise {
     /// On whose history.
     pub timeline: Timeline,
@@ -140,7 +140,7 @@ pub struct TimelineState {
 }
 
 /// One part of a history: replay reads [from, to) on this timeline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Leg {
     /// The timeline.
     pub timeline: Timeline,

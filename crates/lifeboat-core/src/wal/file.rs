@@ -138,6 +138,9 @@ pub struct WalPredicate {
     /// Of a history file: the timelines that it names, so that who cannot decrypt knows where they branched off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub branches: Option<Vec<Branch>>,
+    /// When it was signed, by the signer's word: compared with the window of a retired key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signed: Option<jiff::Timestamp>,
 }
 
 /// A timeline that was left.
@@ -152,7 +155,7 @@ pub struct Branch {
 impl WalPredicate {
     /// Of a file of `bytes` bytes, with nothing more known of it.
     pub fn new(bytes: u64, segment_size: SegmentSize) -> Self {
-        Self { bytes, segment_size, page_magic: None, summary: None, branches: None }
+        Self { bytes, segment_size, page_magic: None, summary: None, branches: None, signed: None }
     }
 
     /// Of a timeline history file.

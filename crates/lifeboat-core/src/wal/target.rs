@@ -11,7 +11,7 @@
 use std::fmt;
 
 use jiff::{SignedDuration, Timestamp};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::catalog::{Archive, BackupPoint, Gap, Held, Leg, Path, PathError, Promise, Reach};
 use super::record::Summary;
@@ -74,7 +74,7 @@ impl RecoveryRequest {
 /// | time | commits or aborts a transaction later; not inclusive: later or then |
 /// | transaction | commits or aborts it, as a prepared one too |
 /// | name | is a restore point of that name; here every one counts |
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Located {
     /// Whose record it is: that of the leg it is on ([`Path::leg_at`]), also where it was read from a younger timeline's copy.
     pub timeline: Timeline,

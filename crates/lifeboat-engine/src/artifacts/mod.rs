@@ -8,6 +8,7 @@
 
 mod beneath;
 mod catalog;
+mod keys;
 pub(crate) mod prune;
 mod read;
 mod references;
@@ -30,6 +31,8 @@ use crate::causes;
 use crate::keys::KeyError;
 use crate::signing::SignError;
 use crate::store::StoreError;
+
+pub(crate) use keys::keys_of_set;
 
 pub use catalog::{ArtifactSet, MAX_HEAD_BYTES, newest_head};
 pub use read::{MAX_RECORD_BYTES, Reader, Replace};

@@ -135,7 +135,8 @@ impl<'a> Reader<'a> {
         let bundle = serde_json::to_vec(&record.bundle).expect("what was read as JSON is written as JSON");
         let expected = Expected::artifact(record.name.as_str(), &record.version, record.sha256.0);
         let verified = self.trust.verify(&bundle, &expected).map_err(|error| match error {
-            VerifyError::UntrustedKey { .. } => Problem::Unsigned(causes::joined(&error)),
+            VerifyError::KnownGood { .. } => Problem::NotChecked(causes::joined(&error)),
+            _ if error.is_of_trust() => Problem::Unsigned(causes::joined(&error)),
             _ => Problem::BadSignature(causes::joined(&error)),
         })?;
         let predicate = &verified.statement.predicate;
@@ -229,7 +230,7 @@ impl<'a> Reader<'a> {
 
     /// What opens a blob with this header. That a blob is not encrypted is no danger to who reads it:
     /// its digest is signed.
-    fn sealing(&self, header: &Header) -> Result<Sealing, Problem> {
+    pub(super) fn sealing(&self, header: &Header) -> Result<Sealing, Problem> {
         let (id, wrapped) = match (header.suite, header.key, &header.wrapped) {
             (Suite::None, ..) => return Ok(Sealing::Plain),
             (Suite::Aes256Gcm, Some(id), Some(wrapped)) => (id, wrapped),

@@ -181,8 +181,8 @@ impl PublicKey {
         self.parsed.verify_sig(message, signature).is_ok()
     }
 
-    /// Only the one encoding that cosign and openssl write, so that a key has one hint.
-    fn from_spki(der: &[u8]) -> Result<Self, KeyError> {
+    /// The key in a SubjectPublicKeyInfo, DER. Only the one encoding that cosign and openssl write, so that a key has one hint.
+    pub fn from_spki(der: &[u8]) -> Result<Self, KeyError> {
         match der.strip_prefix(&SPKI_PREFIX) {
             Some(point) => Self::from_point(point),
             None => Err(KeyError::Unsupported("not an ECDSA P-256 public key (uncompressed, named curve)".to_owned())),

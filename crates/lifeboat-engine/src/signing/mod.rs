@@ -8,7 +8,16 @@
 //!
 //! Why these crates and not others: `docs/decisions/0003-sigstore-crates.md`.
 
+mod ambient;
+mod certificate;
 mod cosign_key;
+mod keyless;
+mod kms;
+mod known_good;
+mod service;
+mod stamped;
+mod timestamp;
+mod transit;
 mod trust;
 
 use std::fmt;
@@ -19,20 +28,35 @@ use sigstore_bundle::{BundleV03, VerificationMaterialV03};
 use sigstore_types::bundle::SignatureContent;
 use sigstore_types::{DsseEnvelope, DsseSignature, KeyId, PayloadBytes, SignatureBytes, dsse};
 
+pub use ambient::{PROJECTED_TOKEN, ambient_token};
+pub use certificate::{CertificateSigned, MAX_ROOTS_BYTES, Roots, RootsError};
 pub use cosign_key::{KeyError, MAX_KEY_FILE_BYTES, PublicKey, SigningKey};
+pub use keyless::{KeylessConfig, KeylessSigner, MAX_SIGNING_CONFIG_BYTES};
+pub use kms::{KmsConfig, KmsSigner};
+pub use known_good::KnownGood;
 pub use lifeboat_core::attestation::{Expected, Mismatch};
-pub use trust::{MAX_BUNDLE_BYTES, Trust, Verified, VerifyError};
+pub use service::{Reach, SecretSource};
+pub use stamped::{StampConfig, StampedSigner};
+pub use timestamp::MAX_TIMESTAMPS;
+pub use transit::{DEFAULT_MOUNT, TransitConfig, TransitSigner};
+pub use trust::{MAX_BUNDLE_BYTES, SignedBy, Trust, TrustedKey, Verified, VerifyError};
 
-/// Something that signs statements: a key file here; a key service or a certificate authority
-/// may stand behind it as well.
+/// Something that signs statements: a key file, a key service ([`TransitSigner`], [`KmsSigner`]), or a
+/// key for ten minutes with a certificate ([`KeylessSigner`]); [`StampedSigner`] adds a timestamp.
 pub trait Signer: Send + Sync {
     /// Sign the in-toto statement in `statement`, byte for byte; returns the Sigstore bundle, JSON
     /// in one line. What a reader would refuse to parse is refused here too, before it is signed.
     fn sign_statement(&self, statement: &[u8]) -> Result<String, SignError>;
 
-    /// The hint by which a verifier finds the key: base64 of the SHA-256 of its
+    /// The key that signs now, for those who are to trust it. `None` where none is named: a
+    /// certificate says itself who signed.
+    fn public_key(&self) -> Option<PublicKey>;
+
+    /// The hint by which a verifier finds that key: base64 of the SHA-256 of its
     /// SubjectPublicKeyInfo in DER, as cosign writes it.
-    fn hint(&self) -> &str;
+    fn hint(&self) -> Option<String> {
+        self.public_key().map(|public| public.hint().to_owned())
+    }
 
     /// What signs, in a few words for people. Never a secret.
     fn describe(&self) -> String;
@@ -44,9 +68,12 @@ pub enum SignError {
     /// The bytes are not a statement that a verifier would accept.
     #[error("sign statement: it would not be readable")]
     Statement(#[from] StatementError),
-    /// The cryptographic library, or the service that holds the key, did not sign.
+    /// The cryptographic library, or a service that takes part, did not sign.
     #[error("sign statement: {0}")]
     Signer(String),
+    /// A service that takes part does not take the credentials, or there are none.
+    #[error("sign statement: {0}")]
+    Denied(String),
 }
 
 /// Signs with a private key held in memory, out of a key file in cosign's format.
@@ -78,21 +105,21 @@ impl Signer for KeyFileSigner {
         let failed = || SignError::Signer("ECDSA failed".to_owned());
         let pae = dsse::pae(PAYLOAD_TYPE, statement);
         let signature = self.key.pair().sign(&SystemRandom::new(), &pae).map_err(|_| failed())?;
-        bundle(statement, signature.as_ref(), self.hint())
+        bundle(statement, signature.as_ref(), self.key.public_key().hint())
     }
 
-    fn hint(&self) -> &str {
-        self.key.public_key().hint()
+    fn public_key(&self) -> Option<PublicKey> {
+        Some(self.key.public_key().clone())
     }
 
     fn describe(&self) -> String {
-        format!("key file, ECDSA P-256, hint {}", self.hint())
+        format!("key file, ECDSA P-256, hint {}", self.key.public_key().hint())
     }
 }
 
 impl fmt::Debug for KeyFileSigner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyFileSigner").field("hint", &self.hint()).finish_non_exhaustive()
+        f.debug_struct("KeyFileSigner").field("hint", &self.key.public_key().hint()).finish_non_exhaustive()
     }
 }
 

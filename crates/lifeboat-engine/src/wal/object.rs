@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest;
+use jiff::Timestamp;
 use lifeboat_core::attestation::{Statement, StatementError};
 use lifeboat_core::repository::layout::{self, Key};
 use lifeboat_core::repository::sealed::{self, Header};
@@ -24,7 +25,7 @@ use crate::keys::{self, Identities, KeyError};
 use crate::repository::Repository;
 use crate::seal::{DataKey, ObjectOpener, ObjectSealer, OpenError, Sealing};
 use crate::sha256;
-use crate::signing::{SignError, Signer, Trust, VerifyError};
+use crate::signing::{SignError, SignedBy, Signer, Trust, VerifyError};
 use crate::store::stream::{StoreReader, StoreWrite};
 use crate::store::{Store, StoreError, first_good, read_range};
 
@@ -33,6 +34,10 @@ const KEY_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What is read of an object to see its header; ours have about 3 KiB.
 const HEAD_BYTES: u64 = 8 << 10;
+
+/// Up to what a file is read in one request where requests cost a round trip: a segment of the usual size. It is in memory then, once for
+/// each segment that is on its way.
+const AT_ONCE_BYTES: u64 = 17 << 20;
 
 /// Unwrapped data keys that are kept: pushes have one each.
 const MAX_KEYS: usize = 1024;
@@ -299,7 +304,8 @@ impl<'a> WalWriter<'a> {
         let Cluster { system_id, segment_size } = self.cluster;
         let name = || file.file_name(segment_size);
         let key = file.key(system_id, segment_size);
-        let predicate_value = serde_json::to_value(predicate).expect("a predicate has text keys only");
+        let signed = Timestamp::from_second(Timestamp::now().as_second()).ok();
+        let predicate_value = serde_json::to_value(WalPredicate { signed, ..predicate.clone() }).expect("a predicate has text keys only");
         let statement = Statement::new(&file.subject(system_id, segment_size), digest.0, WAL_PREDICATE_TYPE, predicate_value);
         let bundle = self.signer.sign_statement(&statement.to_bytes())?;
         let bundle = serde_json::from_str(&bundle).map_err(|e| SignError::Signer(format!("its bundle is no JSON: {e}")))?;
@@ -350,8 +356,8 @@ pub struct WalHead {
     pub sha256: Sha256,
     /// The rest.
     pub predicate: WalPredicate,
-    /// The hint of the key that signed.
-    pub signed_by: String,
+    /// Who signed.
+    pub signed_by: SignedBy,
 }
 
 /// Reads WAL files of one cluster. Shared by threads.
@@ -418,7 +424,9 @@ impl<'a> WalReader<'a> {
     /// The same of the copy in one store.
     pub(super) fn read_copy(&self, store: &dyn Store, file: WalFile, out: &mut dyn Write) -> Result<WalHead, WalError> {
         let key = file.key(self.cluster.system_id, self.cluster.segment_size);
-        let mut input = StoreReader::open(store, &key)?;
+        // Longer than its plain bytes only where they cannot be compressed, and by its header.
+        let limit = self.cluster.segment_size.bytes().saturating_add(HEAD_BYTES).min(AT_ONCE_BYTES);
+        let mut input = StoreReader::open_at_once(store, &key, limit)?;
         let result = self.copy(file, &key, &mut input, out);
         // What the store said is better than what became of it on the way.
         match input.failed {
@@ -524,12 +532,11 @@ fn check_header(header: &Header, cluster: Cluster, trust: &Trust, file: WalFile,
     if predicate.segment_size != cluster.segment_size {
         return Err(WalError::damaged(key, format!("it is of segments of {} bytes", predicate.segment_size.bytes())));
     }
-    Ok(WalHead { sha256: Sha256(digest), predicate, signed_by: verified.hint })
+    Ok(WalHead { sha256: Sha256(digest), predicate, signed_by: verified.signer })
 }
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
     use lifeboat_core::wal::{Segment, SegmentSize};
 
     use super::*;
@@ -582,7 +589,8 @@ mod tests {
         let head = place.reader().read(file(3), &mut out).unwrap();
         assert_eq!(out, plain);
         assert_eq!(head, place.reader().head(file(3)).unwrap());
-        assert_eq!((head.sha256, head.predicate), (sha256::of(&plain), predicate(700_000)));
+        assert!(head.predicate.signed.is_some());
+        assert_eq!((head.sha256, WalPredicate { signed: None, ..head.predicate }), (sha256::of(&plain), predicate(700_000)));
         assert!(place.reader().head(file(4)).unwrap_err().is_absence());
     }
 

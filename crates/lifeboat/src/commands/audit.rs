@@ -16,6 +16,7 @@ use serde_json::json;
 use super::verify::{code, say_findings};
 use crate::config::{RepositorySettings, Settings};
 use crate::failure::{EXIT_FAILED, EXIT_FINDINGS, EXIT_KEY, EXIT_NO_REPOSITORY, Failure};
+use crate::gate::{self, Question};
 use crate::output::{self, Output};
 use crate::session;
 
@@ -161,12 +162,19 @@ fn readable(settings: &Settings) -> Result<Log, Failure> {
 }
 
 pub(super) fn run(audit: &Audit, settings: &Settings, out: &Output) -> Result<u8, Failure> {
-    match audit {
+    let operation = match audit {
+        Audit::List(_) => Operation::AuditList,
+        Audit::Verify(_) => Operation::AuditVerify,
+        Audit::Key(key) if key.out.is_some() => Operation::KeyGenerate,
+        Audit::Key(_) => Operation::KeyList,
+        Audit::Resume(_) => Operation::AuditResume,
+    };
+    gate::guard(settings, None, Question::new(operation), || match audit {
         Audit::List(list) => self::list(list, settings, out),
         Audit::Verify(verify) => self::verify(verify, settings, out),
         Audit::Key(key) => self::key(key, settings, out),
         Audit::Resume(resume) => self::resume(resume, settings, out),
-    }
+    })
 }
 
 fn list(list: &AuditList, settings: &Settings, out: &Output) -> Result<u8, Failure> {

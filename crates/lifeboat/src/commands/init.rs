@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use lifeboat_core::policy::Operation;
 use lifeboat_engine::replicate;
 use lifeboat_engine::repository::Repository;
 use lifeboat_engine::store::{self, Part};
@@ -9,22 +10,33 @@ use lifeboat_engine::store::{self, Part};
 use crate::cli::{Cli, Init};
 use crate::config::Settings;
 use crate::failure::{EXIT_FAILED, Failure};
+use crate::gate::{self, Question};
 use crate::output::{self, Output};
 use crate::session;
 
 pub(super) fn run(cli: &Cli, init: &Init, mut settings: Settings, out: &Output) -> Result<u8, Failure> {
+    init.dsn.as_deref().map_or(Ok(()), refuse_password)?;
     let url = session::repository_url(&settings)?.to_owned();
     if let Some(path) = init.write_config.as_deref().filter(|path| path.exists()) {
         return Err(Failure::new(EXIT_FAILED, format!("write {}: it exists already", path.display()))
             .hint("choose another name: lifeboat init --write-config FILE"));
     }
-    if session::first_keys(&settings)? {
-        settings = Settings::resolve(cli)?;
-    }
-    let (repository, diagnosis) = session::make_repository(store::open(&url, &settings.store_options(&url), true)?, &settings)?;
-    let replicas = make_replicas(&settings, &repository)?;
+    let permit = gate::ask(&settings, None, Question::new(Operation::Init).in_repository(&url))?;
+    let keys = session::first_keys(&settings).and_then(|made| {
+        if made {
+            settings = Settings::resolve(cli)?;
+        }
+        Ok(())
+    });
+    let made = keys.and_then(|()| make(init, &settings, &url, out));
+    permit.end(&settings, made)
+}
+
+fn make(init: &Init, settings: &Settings, url: &str, out: &Output) -> Result<u8, Failure> {
+    let (repository, diagnosis) = session::make_repository(store::open(url, &settings.store_options(url), true)?, settings)?;
+    let replicas = make_replicas(settings, &repository)?;
     if let Some(path) = &init.write_config {
-        write_config(path, init, &settings, repository.store().url())?;
+        write_config(path, init, settings, repository.store().url())?;
     }
     let document = serde_json::json!({
         "repository": repository.store().url(),
@@ -72,6 +84,15 @@ fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }
 
+/// Arguments are seen by every user of the host, and stay in the history of a shell.
+fn refuse_password(dsn: &str) -> Result<(), Failure> {
+    match lifeboat_engine::postgres::Dsn::parse(dsn)?.has_secret() {
+        false => Ok(()),
+        true => Err(Failure::usage("read --dsn: a password is no argument, others would see it")
+            .hint("leave it out, and put it into ~/.pgpass or a file that passfile= names; lifeboat init --help")),
+    }
+}
+
 fn write_config(path: &Path, init: &Init, settings: &Settings, url: &str) -> Result<(), Failure> {
     let absolute = |path: &Path| quoted(&std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string());
     let line = |key: &str, value: Option<String>, example: &str| {
@@ -79,7 +100,7 @@ fn write_config(path: &Path, init: &Init, settings: &Settings, url: &str) -> Res
     };
     let keys = &settings.user_keys;
     let recipients: Vec<String> = settings.recipients.value.iter().map(|recipient| quoted(recipient)).collect();
-    let trust: Vec<String> = settings.trust_keys.value.iter().map(|key| quoted(key)).collect();
+    let trust: Vec<String> = settings.trust.keys.value.iter().map(crate::config::KeySource::toml).collect();
     let mut text = String::from("# lifeboat's configuration. `lifeboat config show` prints every setting and where it came from.\n\n");
     text.push_str("# Name of the protected system: backups are called NAME-backup-TIME.\n");
     text.push_str(&format!("name = {}\n\n", quoted(init.name.as_deref().unwrap_or(&settings.name.value))));

@@ -1,5 +1,6 @@
 //! One file per command: it resolves what was typed, asks core for the plan, lets the engine do it, and prints.
 
+pub(crate) mod approval;
 mod artifact;
 pub(crate) mod audit;
 mod backup;
@@ -8,9 +9,10 @@ mod demo;
 mod doctor;
 mod expire;
 mod init;
-mod key;
+pub(crate) mod key;
 mod list;
 mod pin;
+pub(crate) mod policy;
 mod prune;
 mod replicate;
 mod restore;
@@ -23,7 +25,7 @@ use std::io::Write as _;
 
 use clap::CommandFactory as _;
 
-use crate::cli::{Artifact, Cli, Command, Wal};
+use crate::cli::{Artifact, Cli, Command, Key, Wal};
 use crate::config::Settings;
 use crate::failure::Failure;
 use crate::output::Output;
@@ -42,8 +44,9 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
         _ => {}
     }
     if cli.as_of.is_some() && !only_reads(&cli.command) {
-        return Err(Failure::usage("read the repository as it was: this command does more than that")
-            .hint("--as-of is of list, show, verify, restore, artifact get, list and verify, wal status and fetch"));
+        return Err(Failure::usage("read the repository as it was: this command does more than that").hint(
+            "--as-of is of list, show, verify, restore, artifact get, list and verify, wal status and fetch, key revoke and export",
+        ));
     }
     let settings = Settings::resolve(cli)?;
     match &cli.command {
@@ -57,6 +60,7 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
         Command::Replicate(replicate) => replicate::run(replicate, &settings, out),
         Command::Expire(expire) => expire::run(expire, &settings, out),
         Command::Prune(prune) => prune::run(prune, &settings, out),
+        Command::Approval(approval) => approval::run(approval, &settings, out),
         Command::Pin(pin) => pin::pin(pin, &settings, out),
         Command::Unpin(unpin) => pin::unpin(unpin, &settings, out),
         Command::Artifact(artifact) => artifact::run(artifact, &settings, out),
@@ -64,6 +68,7 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
         Command::Wal(wal) => wal::run(wal, &settings, out),
         Command::Key(key) => key::run(key, &settings, out),
         Command::Audit(audit) => audit::run(audit, &settings, out),
+        Command::Policy(policy) => policy::run(policy, &settings, out),
         Command::Config(config) => config::run(config, &settings, out),
         Command::Completions { .. } | Command::Demo(_) => Ok(0),
     }
@@ -72,8 +77,10 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
 /// Whether a command can do with a repository that is only read.
 fn only_reads(command: &Command) -> bool {
     match command {
-        Command::List | Command::Show(_) | Command::Verify(_) | Command::Restore(_) | Command::Config(_) => true,
+        Command::List | Command::Show(_) | Command::Verify(_) | Command::Restore(_) | Command::Config(_) | Command::Policy(_) => true,
         Command::Artifact(artifact) => matches!(artifact, Artifact::Get { .. } | Artifact::List { .. } | Artifact::Verify { .. }),
+        // What is vouched for stood there then: nobody can have put it there since.
+        Command::Key(key) => matches!(key, Key::Revoke(_) | Key::Export(_)),
         Command::Wal(wal) => matches!(wal, Wal::Fetch(_) | Wal::Prefetch(_) | Wal::Status(_)),
         _ => false,
     }

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use lifeboat_core::policy::{Operation, PlanFacts, TargetFacts};
+use lifeboat_core::repository::Sha256;
 use lifeboat_core::repository::backup_id::BackupId;
 use lifeboat_core::repository::manifest::{CopyMethod, KeyPurpose};
 use lifeboat_core::restore::{self as planning, ArchiveMode, ArchiveRecovery, RestorePlan, RestoreRequest, Target};
@@ -11,7 +13,7 @@ use lifeboat_core::verify::{Finding, FindingKind, verdict};
 use lifeboat_core::wal::catalog::{Archive, BackupPoint, Held};
 use lifeboat_core::wal::file::WalFile;
 use lifeboat_core::wal::target::{Choice, TimelineChoice};
-use lifeboat_core::wal::{Segment, Timeline, segments_between};
+use lifeboat_core::wal::{Lsn, Segment, Timeline, segments_between};
 use lifeboat_engine::artifacts::{ArtifactSet, Reader, restore_set};
 use lifeboat_engine::opened_backup::{self, VerifiedBackup};
 use lifeboat_engine::postgres::Dsn;
@@ -25,9 +27,12 @@ use lifeboat_engine::verify::artifact_finding;
 use lifeboat_engine::wal::{self, Cluster, WalReader, locate, survey};
 use serde::Serialize;
 
+use super::approval;
+use super::policy::facts;
 use crate::cli::{Archiving, Restore};
 use crate::config::{Origin, Settings};
-use crate::failure::Failure;
+use crate::failure::{EXIT_UNREACHABLE, Failure};
+use crate::gate::{self, Permit, Question};
 use crate::output::{self, Output};
 use crate::progress::Shown;
 use crate::session;
@@ -52,41 +57,168 @@ struct Measured {
 }
 
 pub(super) fn run(restore: &Restore, settings: &Settings, out: &Output) -> Result<u8, Failure> {
-    let mut request = request(restore)?;
+    if let Some(plan) = restore.approved {
+        return approved(restore, plan, settings, out);
+    }
     let repository = session::read_repository(settings)?;
+    if restore.dry_run && settings.trust.is_empty() {
+        // A plan needs no secret; public keys are none, but there may be none here.
+        output::warn("signatures were not checked, and the WAL archive was not looked at: no trusted key is configured (trust.keys)");
+        let id = find(restore, settings, &repository)?;
+        let manifest = opened_backup::peek(&repository, &id)?;
+        let bytes = lifeboat_core::repository::to_json(&manifest);
+        let plan = planning::plan(&manifest, Sha256::of(&bytes), &request(restore)?)?;
+        let question = Question::new(Operation::Restore).dry_run(true).to(target(&plan, settings));
+        gate::allow(settings, Some(&repository), question)?;
+        return print_plan(&plan, out);
+    }
+    let (backup, plan, probe) = planned(restore, settings, &repository)?;
+    let nobody = PlanFacts { digest: plan.digest(), requester: None, approvals: Vec::new() };
+    let question = question(&plan, &backup, settings).by_plan(nobody);
+    if restore.dry_run {
+        gate::allow(settings, Some(&repository), question.dry_run(true))?;
+        return print_plan(&plan, out);
+    }
+    let permit = gate::ask(settings, Some(&repository), question)?;
+    let done = execute(restore, settings, &repository, &backup, &plan, probe, out, &permit, &|| Ok(()));
+    permit.end(settings, done)
+}
+
+/// The backup that was typed.
+fn find(restore: &Restore, settings: &Settings, repository: &Repository) -> Result<BackupId, Failure> {
     let wanted = |manifest: &lifeboat_core::repository::manifest::Manifest| {
         let database = manifest.postgres.as_ref().is_some_and(|postgres| postgres.copy != CopyMethod::Recorded);
         (restore.pgdata.is_none() || database) && (restore.artifacts.is_none() || manifest.artifacts.is_some())
     };
-    let mut id = session::find_backup(&repository, settings, &restore.backup, wanted)?;
-    if restore.dry_run && settings.trust_keys.value.is_empty() {
-        // A plan needs no secret; public keys are none, but there may be none here.
-        output::warn("signatures were not checked, and the WAL archive was not looked at: no trusted key is configured (trust.keys)");
-        let manifest = opened_backup::peek(&repository, &id)?;
-        let bytes = lifeboat_core::repository::to_json(&manifest);
-        let plan = planning::plan(&manifest, lifeboat_core::repository::Sha256::of(&bytes), &request)?;
-        return print_plan(&plan, out);
-    }
+    session::find_backup(repository, settings, word(restore), wanted)
+}
+
+fn word(restore: &Restore) -> &str {
+    restore.backup.as_deref().unwrap_or("latest")
+}
+
+/// The plan of what was typed, for places that it can be written to; and a file of the archive to try the restore command with.
+pub(super) fn planned(
+    restore: &Restore,
+    settings: &Settings,
+    repository: &Repository,
+) -> Result<(VerifiedBackup, RestorePlan, Option<String>), Failure> {
+    let mut request = request(restore)?;
+    let mut id = find(restore, settings, repository)?;
     let trust = session::trust(settings)?;
-    let mut backup = opened_backup::open(&repository, &id, &trust)?;
-    warn_if_expired(&repository, &backup, &trust)?;
-    let way = way(restore, settings, &repository, &trust, &backup, &request)?;
+    let mut backup = opened_backup::open(repository, &id, &trust)?;
+    warn_if_expired(repository, &backup, &trust)?;
+    let way = way(restore, settings, repository, &trust, &backup, &request)?;
     let mut probe = None;
     if let Some(way) = way {
         id = way.recovery.choice.backup.id.parse().map_err(|error| Failure::usage(format!("{error}")).hint("lifeboat list"))?;
         if id != backup.id {
-            backup = opened_backup::open(&repository, &id, &trust)?;
-            warn_if_expired(&repository, &backup, &trust)?;
+            backup = opened_backup::open(repository, &id, &trust)?;
+            warn_if_expired(repository, &backup, &trust)?;
         }
         request.recovery = Some(way.recovery);
         probe = Some(way.probe);
     }
     let plan = planning::plan(&backup.manifest, backup.digest, &request)?;
     restore::check_targets(&plan)?;
+    Ok((backup, plan, probe))
+}
+
+/// Runs a plan that was approved: the very bytes. A plan that is made anew would be another one as soon as more WAL has arrived. So what is
+/// looked at is whether the world still fits it.
+fn approved(restore: &Restore, digest: Sha256, settings: &Settings, out: &Output) -> Result<u8, Failure> {
+    if settings.as_of.is_some() {
+        return Err(Failure::usage("run an approved plan: whether it was used is not looked for in the past")
+            .hint("lifeboat restore --approved DIGEST without --as-of"));
+    }
+    // Whether it was used the primary says; what is restored may come from anywhere.
+    let deciding = session::open_repository(settings)?;
+    let document = lifeboat_engine::approval::plan(&deciding, digest)?;
+    let plan = RestorePlan::parse(&document)?;
+    if restore.backup.as_ref().is_some_and(|named| *named != plan.backup) {
+        return Err(Failure::usage(format!("run plan {digest}: it restores {}, not {}", plan.backup, word(restore)))
+            .hint(format!("lifeboat restore --approved {digest}; lifeboat approval show {digest} shows it")));
+    }
+    let known = approval::Known::of(settings)?;
+    let now = jiff::Timestamp::now();
+    let gathered = approval::gathered(&known, &deciding, Operation::Restore, digest, now)?;
+    let asked = approval::approved(&gathered, digest)?;
+    let repository = session::read_repository(settings)?;
+    let trust = session::trust(settings)?;
+    let id = plan.backup.parse().map_err(|error| Failure::usage(format!("{error}")).hint("lifeboat list"))?;
+    let backup = opened_backup::open(&repository, &id, &trust)?;
+    if backup.digest != plan.manifest {
+        return Err(restore::RestoreError::OtherManifest(plan.backup).into());
+    }
+    planning::check(&plan, &backup.manifest, backup.digest)?;
+    warn_if_expired(&repository, &backup, &trust)?;
+    let probe = still_reached(restore, settings, &repository, &trust, &backup, &plan)?;
+    restore::check_targets(&plan)?;
+    let question = question(&plan, &backup, settings).by_plan(gathered.facts(digest));
     if restore.dry_run {
+        gate::allow(settings, Some(&repository), question.dry_run(true))?;
         return print_plan(&plan, out);
     }
-    execute(restore, settings, &repository, &backup, &plan, probe, out)
+    let permit = gate::ask(settings, Some(&repository), question)?;
+    let spend = || approval::spend(&deciding, &gathered, asked);
+    let done = execute(restore, settings, &repository, &backup, &plan, probe, out, &permit, &spend);
+    permit.end(settings, done)
+}
+
+/// What the policy is asked about a plan.
+fn question(plan: &RestorePlan, backup: &VerifiedBackup, settings: &Settings) -> Question {
+    Question::new(Operation::Restore).about(backup).to(target(plan, settings))
+}
+
+/// Where a plan goes, as a policy sees it.
+fn target(plan: &RestorePlan, settings: &Settings) -> TargetFacts {
+    let database = plan.database.as_ref();
+    let tablespaces: Vec<&Path> =
+        database.iter().flat_map(|database| &database.tablespaces).map(|tablespace| Path::new(&tablespace.to)).collect();
+    facts::target(
+        settings,
+        database.map(|database| Path::new(&database.pgdata)),
+        plan.artifacts.as_ref().map(|artifacts| Path::new(&artifacts.directory)),
+        &tablespaces,
+        database.map(|database| &database.target),
+        database.is_some_and(|database| database.start),
+        // A plan of a degraded backup is made only for somebody who accepts that.
+        plan.degraded,
+    )
+}
+
+/// Whether the archive still has all WAL that a plan goes by; a file of it to try the restore command with.
+fn still_reached(
+    restore: &Restore,
+    settings: &Settings,
+    repository: &Repository,
+    trust: &Trust,
+    backup: &VerifiedBackup,
+    plan: &RestorePlan,
+) -> Result<Option<String>, Failure> {
+    let Some(recovery) = plan.database.as_ref().and_then(|database| database.recovery.as_ref()) else { return Ok(None) };
+    let unreachable = |why: String| {
+        Failure::new(EXIT_UNREACHABLE, format!("run plan {}: {why}", plan.digest()))
+            .hint("lifeboat wal status shows what can be reached; ask for an approval of that: lifeboat approval request restore …")
+    };
+    let none = || unreachable("the repository has no WAL of the cluster any more".into());
+    let system_id = backup.manifest.postgres.as_ref().and_then(|postgres| postgres.system_id).ok_or_else(none)?;
+    let archive = wal::archive::load(repository, system_id, trust)?.ok_or_else(none)?;
+    let path = archive.path(recovery.timeline).map_err(|error| unreachable(error.to_string()))?;
+    // What makes the copy consistent came with it.
+    let own = plan.database.as_ref().and_then(|database| database.stop_lsn).unwrap_or_default();
+    let from = recovery.from.max(own.min(recovery.to));
+    let reach = archive.reach(&path, from);
+    if reach.to < recovery.to {
+        return Err(unreachable(format!("it needs WAL up to {}, and the archive has it only up to {}", recovery.to, reach.to)));
+    }
+    let Some(probe) = probe(&archive, recovery.timeline, recovery.from, recovery.to) else { return Ok(None) };
+    if archive.held(probe) == Held::Whole {
+        let cluster = Cluster { system_id, segment_size: archive.segment_size() };
+        let identities = session::identities(settings, restore.identity.as_ref())?;
+        WalReader::new(repository, cluster, trust, identities).check_opens(WalFile::Segment(probe))?;
+    }
+    Ok(Some(probe.file_name(archive.segment_size())))
 }
 
 /// An expired backup restores as any other, as long as it is there.
@@ -122,7 +254,7 @@ fn way(
     };
     let Some(archive) = wal::archive::load(repository, system_id, trust)? else { return Ok(None) };
     let (backups, not_counted) = survey::backups(repository, system_id, trust)?;
-    let explicit = restore.backup != "latest";
+    let explicit = word(restore) != "latest";
     for problem in not_counted.iter().filter(|_| !explicit) {
         output::warn(problem);
     }
@@ -146,7 +278,7 @@ fn way(
         }
         other => other?,
     };
-    let Some(probe) = probe(&archive, &choice) else {
+    let Some(probe) = probe(&archive, choice.timeline, choice.from, choice.to) else {
         // Nothing on the way is in the archive: its own WAL is all there is.
         return Ok(None);
     };
@@ -159,12 +291,12 @@ fn way(
 }
 
 /// A segment on the way that the archive has, best a whole one.
-fn probe(archive: &Archive, choice: &Choice) -> Option<Segment> {
-    let path = archive.path(choice.timeline).ok()?;
+fn probe(archive: &Archive, timeline: Timeline, from: Lsn, to: Lsn) -> Option<Segment> {
+    let path = archive.path(timeline).ok()?;
     let size = archive.segment_size();
     let there = || {
-        let segments = segments_between(choice.timeline, choice.from, choice.to, size);
-        segments.filter_map(|segment| archive.source(&path, segment.start(size).max(choice.from)))
+        let segments = segments_between(timeline, from, to, size);
+        segments.filter_map(|segment| archive.source(&path, segment.start(size).max(from)))
     };
     there().find(|segment| archive.held(*segment) == Held::Whole).or_else(|| there().next())
 }
@@ -188,7 +320,7 @@ fn restore_command(
             words.push(format!("XDG_CONFIG_HOME={}", shell(&absolute(directory))));
         }
     }
-    if let Some(spool) = spool(restore, settings) {
+    if let Some(spool) = restore.pgdata.as_deref().and_then(|data| spool(data, settings)) {
         words.push(format!("LIFEBOAT_SPOOL={}", shell(&spool.display().to_string())));
     }
     words.push(shell(&absolute(&program)));
@@ -253,11 +385,11 @@ fn shell(word: &str) -> String {
 }
 
 /// Where the restored server's user puts WAL down that comes early, unless the configuration says: beside the data directory.
-fn spool(restore: &Restore, settings: &Settings) -> Option<PathBuf> {
+fn spool(data: &Path, settings: &Settings) -> Option<PathBuf> {
     if settings.wal_spool.origin != Origin::Default {
         return None;
     }
-    let data = PathBuf::from(absolute(restore.pgdata.as_deref()?));
+    let data = PathBuf::from(absolute(data));
     let mut name = data.file_name()?.to_owned();
     name.push(".lifeboat-spool");
     Some(data.with_file_name(name))
@@ -338,6 +470,7 @@ fn print_plan(plan: &RestorePlan, out: &Output) -> Result<u8, Failure> {
     Ok(0)
 }
 
+#[expect(clippy::too_many_arguments, reason = "each is one thing that only the caller knows")]
 fn execute(
     restore: &Restore,
     settings: &Settings,
@@ -346,6 +479,8 @@ fn execute(
     plan: &RestorePlan,
     probe: Option<String>,
     out: &Output,
+    permit: &Permit,
+    begin: &dyn Fn() -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
     let identities = session::identities(settings, restore.identity.as_ref())?;
     // A wrong identity fails before anything is written, also where only artifacts come back.
@@ -360,10 +495,11 @@ fn execute(
         workers: settings.workers.value,
         bin_directory,
         start_timeout: Duration::from_secs(restore.start_timeout),
-        spool: probe.is_some().then(|| spool(restore, settings)).flatten(),
+        spool: plan.database.as_ref().filter(|_| probe.is_some()).and_then(|database| spool(Path::new(&database.pgdata), settings)),
         probe,
         temporary: std::env::temp_dir(),
     };
+    begin()?;
     let progress = Shown::new();
     let begun = Instant::now();
     let database = restore::run(repository, backup, plan, &restore_settings, &progress);
@@ -402,6 +538,7 @@ fn execute(
         findings.push(Finding { kind: FindingKind::NotChecked, backup: None, object, file: None, problem: said.clone() });
     }
     measured.verified_seconds = begun.elapsed().as_secs_f64();
+    permit.found(findings.len());
     let all = verdict(&findings);
     out.result(&serde_json::json!({"backup": plan.backup, "plan": plan, "digest": plan.digest(), "measured": measured, "verdict": all, "findings": findings}), || {
         let mut text = format!("restored {}\n", plan.backup);
@@ -466,7 +603,7 @@ fn artifacts(
             let original = settings
                 .dsn
                 .as_ref()
-                .and_then(|setting| Dsn::parse(&setting.value).ok())
+                .and_then(|setting| Dsn::parse(setting.value.as_str()).ok())
                 .map(|dsn| dsn.endpoint().database)
                 .filter(|database| !database.is_empty());
             let mut dsn = Dsn::parse(dsn)?;

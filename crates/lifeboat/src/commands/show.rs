@@ -1,23 +1,27 @@
 //! `lifeboat show`
 
+use lifeboat_core::policy::Operation;
 use lifeboat_engine::opened_backup;
+use lifeboat_engine::signing::SignedBy;
 
 use crate::cli::Show;
 use crate::config::Settings;
 use crate::failure::Failure;
+use crate::gate::{self, Question};
 use crate::output::{self, Output};
 use crate::session;
 
 pub(super) fn run(show: &Show, settings: &Settings, out: &Output) -> Result<u8, Failure> {
     let repository = session::read_repository(settings)?;
+    gate::allow(settings, Some(&repository), Question::new(Operation::Show))?;
     let id = session::find_backup(&repository, settings, &show.backup, |_| true)?;
     // Shown only when it is signed by somebody we trust, or with the words that it is not.
-    let (manifest, signature) = if settings.trust_keys.value.is_empty() {
+    let (manifest, signature) = if settings.trust.is_empty() {
         output::warn("the signature was not checked: no trusted key is configured (trust.keys)");
         (opened_backup::peek(&repository, &id)?, "not checked".to_owned())
     } else {
         let backup = opened_backup::open(&repository, &id, &session::trust(settings)?)?;
-        (backup.manifest, format!("valid, key {}", backup.signed_by))
+        (backup.manifest, format!("valid, {}, signed {}", signer(&backup.signed_by), backup.signed))
     };
     let standing = {
         let trust = session::trust(settings).ok();
@@ -107,4 +111,13 @@ pub(super) fn run(show: &Show, settings: &Settings, out: &Output) -> Result<u8, 
         lines.into_iter().map(|(key, value)| format!("{key:14} {value}\n")).collect()
     });
     Ok(0)
+}
+
+/// Who signed, for people.
+fn signer(signer: &SignedBy) -> String {
+    let person = signer.person().map_or(String::new(), |person| format!(" of {person}"));
+    match signer {
+        SignedBy::Key { hint, .. } => format!("key {hint}{person}"),
+        SignedBy::Identity { .. } => format!("{signer}{person}"),
+    }
 }

@@ -111,9 +111,13 @@ impl Place {
 
     /// Restores, and returns the moments that came back and the document.
     pub(crate) fn recovered(&self, data: &str, words: &[&str]) -> (String, Value) {
-        let output = self.restore(data, words).success();
+        self.started(&self.path(data), self.restore(data, words).success())
+    }
+
+    /// The same of a server that some restore left running in this directory; it is ended.
+    pub(crate) fn started(&self, data: &Path, output: Output) -> (String, Value) {
         let document = output.json();
-        let server = Restored { data: self.path(data) };
+        let server = Restored { data: data.to_owned() };
         let dsn = document["measured"]["dsn"].as_str().expect("a server").to_owned();
         let moments = psql(&dsn, "SELECT coalesce(string_agg(n::text, ',' ORDER BY n), '') FROM moment");
         drop(server);

@@ -1,14 +1,20 @@
 //! `lifeboat key generate`
 
-use crate::cli::Key;
+use super::Generate;
 use crate::config::{Settings, UserKeys};
 use crate::failure::Failure;
+use crate::gate::{self, Question};
 use crate::output::{self, Output};
 use crate::session;
+use lifeboat_core::policy::Operation;
 
-pub(super) fn run(key: &Key, settings: &Settings, out: &Output) -> Result<u8, Failure> {
-    let Key::Generate { out: directory, password_file } = key;
-    let keys = directory.as_ref().map_or_else(|| settings.user_keys.clone(), |directory| UserKeys { directory: directory.clone() });
+pub(super) fn run(generate: &Generate, settings: &Settings, out: &Output) -> Result<u8, Failure> {
+    gate::guard(settings, None, Question::new(Operation::KeyGenerate), || generated(generate, settings, out))
+}
+
+fn generated(generate: &Generate, settings: &Settings, out: &Output) -> Result<u8, Failure> {
+    let Generate { out: directory, password_file } = generate;
+    let keys = directory.as_ref().map_or_else(|| settings.user_keys.clone(), |directory| UserKeys::at(directory.clone()));
     if directory.is_none() {
         crate::config::user_directory()?;
     }

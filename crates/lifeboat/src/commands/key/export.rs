@@ -1,0 +1,122 @@
+//! `lifeboat key export`
+
+use jiff::Timestamp;
+use lifeboat_core::export::{ExportPlan, KeyExport};
+use lifeboat_core::policy::{Operation, PlanFacts};
+use lifeboat_core::repository::{Sha256, to_json};
+use lifeboat_engine::approval::Gathered;
+use lifeboat_engine::export as engine;
+use lifeboat_engine::keys::Recipient;
+use lifeboat_engine::opened_backup::{self, VerifiedBackup};
+use lifeboat_engine::repository::Repository;
+use lifeboat_engine::signing::Trust;
+
+use super::{Export, ExportWhat};
+use crate::commands::approval;
+use crate::config::Settings;
+use crate::failure::{EXIT_DENIED, EXIT_FAILED, Failure};
+use crate::gate::{self, Question};
+use crate::output::{self, Output};
+use crate::session;
+
+/// The plan of what was typed.
+pub(in crate::commands) fn planned(
+    what: &ExportWhat,
+    settings: &Settings,
+    repository: &Repository,
+    trust: &Trust,
+) -> Result<(VerifiedBackup, ExportPlan), Failure> {
+    let recipient: Recipient = what.to.parse()?;
+    let id = session::find_backup(repository, settings, &what.backup, |_| true)?;
+    let backup = opened_backup::open(repository, &id, trust)?;
+    let plan = ExportPlan::of(&backup.manifest, backup.digest, recipient.to_string(), !what.without_artifacts);
+    Ok((backup, plan))
+}
+
+/// Approvals of a plan, not used up yet.
+struct Approvals {
+    deciding: Repository,
+    gathered: Gathered,
+}
+
+impl Approvals {
+    /// Those of the plan with this digest, if it is this plan.
+    fn of(approved: Sha256, plan: &ExportPlan, settings: &Settings) -> Result<Self, Failure> {
+        let deciding = session::open_repository(settings)?;
+        let document = lifeboat_engine::approval::plan(&deciding, approved)?;
+        if document != plan.document() {
+            return Err(Failure::new(
+                EXIT_DENIED,
+                format!("hand out keys as approved: the plan of this command is {}, another one", plan.digest()),
+            )
+            .hint(format!("lifeboat approval show {approved} shows what was approved; nothing was handed out")));
+        }
+        let known = approval::Known::of(settings)?;
+        let gathered = approval::gathered(&known, &deciding, Operation::KeyExport, approved, Timestamp::now())?;
+        approval::approved(&gathered, approved)?;
+        Ok(Self { deciding, gathered })
+    }
+
+    fn spend(&self, approved: Sha256) -> Result<(), Failure> {
+        approval::spend(&self.deciding, &self.gathered, approval::approved(&self.gathered, approved)?)
+    }
+}
+
+pub(super) fn run(export: &Export, settings: &Settings, out: &Output) -> Result<u8, Failure> {
+    let repository = session::read_repository(settings)?;
+    let trust = session::trust(settings)?;
+    let (backup, plan) = planned(&export.what, settings, &repository, &trust)?;
+    let approvals = export.approved.map(|digest| Approvals::of(digest, &plan, settings)).transpose()?;
+    let nobody = || PlanFacts { digest: plan.digest(), requester: None, approvals: Vec::new() };
+    let facts = approvals.as_ref().map_or_else(nobody, |approvals| approvals.gathered.facts(plan.digest()));
+    let question = Question::new(Operation::KeyExport).dry_run(export.dry_run).about(&backup).by_plan(facts);
+    let handing = Handing { export, repository: &repository, trust: &trust, backup: &backup, plan: &plan, approvals: approvals.as_ref() };
+    gate::guard(settings, Some(&repository), question, || exported(&handing, settings, out))
+}
+
+/// Keys that are to be handed out.
+struct Handing<'a> {
+    export: &'a Export,
+    repository: &'a Repository,
+    trust: &'a Trust,
+    backup: &'a VerifiedBackup,
+    plan: &'a ExportPlan,
+    approvals: Option<&'a Approvals>,
+}
+
+fn exported(handing: &Handing<'_>, settings: &Settings, out: &Output) -> Result<u8, Failure> {
+    let Handing { export, repository, trust, backup, plan, approvals } = *handing;
+    let (id, recipient): (_, Recipient) = (&backup.id, plan.recipient.parse()?);
+    let mut keys = 0;
+    if !export.dry_run {
+        let identities = session::identities(settings, export.identity.as_ref())?;
+        let doing = engine::Export { repository, backup, trust, identities: &identities, threads: settings.workers.value };
+        // Whoever cannot open the backup has handed out nothing; the keys are in this process only until they are written.
+        let exported = engine::run(&doing, plan, &recipient)?;
+        if let Some(approvals) = approvals {
+            if std::fs::symlink_metadata(&export.output).is_ok() {
+                return Err(Failure::new(EXIT_FAILED, format!("write {}: it is there", export.output.display()))
+                    .hint("lifeboat key export --output FILE takes a new file; the approvals were not used"));
+            }
+            approvals.spend(plan.digest())?;
+        }
+        keys = exported.len();
+        let by = format!("{} {}", session::host(), session::PROGRAM);
+        let document = KeyExport::new(plan, backup.manifest.repository, Timestamp::now(), by, exported);
+        session::write_new_text(&export.output, &String::from_utf8(to_json(&document)).expect("JSON is UTF-8"))?;
+    }
+    let document = serde_json::json!({
+        "plan": plan, "plan_digest": plan.digest(), "output": export.output, "keys": keys, "dry_run": export.dry_run,
+    });
+    out.result(&document, || {
+        let artifacts = if plan.artifacts { " and its artifacts" } else { "" };
+        match export.dry_run {
+            true => format!("the data keys of {id}{artifacts} would be handed to {recipient}; nothing was written\n"),
+            false => format!("{keys} data keys of {id}{artifacts} for {recipient}, in {}\n", export.output.display()),
+        }
+    });
+    if plan.artifacts && !export.dry_run {
+        output::warn("a run that stored artifacts used one key for all of them: these keys also open what it stored for other backups");
+    }
+    Ok(0)
+}
