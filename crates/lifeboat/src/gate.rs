@@ -91,7 +91,10 @@ impl Question {
 
     /// The repository that records go to; a problem with it is not one of the operation.
     fn audited_repository(&self, settings: &Settings) -> Result<Repository, String> {
+        let configured = settings.repositories.primary().map(|one| one.url.value.as_str());
         let opened = match &self.url {
+            // With all its places.
+            Some(url) if configured == Some(url) => session::open_repository(settings),
             Some(url) => {
                 let opened = store::open(url, &settings.store_options(url), false).map_err(Failure::from);
                 opened.and_then(|store| Ok(Repository::open(store)?))

@@ -340,6 +340,7 @@ pub fn run(
     let refused = run.refused.into_inner().expect("no panic while held");
     let mut report = run.report.into_inner().expect("no panic while held");
     if let Some(journal) = journal.filter(|_| changes) {
+        journal.mark_up();
         // What could not be brought stays written down.
         let mut healed = missed;
         healed.entries.retain(|entry| !matches!(entry, Entry::Put(key) if refused.contains(key)));

@@ -160,6 +160,11 @@ impl Journal {
         super::local::sync_directory(&self.directory)
     }
 
+    /// The replica answers again: whoever brought it what it missed tells the next process so.
+    pub fn mark_up(&self) {
+        let _ = fs::remove_file(self.directory.join(format!("{}.down", self.name)));
+    }
+
     /// Whether the replica did not answer a moment ago, when another process asked.
     pub(super) fn was_down(&self, within: Duration) -> bool {
         let modified = fs::metadata(self.directory.join(format!("{}.down", self.name))).and_then(|meta| meta.modified());

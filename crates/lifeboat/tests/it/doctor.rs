@@ -55,7 +55,8 @@ fn c098_a_good_store_is_told_from_one_that_ignores_conditions() {
     assert!(!format!("{output}").contains(SECRET_KEY));
     // Nothing of it is left, though the bucket holds everything for a day.
     let versions = bucket.versions("").unwrap();
-    assert_eq!(versions.iter().map(|version| version.key.as_str()).collect::<Vec<_>>(), ["x/lifeboat.json"]);
+    let keys = versions.iter().map(|version| version.key.as_str()).filter(|key| !key.starts_with("x/audit/"));
+    assert_eq!(keys.collect::<Vec<_>>(), ["x/lifeboat.json"]);
     // A host that only restores.
     let reader = at(&site, &seaweed.endpoint(), &url).env("AWS_ACCESS_KEY_ID", READER_KEY).env("AWS_SECRET_ACCESS_KEY", READER_SECRET);
     let output = reader.args(["doctor", "--json"]).run().expect_code(3);

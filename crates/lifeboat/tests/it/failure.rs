@@ -18,7 +18,12 @@ use crate::cluster::{Cluster, Owner, Postgres, restored_cluster, temp_dir};
 use crate::orchestrator::Random;
 use crate::program::{Output, Program};
 
-/// Everything below a directory: names, modes, times of change and bytes.
+/// Whether something belongs to the audit log: what was refused, or failed, leaves a record.
+fn is_of_audit(path: &Path) -> bool {
+    path.components().any(|part| [Some("audit"), Some(".lifeboat-tmp")].contains(&part.as_os_str().to_str()))
+}
+
+/// Everything below a directory but the audit log: names, modes, times of change and bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Tree(BTreeMap<PathBuf, (u32, i64, i64, Vec<u8>)>);
 
@@ -27,6 +32,9 @@ impl Tree {
     pub(crate) fn of(directory: &Path) -> Tree {
         let mut tree = BTreeMap::new();
         walk(directory, &mut |path, meta| {
+            if is_of_audit(path) || path.ends_with(".local") || path.ends_with(".local/state") || path.ends_with(".local/state/lifeboat") {
+                return;
+            }
             let bytes = if meta.is_symlink() {
                 fs::read_link(path).unwrap().into_os_string().into_encoded_bytes()
             } else if meta.is_file() {
@@ -34,7 +42,10 @@ impl Tree {
             } else {
                 Vec::new()
             };
-            tree.insert(path.to_owned(), (meta.mode(), meta.mtime(), meta.mtime_nsec(), bytes));
+            // The first record makes directories in these; what else appeared in them shows by its name.
+            let gets_audit = path == directory || path.ends_with("repository");
+            let (seconds, nanoseconds) = if gets_audit { (0, 0) } else { (meta.mtime(), meta.mtime_nsec()) };
+            tree.insert(path.to_owned(), (meta.mode(), seconds, nanoseconds, bytes));
         });
         Tree(tree)
     }
