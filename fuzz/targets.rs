@@ -18,13 +18,14 @@ use lifeboat_core::repository::manifest::Manifest;
 use lifeboat_core::repository::retention::{Condemned, Mark, Pin, PinEnd, Word, standing as decide_retention};
 use lifeboat_core::repository::{Descriptor, Id, Sha256, extent, file_table, pack, sealed, to_json};
 use lifeboat_core::restore::{auto_conf, tablespace_map};
+use lifeboat_core::trust::{Identity, SubjectRule, Terms};
 use lifeboat_core::wal::file::{GapRecord, WalCluster, WalFile, WalPredicate};
 use lifeboat_core::wal::history::History;
 use lifeboat_core::wal::record::{Search, Summarizer, Summary, Wanted};
 use lifeboat_core::wal::{LONG_HEADER_BYTES, Lsn, Segment, SegmentSize, SystemId, Timeline, check_segment_header};
 use lifeboat_engine::keys::Identities;
 use lifeboat_engine::seal::{Decompressor, ObjectOpener, Sealing, check_object, open_frame, open_object};
-use lifeboat_engine::signing::{PublicKey, SigningKey, Trust};
+use lifeboat_engine::signing::{PublicKey, Roots, SigningKey, Trust};
 
 /// A target and its name, which is that of its corpus.
 pub(crate) type Target = (&'static str, fn(&[u8]));
@@ -434,11 +435,21 @@ fn statement(bytes: &[u8]) {
 
 const TRUSTED: &str = include_str!("../testdata/repository-v1/keys/signing.pub");
 
-/// Nothing but what the golden key signed verifies, so a fuzzer that gets through has found a forgery.
+/// Whom the target `bundle` trusts: a key, and everybody in an instance of Sigstore, so that timestamps and certificates are taken apart as well.
+pub(crate) fn trust_of_bundles() -> Trust {
+    let roots = Roots::from_json(include_str!("trusted_root.json")).expect("a trusted root");
+    let everybody = Identity {
+        issuer: "https://accounts.example.org".to_owned(),
+        subject: SubjectRule::Pattern("**".to_owned()),
+        terms: Terms::default(),
+    };
+    Trust::from_pems([TRUSTED]).expect("a public key").with_roots(roots).with_identity(everybody)
+}
+
+/// Nobody signed this, so a fuzzer that gets through has found a forgery.
 fn bundle(bytes: &[u8]) {
-    let trust = Trust::from_pems([TRUSTED]).expect("a public key");
     let never_signed = Expected::backup("golden-backup-20000101T000000Z", [0; 32]);
-    let verified = trust.verify(bytes, &never_signed);
+    let verified = trust_of_bundles().verify(bytes, &never_signed);
     assert!(verified.map_err(|error| error.to_string()).is_err());
 }
 

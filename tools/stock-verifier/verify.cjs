@@ -1,7 +1,8 @@
 // Verify a Sigstore bundle over a file with npm's @sigstore/verify and one trusted public key:
 //
-//   npm ci && node verify.cjs ARTIFACT BUNDLE PUBKEY.pem
+//   npm ci && node verify.cjs ARTIFACT BUNDLE PUBKEY.pem [TRUSTED_ROOT]
 //
+// With a trusted root, the bundle has to have a timestamp of one of its authorities.
 // Prints VERIFIED and ends with 0, or prints FAILED with the reason and ends with 1; 2 when the command
 // line or a file cannot be read. Independent of lifeboat: nothing here may call it.
 'use strict';
@@ -24,19 +25,19 @@ function hintOf(key) {
   return crypto.createHash('sha256').update(key.export({ type: 'spki', format: 'der' })).digest('base64');
 }
 
-function verify(artifact, bundleText, key) {
+function verify(artifact, bundleText, key, rootText) {
   const hint = hintOf(key);
   const bundle = bundleFromJSON(JSON.parse(bundleText));
   check(bundle.content.$case === 'dsseEnvelope', 'not a DSSE envelope');
   check(bundle.verificationMaterial.content.$case === 'publicKey', 'not signed with a key');
 
-  // A trusted root without authorities: the one key is all that is trusted.
-  const root = TrustedRoot.fromJSON({ mediaType: 'application/vnd.dev.sigstore.trustedroot+json;version=0.1' });
+  // Without a trusted root, one without authorities: the one key is all that is trusted.
+  const root = TrustedRoot.fromJSON(rootText ? JSON.parse(rootText) : { mediaType: 'application/vnd.dev.sigstore.trustedroot+json;version=0.1' });
   const trust = toTrustMaterial(root, (found) => {
     check(found === hint, `key ${JSON.stringify(found)} is not the trusted key ${hint}`);
     return { publicKey: key, validFor: () => true };
   });
-  const verifier = new Verifier(trust, { tlogThreshold: 0, ctlogThreshold: 0, timestampThreshold: 0 });
+  const verifier = new Verifier(trust, { tlogThreshold: 0, ctlogThreshold: 0, timestampThreshold: rootText ? 1 : 0 });
   verifier.verify(toSignedEntity(bundle, artifact));
 
   // The rest @sigstore/verify leaves to its caller: it would accept this envelope for any file.
@@ -54,13 +55,14 @@ function verify(artifact, bundleText, key) {
 }
 
 const files = process.argv.slice(2);
-if (files.length !== 3) {
-  console.error('usage: node verify.cjs ARTIFACT BUNDLE PUBKEY.pem');
+if (files.length !== 3 && files.length !== 4) {
+  console.error('usage: node verify.cjs ARTIFACT BUNDLE PUBKEY.pem [TRUSTED_ROOT]');
   process.exit(2);
 }
 let read;
 try {
   read = [fs.readFileSync(files[0]), fs.readFileSync(files[1], 'utf8'), crypto.createPublicKey(fs.readFileSync(files[2]))];
+  if (files[3]) read.push(fs.readFileSync(files[3], 'utf8'));
 } catch (error) {
   console.error(error.message);
   process.exit(2);

@@ -4,6 +4,7 @@
 //! `If-None-Match` and overwrites is found, whatever it claims (c098). What could not be looked at is said, never counted as good.
 
 pub mod host;
+pub mod privilege;
 pub mod store;
 
 use serde::Serialize;

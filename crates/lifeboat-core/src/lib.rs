@@ -8,6 +8,7 @@
 pub mod approval;
 pub mod artifacts;
 pub mod attestation;
+pub mod audit;
 pub mod backup;
 pub mod doctor;
 pub mod expire;

@@ -101,13 +101,15 @@ pub enum Operation {
     AuditList,
     /// Check the audit log.
     AuditVerify,
+    /// Go on with an audit log that lost its end.
+    AuditResume,
     /// Restore into a place of its own, and check.
     DrillRun,
 }
 
 impl Operation {
     /// All, in the order of the documentation.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 35] = [
         Self::Init,
         Self::Doctor,
         Self::List,
@@ -141,6 +143,7 @@ impl Operation {
         Self::ApprovalList,
         Self::AuditList,
         Self::AuditVerify,
+        Self::AuditResume,
         Self::DrillRun,
     ];
 
@@ -172,7 +175,7 @@ impl Operation {
             | Self::RestorePoint => ActionClass::Write,
             Self::Restore | Self::DrillRun => ActionClass::Deploy,
             Self::Expire | Self::Prune | Self::Unpin => ActionClass::Delete,
-            Self::KeyGenerate | Self::KeyRotate | Self::KeyRevoke | Self::KeyExport => ActionClass::Key,
+            Self::KeyGenerate | Self::KeyRotate | Self::KeyRevoke | Self::KeyExport | Self::AuditResume => ActionClass::Key,
             Self::ApprovalRequest | Self::ApprovalGrant => ActionClass::Approve,
         }
     }
@@ -263,6 +266,9 @@ pub struct TargetFacts {
     /// It is, or is inside, a directory that the configuration names as the protected system's own.
     #[serde(default)]
     pub production: bool,
+    /// Whoever asks takes a backup in which pages were damaged (`--accept-degraded`).
+    #[serde(default)]
+    pub accept_degraded: bool,
 }
 
 /// What is taken away.
@@ -364,6 +370,16 @@ pub struct Facts {
     pub break_glass: Option<BreakGlass>,
 }
 
+/// Facts that are more than this many bytes of JSON are not asked about: a policy reads a few thousand, and nobody waits for one that
+/// reads more.
+pub const MAX_FACTS_BYTES: usize = 1 << 20;
+
+/// Reasons that are kept of an answer: they are printed on a terminal and stand in the audit log for ever.
+pub const MAX_REASONS: usize = 32;
+
+/// Characters that are kept of a reason.
+pub const MAX_REASON_CHARACTERS: usize = 1000;
+
 /// What a policy answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decision {
@@ -377,11 +393,206 @@ pub struct Decision {
     pub break_glass: bool,
 }
 
+/// How an answer came about, for programs: only [`Code::Allowed`] is yes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Code {
+    /// The policy allows it.
+    Allowed,
+    /// The policy does not allow it.
+    Denied,
+    /// The policy has nothing to say about it: its rule is undefined for these facts.
+    Undefined,
+    /// The policy, or the policy service, failed while it looked at these facts.
+    Error,
+    /// There was no answer in time.
+    Timeout,
+    /// The policy service could not be reached.
+    Unreachable,
+    /// The answer is none: not of the form of a [`Decision`], or at odds with the facts.
+    Malformed,
+    /// The facts are more than [`MAX_FACTS_BYTES`].
+    TooLarge,
+    /// There is no policy where the configuration says.
+    NoPolicy,
+    /// There is a policy, and it cannot be used: a mistake in it, or a builtin that policies do not get.
+    Broken,
+}
+
+impl Code {
+    /// All, in the order of the documentation.
+    pub const ALL: [Self; 10] = [
+        Self::Allowed,
+        Self::Denied,
+        Self::Undefined,
+        Self::Error,
+        Self::Timeout,
+        Self::Unreachable,
+        Self::Malformed,
+        Self::TooLarge,
+        Self::NoPolicy,
+        Self::Broken,
+    ];
+
+    /// Its name, as documents have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Allowed => "allowed",
+            Self::Denied => "denied",
+            Self::Undefined => "undefined",
+            Self::Error => "error",
+            Self::Timeout => "timeout",
+            Self::Unreachable => "unreachable",
+            Self::Malformed => "malformed",
+            Self::TooLarge => "too-large",
+            Self::NoPolicy => "no-policy",
+            Self::Broken => "broken",
+        }
+    }
+}
+
+/// A decision and how it came about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// How it came about.
+    pub code: Code,
+    /// What it is: allows only with [`Code::Allowed`].
+    pub decision: Decision,
+}
+
+impl Answer {
+    /// No, because of something that is not the policy's word.
+    pub fn refused(code: Code, reason: impl Into<String>) -> Self {
+        let code = if code == Code::Allowed { Code::Error } else { code };
+        Self { code, decision: Decision { allow: false, reasons: vec![tidy(&reason.into())], break_glass: false } }
+    }
+
+    /// What counts of what a policy said: no glass is broken that nobody broke, and reasons can be printed.
+    pub fn weigh(said: Decision, facts: &Facts) -> Self {
+        if said.break_glass && facts.break_glass.is_none() {
+            return Self::refused(Code::Malformed, "the policy says that the glass was broken, and nobody broke it");
+        }
+        let mut reasons: Vec<String> = said.reasons.iter().map(|reason| tidy(reason)).filter(|reason| !reason.is_empty()).collect();
+        if reasons.len() > MAX_REASONS {
+            let more = reasons.len() - (MAX_REASONS - 1);
+            reasons.truncate(MAX_REASONS - 1);
+            reasons.push(format!("and {more} more"));
+        }
+        if reasons.is_empty() && !said.allow {
+            reasons.push("the policy does not allow it, and gives no reason".to_owned());
+        }
+        let code = if said.allow { Code::Allowed } else { Code::Denied };
+        Self { code, decision: Decision { allow: said.allow, reasons, break_glass: said.allow && said.break_glass } }
+    }
+
+    /// What two engines together say: yes only if both do. Of a no, the reasons are those of whoever said it.
+    pub fn both(self, other: Self) -> Self {
+        match (self.decision.allow, other.decision.allow) {
+            (true, false) => other,
+            (false, true) => self,
+            (allow, _) => {
+                let mut decision = self.decision;
+                decision.break_glass |= other.decision.break_glass;
+                for reason in other.decision.reasons {
+                    if !decision.reasons.contains(&reason) {
+                        decision.reasons.push(reason);
+                    }
+                }
+                decision.reasons.truncate(MAX_REASONS);
+                Self { code: self.code, decision: Decision { allow, ..decision } }
+            }
+        }
+    }
+}
+
+/// One line that can be printed: a policy service is not trusted with a terminal.
+fn tidy(reason: &str) -> String {
+    let mut line = String::new();
+    for word in reason.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty()) {
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    match line.char_indices().nth(MAX_REASON_CHARACTERS) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
 
+    use proptest::prelude::*;
+
     use super::*;
+
+    fn facts(break_glass: bool) -> Facts {
+        Facts {
+            schema: FACTS_SCHEMA,
+            time: Timestamp::UNIX_EPOCH,
+            time_seconds: 0,
+            operation: Operation::Restore,
+            action: ActionClass::Deploy,
+            dry_run: false,
+            actor: Actor { user: "ada".into(), uid: 1000, sudo_user: None },
+            host: "db1".into(),
+            environment: "production".into(),
+            repository: None,
+            backup: None,
+            target: None,
+            deletion: None,
+            plan: None,
+            break_glass: break_glass.then(|| BreakGlass { reason: "the data centre burns".into() }),
+        }
+    }
+
+    fn decision() -> impl Strategy<Value = Decision> {
+        (any::<bool>(), proptest::collection::vec(".{0,20}", 0..50), any::<bool>()).prop_map(|(allow, reasons, break_glass)| Decision {
+            allow,
+            reasons,
+            break_glass,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn yes_is_only_what_a_policy_said_and_both_said(a in decision(), b in decision(), glass in any::<bool>()) {
+            let facts = facts(glass);
+            let (one, two) = (Answer::weigh(a.clone(), &facts), Answer::weigh(b, &facts));
+            for answer in [&one, &two] {
+                prop_assert_eq!(answer.decision.allow, answer.code == Code::Allowed);
+                prop_assert!(!answer.decision.break_glass || (glass && answer.decision.allow));
+                prop_assert!(answer.decision.allow || !answer.decision.reasons.is_empty());
+                prop_assert!(answer.decision.reasons.len() <= MAX_REASONS);
+            }
+            prop_assert_eq!(one.decision.allow, a.allow && (glass || !a.break_glass));
+            let both = one.clone().both(two.clone());
+            prop_assert_eq!(both.decision.allow, one.decision.allow && two.decision.allow);
+            prop_assert_eq!(both.decision.allow, both.code == Code::Allowed);
+            prop_assert_eq!(both.decision.break_glass, both.decision.allow && (one.decision.break_glass || two.decision.break_glass));
+            prop_assert!(both.decision.allow || !both.decision.reasons.is_empty());
+        }
+
+        #[test]
+        fn a_reason_is_one_line_that_can_be_printed(reason in any::<String>()) {
+            let tidy = tidy(&reason);
+            prop_assert!(!tidy.chars().any(char::is_control));
+            prop_assert!(tidy.chars().count() <= MAX_REASON_CHARACTERS + 1);
+        }
+    }
+
+    #[test]
+    fn a_refusal_never_allows_and_codes_have_one_name() {
+        for code in Code::ALL {
+            let answer = Answer::refused(code, "no");
+            assert!(!answer.decision.allow && answer.code != Code::Allowed);
+            assert_eq!(serde_json::to_value(code).unwrap(), code.name());
+        }
+        assert!(Code::ALL.is_sorted());
+        assert_eq!(Code::ALL.len(), Code::Broken as usize + 1);
+    }
 
     #[test]
     fn every_operation_is_listed_once_and_has_a_name_of_its_own() {

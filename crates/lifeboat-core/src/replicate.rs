@@ -22,6 +22,10 @@ pub enum Stage {
     Run,
     /// Heads, which name runs.
     Head,
+    /// Records of the audit log and the hashes over them.
+    Audit,
+    /// The signed heads of the audit log: before manifests, which carry one.
+    Checkpoint,
     /// The signature of a manifest.
     Bundle,
     /// The commit point of a backup.
@@ -47,6 +51,8 @@ impl Stage {
                 Some("heads") => Self::Head,
                 _ => Self::Other,
             }),
+            "audit" if text.starts_with(layout::AUDIT_CHECKPOINTS) => Some(Self::Checkpoint),
+            "audit" => Some(Self::Audit),
             id if id.parse::<BackupId>().is_ok() => Some(match rest {
                 "manifest.json" => Self::Manifest,
                 "manifest.sigstore.json" => Self::Bundle,
@@ -64,8 +70,10 @@ impl Stage {
     }
 
     /// Whether backups or the artifact set are incomplete without it. WAL stands for itself: every segment is found, or missed, by its name.
+    /// So does the audit log: no backup waits for it.
     pub fn is_named(key: &Key) -> bool {
-        Self::of(key).is_some_and(|stage| stage != Self::Other) && !key.as_str().starts_with("wal/")
+        Self::of(key).is_some_and(|stage| !matches!(stage, Self::Audit | Self::Checkpoint | Self::Other))
+            && !key.as_str().starts_with("wal/")
     }
 }
 
@@ -212,6 +220,8 @@ mod tests {
             "artifacts/records/x/v.json".to_owned(),
             format!("artifacts/catalog/{hex}"),
             "artifacts/heads/0000000001.json".to_owned(),
+            "audit/tile/0/000.p/1".to_owned(),
+            "audit/checkpoint/0000000001".to_owned(),
             format!("{id}/manifest.sigstore.json"),
             format!("{id}/manifest.json"),
             format!("{id}/pins/x.json"),

@@ -11,16 +11,30 @@ use crate::causes::joined;
 use crate::keys::{self, Identities, KeyError, Recipient};
 use crate::postgres::{ChecksumState, ClusterFacts, Connection, Dsn, PgError, Purpose};
 use crate::seal::DataKey;
-use crate::signing::{Signer, Trust};
+use crate::signing::{SignError, Signer, Trust};
 use crate::wal::spool::check_place;
 
-/// Whether what a signer signs now is verified by those who are trusted.
-pub fn signs_for(signer: &dyn Signer, trust: &Trust) -> Result<(), String> {
-    let name = "doctor";
-    let digest = crate::sha256::of(&crate::random::bytes::<32>()).0;
-    let statement = backup_statement(name, digest, serde_json::json!({"purpose": "to see whether this key is trusted"}));
-    let bundle = signer.sign_statement(&statement.to_bytes()).map_err(|error| joined(&error))?;
-    trust.verify(bundle.as_bytes(), &Expected::backup(name, digest)).map(drop).map_err(|error| joined(&error))
+/// A signature that was made to see whether it can be, over nothing that exists.
+pub struct Probe {
+    bundle: String,
+    digest: [u8; 32],
+}
+
+const PROBE_NAME: &str = "doctor";
+
+impl Probe {
+    /// Has a signer sign: services that take part are asked, and say no here instead of at the end of a backup.
+    pub fn sign(signer: &dyn Signer) -> Result<Self, SignError> {
+        let digest = crate::sha256::of(&crate::random::bytes::<32>()).0;
+        let statement = backup_statement(PROBE_NAME, digest, serde_json::json!({"purpose": "to see whether this signer is trusted"}));
+        Ok(Self { bundle: signer.sign_statement(&statement.to_bytes())?, digest })
+    }
+
+    /// Whether it counts for those who are trusted.
+    pub fn counts_for(&self, trust: &Trust) -> Result<(), String> {
+        let expected = Expected::backup(PROBE_NAME, self.digest);
+        trust.verify(self.bundle.as_bytes(), &expected).map(drop).map_err(|error| joined(&error))
+    }
 }
 
 /// Whether identities open what is written for these recipients, seen by writing and opening a key.
@@ -70,6 +84,7 @@ pub fn server(dsn: &Dsn) -> Result<ServerFacts, PgError> {
         // Who may not see it sees no row, or an empty one.
         archive_command = row.get_opt("setting")?.filter(|command| *command != "(disabled)").map(str::to_owned);
     }
+    let superuser = connection.query("SELECT rolsuper FROM pg_roles WHERE rolname = current_user", &[])?.one()?.bool("rolsuper")?;
     Ok(ServerFacts {
         version_num: facts.server_version,
         full_page_writes: facts.full_page_writes,
@@ -77,5 +92,6 @@ pub fn server(dsn: &Dsn) -> Result<ServerFacts, PgError> {
         archives: facts.archive_mode != "off",
         archive_command,
         changed_collations: facts.changed_collations.len(),
+        superuser,
     })
 }

@@ -5,6 +5,7 @@
 
 pub mod approval;
 pub mod artifacts;
+pub mod audit;
 pub mod backup;
 pub mod causes;
 pub mod copy;
@@ -16,6 +17,7 @@ pub mod keys;
 pub mod lease;
 pub mod opened_backup;
 pub mod pin;
+pub mod policy;
 pub mod postgres;
 pub mod progress;
 pub mod prune;
@@ -26,6 +28,7 @@ pub mod restore;
 pub mod retention;
 pub mod revoke;
 pub mod seal;
+pub mod secret;
 mod sha256;
 pub mod signing;
 pub mod store;

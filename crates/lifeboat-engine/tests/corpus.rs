@@ -63,3 +63,16 @@ fn every_target_is_given_to_the_fuzzer() {
     }
     assert_eq!(manifest.matches("[[bin]]").count(), targets::TARGETS.len());
 }
+
+/// Bundles with a timestamp and with a certificate are good ones, about something else: damage to them is damage behind the signature.
+#[test]
+fn the_corpus_of_bundles_reaches_behind_certificates_and_timestamps() {
+    use lifeboat_core::attestation::Expected;
+    use lifeboat_engine::signing::VerifyError;
+    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz");
+    for name in ["certificate", "timestamp", "golden-1"] {
+        let bytes = fs::read(fuzz.join("corpus/bundle").join(name)).unwrap();
+        let verified = targets::trust_of_bundles().verify(&bytes, &Expected::backup("another", [0; 32]));
+        assert!(matches!(verified, Err(VerifyError::WrongSubject(_))), "{name}: {verified:?}");
+    }
+}

@@ -282,6 +282,7 @@ impl World {
             memory_bytes: 64 << 20,
             level: 1,
             bandwidth: None,
+            audit: None,
         }
     }
 

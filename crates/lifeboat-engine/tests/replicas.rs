@@ -242,6 +242,7 @@ impl World {
             memory_bytes: 64 << 20,
             level: 1,
             bandwidth: None,
+            audit: None,
         };
         backup::run(repository, &request, &Unwatched).map(|taken| taken.manifest.id.to_string())
     }

@@ -95,9 +95,12 @@ impl Key {
         let client = runtime.block_on(client(config));
         let answer = runtime.block_on(client.get_public_key().key_id(&config.key).send());
         let answer = answer.map_err(|error| KmsError::of(ACTION, &config.key, error))?;
-        if answer.key_usage() != Some(&KeyUsageType::SignVerify) || answer.key_spec() != Some(&KeySpec::EccNistP256) {
-            let spec = answer.key_spec().map_or("another kind", |spec| spec.as_str());
-            return Err(bad(format!("it is of {spec}; make one with key usage SIGN_VERIFY and key spec ECC_NIST_P256")));
+        // Servers that imitate AWS may leave these out; what kind of key it is, its public half says as well.
+        let usage = answer.key_usage().unwrap_or(&KeyUsageType::SignVerify);
+        let spec = answer.key_spec().unwrap_or(&KeySpec::EccNistP256);
+        if *usage != KeyUsageType::SignVerify || *spec != KeySpec::EccNistP256 {
+            let found = format!("{} and {}", usage.as_str(), spec.as_str());
+            return Err(bad(format!("it is of {found}; make one with key usage SIGN_VERIFY and key spec ECC_NIST_P256")));
         }
         let spki = answer.public_key().map(|blob| blob.as_ref().to_vec()).ok_or_else(|| bad("the answer has no public key".into()))?;
         let arn = answer.key_id().unwrap_or(&config.key).to_owned();

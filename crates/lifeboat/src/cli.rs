@@ -75,6 +75,12 @@ pub(crate) enum Command {
     /// Make, list, replace, revoke and hand out keys
     #[command(subcommand)]
     Key(Key),
+    /// Show and check who did what with the repository
+    #[command(subcommand)]
+    Audit(crate::commands::audit::Audit),
+    /// Ask the policy, test it, print it
+    #[command(subcommand)]
+    Policy(crate::commands::policy::Policy),
     /// Look at the configuration
     #[command(subcommand)]
     Config(Config),
@@ -228,7 +234,7 @@ pub(crate) struct Restore {
     #[arg(required_unless_present = "approved")]
     pub(crate) backup: Option<String>,
     /// Run the plan with this digest, as it was approved; what it restores, and where to, stands in it
-    #[arg(long, value_name = "DIGEST", conflicts_with_all = ["pgdata", "artifacts", "tablespace", "target", "exclusive", "target_timeline", "standalone", "start", "accept_degraded", "archive_mode"])]
+    #[arg(long, value_name = "DIGEST")]
     pub(crate) approved: Option<Sha256>,
     /// Put the cluster here; must be empty or missing
     #[arg(long, value_name = "DIR")]
@@ -353,6 +359,8 @@ pub(crate) enum Key {
     Generate(key::Generate),
     /// List whose signatures count, for what, and until when
     List,
+    /// Print the public half of the key that signs here
+    Public,
     /// Make a new signing key beside the old one, and retire the old one
     Rotate(key::Rotate),
     /// Declare that a key was stolen: what it signed since then does not count

@@ -2,7 +2,9 @@
 //! where it came from. Unknown keys are errors (c121); secrets are references, never values.
 
 mod approvals;
+mod audit;
 pub(crate) mod edit;
+mod policy;
 mod repositories;
 mod signing;
 mod trust;
@@ -20,6 +22,8 @@ use crate::cli::Cli;
 use crate::failure::Failure;
 
 pub(crate) use approvals::{Approvals, ApprovalsTable};
+pub(crate) use audit::AuditSettings;
+pub(crate) use policy::{PolicyTable, PolicyTerms};
 pub(crate) use repositories::{Repositories, RepositorySettings, RepositoryTable};
 pub(crate) use signing::{SigningSettings, SigningTable, TimestampPart, Token};
 pub(crate) use trust::{KeyPlace, KeySource, TrustSettings};
@@ -42,6 +46,8 @@ pub(crate) struct File {
     pub(crate) objectives: Option<Objectives>,
     pub(crate) retention: Option<Retention>,
     pub(crate) approvals: Option<ApprovalsTable>,
+    pub(crate) policy: Option<PolicyTable>,
+    pub(crate) audit: Option<audit::AuditTable>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -112,7 +118,7 @@ pub(crate) enum OnFallout {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Postgres {
-    pub(crate) dsn: Option<String>,
+    pub(crate) dsn: Option<DsnText>,
     pub(crate) data_directory: Option<PathBuf>,
     pub(crate) copy: Option<lifeboat_core::backup::CopyChoice>,
     pub(crate) bin_directory: Option<PathBuf>,
@@ -157,6 +163,35 @@ pub(crate) enum Secret {
     File(PathBuf),
     /// What a command prints; one newline at its end does not count.
     Command(Vec<String>),
+}
+
+/// A connection string, which may hold a password: it is not printed but through [`lifeboat_engine::postgres::Dsn`], and wiped.
+#[derive(Default)]
+pub(crate) struct DsnText(lifeboat_engine::secret::Secret);
+
+impl DsnText {
+    /// The string, for libpq.
+    pub(crate) fn as_str(&self) -> &str {
+        self.0.expose_text().expect("made from text")
+    }
+}
+
+impl From<String> for DsnText {
+    fn from(text: String) -> Self {
+        Self(text.into())
+    }
+}
+
+impl fmt::Debug for DsnText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("DsnText(***)")
+    }
+}
+
+impl<'de> Deserialize<'de> for DsnText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Self::from)
+    }
 }
 
 /// A secret as the file names it. Whatever else stands there may be the secret itself, so the error must
@@ -226,7 +261,7 @@ pub(crate) struct Settings {
     pub(crate) file: Option<PathBuf>,
     pub(crate) name: Setting<String>,
     /// `None`: no server is configured.
-    pub(crate) dsn: Option<Setting<String>>,
+    pub(crate) dsn: Option<Setting<DsnText>>,
     pub(crate) data_directory: Option<Setting<PathBuf>>,
     pub(crate) copy: Setting<lifeboat_core::backup::CopyChoice>,
     pub(crate) bin_directory: Option<Setting<PathBuf>>,
@@ -272,6 +307,10 @@ pub(crate) struct Settings {
     pub(crate) recovery_window: Option<Setting<Duration>>,
     pub(crate) grace: Setting<Duration>,
     pub(crate) approvals: Approvals,
+    pub(crate) policy: PolicyTerms,
+    pub(crate) audit: AuditSettings,
+    /// Why somebody goes around the approvals, if they do: for one command, and never from a file.
+    pub(crate) break_glass: Option<String>,
     /// Where the user's own keys are, whether or not they are there.
     pub(crate) user_keys: UserKeys,
     /// Whether the file names a server.
@@ -290,6 +329,14 @@ pub(crate) fn user_directory() -> Result<PathBuf, Failure> {
             .hint("set HOME, or name the keys in a configuration file: lifeboat --config FILE")
     })?;
     Ok(base.config_dir().join("lifeboat"))
+}
+
+/// serde repeats the text that stands in a wrong place, and that may be a connection string with its password.
+fn without_text(message: &str) -> String {
+    match message.split_once(": string \"").zip(message.rsplit_once("\", expected ")) {
+        Some(((before, _), (_, expected))) => format!("{before}: a text, expected {expected}"),
+        None => message.to_owned(),
+    }
 }
 
 /// Reads the configuration file that applies.
@@ -311,7 +358,7 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<File, Failure> {
     toml::from_str(text).map_err(|error| {
         let line = |at: usize| text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count() + 1;
         let place = error.span().map_or(String::new(), |span| format!(" line {}", line(span.start)));
-        let message = error.message().replace('\n', " ");
+        let message = without_text(&error.message().replace('\n', " "));
         Failure::usage(format!("read configuration {}{place}: {message}", path.display()))
             .hint("docs/configuration.md lists the settings; lifeboat config show prints them as read")
     })
@@ -344,6 +391,11 @@ pub(crate) fn parse_span(text: &str) -> Result<Duration, Failure> {
         Failure::usage(format!("parse time span {text:?}: write a number with ms, s, m or h"))
             .hint("lifeboat config show prints the settings")
     })
+}
+
+/// A span as it could be written, without parts that are none.
+fn shown_span(span: Duration) -> String {
+    if span.is_zero() { "0s".to_owned() } else { format!("{span:?}") }
 }
 
 /// How long an expired backup stays whole where nobody says: long enough for somebody to come back from a holiday week.
@@ -472,16 +524,17 @@ impl Settings {
                 _ => Setting { value: Vec::new(), origin: Origin::Default },
             },
         };
-        let dsn = source.pick(None, environment("LIFEBOAT_DSN").map(|value| (value, "LIFEBOAT_DSN")), postgres.dsn).or_else(|| {
-            let variable = PG_VARIABLES.into_iter().find(|name| environment(name).is_some());
-            variable.map(|name| Setting { value: String::new(), origin: Origin::Environment(name) })
-        });
+        let dsn = source.pick(None, environment("LIFEBOAT_DSN").map(|value| (DsnText::from(value), "LIFEBOAT_DSN")), postgres.dsn).or_else(
+            || {
+                let variable = PG_VARIABLES.into_iter().find(|name| environment(name).is_some());
+                variable.map(|name| Setting { value: DsnText::default(), origin: Origin::Environment(name) })
+            },
+        );
         let key_file = match signing.names_service() {
             false => source.path("LIFEBOAT_SIGNING_KEY", signing.key_file.clone()).or_else(|| user(user_keys.signing_key())),
             true => None,
         };
         let password = signing.password.clone();
-        let services = SigningSettings::resolve(&source, signing)?;
         let password = match (environment("COSIGN_PASSWORD"), password) {
             _ if key_file.is_none() => None,
             (_, Some(Secret::File(path))) => source.pick(None, None, Some(Secret::File(source.anchor(path)))),
@@ -493,7 +546,11 @@ impl Settings {
                 user(user_keys.password()).map(|setting| Setting { value: Secret::File(setting.value), origin: setting.origin })
             }
         };
-        let trust = TrustSettings::resolve(&source, file.trust.unwrap_or_default(), services.trusted_root.clone(), &user_keys)?;
+        // One root, wherever it is named: what is signed here is verified with what readers here have.
+        let mut trust = file.trust.unwrap_or_default();
+        let root = source.path("LIFEBOAT_TRUSTED_ROOT", trust.trusted_root.take());
+        let services = SigningSettings::resolve(&source, signing, root.as_ref())?;
+        let trust = TrustSettings::resolve(&source, trust, root.or(services.trusted_root.clone()), &user_keys)?;
         let memory = limits.memory.as_deref().map(parse_bytes).transpose()?;
         if memory.is_some_and(|bytes| bytes < 64 << 20) {
             return Err(
@@ -606,7 +663,10 @@ impl Settings {
             grace: source
                 .pick(None, None, retention.grace.as_deref().map(parse_days).transpose()?)
                 .unwrap_or(Setting { value: DEFAULT_GRACE, origin: Origin::Default }),
+            policy: PolicyTerms::resolve(&source, file.policy.unwrap_or_default())?,
             approvals: Approvals::resolve(&source, file.approvals.unwrap_or_default())?,
+            audit: AuditSettings::resolve(&source, file.audit.unwrap_or_default(), &user_keys),
+            break_glass: cli.break_glass.clone(),
             user_keys,
             postgres_configured,
             file: path,
@@ -621,14 +681,14 @@ impl Settings {
     /// Every setting for people and programs: key, value, origin. Secrets are not values here.
     pub(crate) fn rows(&self) -> Vec<(String, serde_json::Value, String)> {
         use serde_json::json;
-        fn of<T: Clone, V: Into<serde_json::Value>>(
+        fn of<T, V: Into<serde_json::Value>>(
             key: &'static str,
             setting: &Setting<T>,
             show: impl Fn(&T) -> V,
         ) -> (&'static str, serde_json::Value, String) {
             (key, show(&setting.value).into(), setting.origin.to_string())
         }
-        fn maybe<T: Clone, V: Into<serde_json::Value>>(
+        fn maybe<T, V: Into<serde_json::Value>>(
             key: &'static str,
             setting: Option<&Setting<T>>,
             show: impl Fn(&T) -> V,
@@ -636,8 +696,9 @@ impl Settings {
             setting.map_or((key, serde_json::Value::Null, "not set".into()), |setting| of(key, setting, show))
         }
         let path = |path: &PathBuf| path.display().to_string();
-        let dsn = |text: &String| {
-            lifeboat_engine::postgres::Dsn::parse(text).map_or_else(|_| "not a connection string".to_owned(), |dsn| dsn.to_string())
+        let dsn = |text: &DsnText| {
+            lifeboat_engine::postgres::Dsn::parse(text.as_str())
+                .map_or_else(|_| "not a connection string".to_owned(), |dsn| dsn.to_string())
         };
         let before = vec![
             of("name", &self.name, String::clone),
@@ -664,19 +725,19 @@ impl Settings {
             of("limits.workers", &self.workers, |workers| json!(workers)),
             maybe("limits.bandwidth", self.bandwidth.as_ref(), |bytes| json!(bytes)),
             of("limits.compression_level", &self.compression_level, |level| json!(level)),
-            of("objectives.rpo", &self.rpo, |span| format!("{span:?}")),
+            of("objectives.rpo", &self.rpo, |span| shown_span(*span)),
             maybe("retention.keep_last", self.keep_last.as_ref(), |count| *count),
             maybe("retention.keep_daily", self.keep_daily.as_ref(), |count| *count),
             maybe("retention.keep_weekly", self.keep_weekly.as_ref(), |count| *count),
             maybe("retention.keep_monthly", self.keep_monthly.as_ref(), |count| *count),
             maybe("retention.keep_yearly", self.keep_yearly.as_ref(), |count| *count),
-            maybe("retention.recovery_window", self.recovery_window.as_ref(), |span| format!("{span:?}")),
-            of("retention.grace", &self.grace, |span| format!("{span:?}")),
+            maybe("retention.recovery_window", self.recovery_window.as_ref(), |span| shown_span(*span)),
+            of("retention.grace", &self.grace, |span| shown_span(*span)),
             of("wal.mode", &self.wal_mode, |mode| json!(mode)),
             of("wal.durability", &self.wal_durability, |durability| json!(durability)),
             of("wal.on_fallout", &self.wal_on_fallout, |on_fallout| json!(on_fallout)),
-            of("wal.degrade_after", &self.wal_degrade_after, |span| format!("{span:?}")),
-            of("wal.flush_interval", &self.wal_flush_interval, |span| format!("{span:?}")),
+            of("wal.degrade_after", &self.wal_degrade_after, |span| shown_span(*span)),
+            of("wal.flush_interval", &self.wal_flush_interval, |span| shown_span(*span)),
             of("wal.slot", &self.wal_slot, String::clone),
             of("wal.spool", &self.wal_spool, path),
             of("wal.spool_limit", &self.wal_spool_limit, |bytes| json!(bytes)),
@@ -721,7 +782,9 @@ impl Settings {
         rows.extend(owned(self.signing.rows()));
         rows.extend(owned(self.trust.rows()));
         rows.extend(owned(self.approvals.rows()));
+        rows.extend(owned(self.policy.rows()));
         rows.extend(owned(last));
+        rows.extend(self.audit.rows());
         rows
     }
 }
@@ -753,6 +816,20 @@ mod tests {
         assert_eq!((bucket_of("gs://b"), bucket_of("az://b/")), (Some("gs://b"), Some("az://b")));
         assert_eq!(bucket_of("file:///b"), None);
         assert!(!without_credentials("https://me:hunter2@h").contains("hunter2"));
+    }
+
+    #[test]
+    fn what_may_hold_a_password_is_not_printed() {
+        let dsn = "postgresql://me:hunter2@db1/app";
+        let file: File = toml::from_str(&format!("[postgres]\ndsn = '{dsn}'")).unwrap();
+        assert!(!format!("{file:?}").contains("hunter2"), "{file:?}");
+        assert_eq!(file.postgres.unwrap().dsn.unwrap().as_str(), dsn);
+        for wrong in ["postgres", "trust", "repository", "postgres.dsn.host", "limits.workers", "wal.spool_limit.x"] {
+            let error = toml::from_str::<File>(&format!("{wrong} = \"{dsn}\\\" and\"")).unwrap_err();
+            let message = without_text(error.message());
+            assert!(!message.contains("hunter2") && !message.is_empty(), "{wrong}: {message}");
+        }
+        assert_eq!(without_text("unknown field `dns`, expected `dsn`"), "unknown field `dns`, expected `dsn`");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use lifeboat_core::restore::RestorePlanError;
 use lifeboat_engine::approval::ApprovalError;
 use lifeboat_engine::approval::ssh::SshError;
 use lifeboat_engine::artifacts::{ArtifactError, Problem};
+use lifeboat_engine::audit::{AuditError, AuditKeyError};
 use lifeboat_engine::backup::BackupError;
 use lifeboat_engine::copy::CopyError;
 use lifeboat_engine::export::ExportError;
@@ -318,9 +319,36 @@ impl From<signing::SignError> for Failure {
     }
 }
 
+impl From<AuditError> for Failure {
+    fn from(error: AuditError) -> Self {
+        match error {
+            AuditError::Store(error) => error.into(),
+            AuditError::Write { .. } => Self::of(
+                EXIT_FAILED,
+                &error,
+                "nothing is done without a record of it: make room, or name another place in audit.directory; lifeboat config show",
+            ),
+            AuditError::Read { .. } => Self::of(EXIT_FAILED, &error, "check audit.directory, and who owns it: lifeboat config show"),
+        }
+    }
+}
+
 impl From<signing::RootsError> for Failure {
     fn from(error: signing::RootsError) -> Self {
-        Self::of(EXIT_USAGE, &error, "name the trusted_root.json of your Sigstore instance in signing.trusted_root: lifeboat config show")
+        Self::of(EXIT_USAGE, &error, "name the trusted_root.json of your Sigstore instance in trust.trusted_root: lifeboat config show")
+    }
+}
+
+impl From<AuditKeyError> for Failure {
+    fn from(error: AuditKeyError) -> Self {
+        match error {
+            AuditKeyError::Private => Self::of(EXIT_KEY, &error, "lifeboat audit key --out FILE makes one; name it in audit.key_file"),
+            AuditKeyError::Public(_) => Self::of(
+                EXIT_USAGE,
+                &error,
+                "correct audit.trust and audit.retired: lifeboat audit key prints the key of the host that it runs on",
+            ),
+        }
     }
 }
 
@@ -620,7 +648,7 @@ impl From<WalError> for Failure {
             ),
             WalError::Unverified { .. } => (
                 EXIT_UNVERIFIED,
-                "trust.keys must name the public key that signed it: lifeboat config show; lifeboat wal status shows what is in the repository",
+                "lifeboat key list shows whose signatures count, for what and until when; lifeboat wal status shows what is in the repository",
             ),
             WalError::Damaged { .. } => (EXIT_UNVERIFIED, "lifeboat wal status shows what is in the repository"),
             WalError::Sign(error) => return error.into(),

@@ -7,6 +7,8 @@ mod cli;
 mod commands;
 mod config;
 mod failure;
+mod gate;
+mod hardening;
 mod output;
 mod progress;
 mod session;
@@ -19,6 +21,7 @@ use commands::wal::fetch;
 use failure::{EXIT_BUG, EXIT_USAGE};
 
 fn main() -> std::process::ExitCode {
+    hardening::hide_memory();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

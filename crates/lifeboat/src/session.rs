@@ -12,7 +12,9 @@ use lifeboat_core::repository::backup_id::BackupId;
 use lifeboat_engine::backup::Protection;
 use lifeboat_engine::keys::{self, Identities, Recipient};
 use lifeboat_engine::opened_backup;
+use lifeboat_engine::policy::{OpaSettings, Policy, PolicySettings};
 use lifeboat_engine::repository::Repository;
+use lifeboat_engine::secret::Secret;
 use lifeboat_engine::signing::{
     KeyFileSigner, KeylessConfig, KeylessSigner, KmsConfig, KmsSigner, KnownGood, PublicKey, Reach, Roots, SecretSource, SignError, Signer,
     SigningKey, StampConfig, StampedSigner, TransitConfig, TransitSigner, Trust, TrustedKey, ambient_token,
@@ -21,7 +23,7 @@ use lifeboat_engine::store::probe::{self, Depth, Examination};
 use lifeboat_engine::store::{self, Access, Member, Note, Store};
 use zeroize::Zeroizing;
 
-use crate::config::{KeyPlace, KeySource, RepositorySettings, Secret, Settings, TimestampPart, Token, UserKeys};
+use crate::config::{KeyPlace, KeySource, RepositorySettings, Secret as Reference, Settings, TimestampPart, Token, UserKeys};
 use crate::failure::{EXIT_KEY, EXIT_NO_REPOSITORY, Failure};
 use crate::output;
 
@@ -45,9 +47,39 @@ pub(crate) fn actor() -> Actor {
     Actor { user: name.unwrap_or_else(|| uid.to_string()), uid, sudo_user }
 }
 
+/// The policy in force. One that cannot be loaded denies everything, and says why: that is no failure here.
+pub(crate) fn policy(settings: &Settings) -> Result<Policy, Failure> {
+    let terms = &settings.policy;
+    let bytes = |path: &PathBuf| {
+        std::fs::read(path).map_err(|error| {
+            Failure::new(EXIT_KEY, format!("read {}: {error}", path.display()))
+                .hint("lifeboat config show prints policy.opa_ca_file and policy.opa_identity_file")
+        })
+    };
+    let token = |setting: &crate::config::Setting<Reference>| {
+        let token = secret(&setting.value, "policy.opa_token")?;
+        let text = token.expose_text().map_err(|_| {
+            Failure::new(EXIT_KEY, "read policy.opa_token: it is not text").hint("lifeboat config show prints where it is looked for")
+        })?;
+        Ok::<_, Failure>(Zeroizing::new(text.to_owned()))
+    };
+    let opa = match &terms.opa_url {
+        None => None,
+        Some(url) => Some(OpaSettings {
+            url: url.value.clone(),
+            path: terms.opa_path.value.clone(),
+            token: terms.opa_token.as_ref().map(token).transpose()?,
+            ca: terms.opa_ca_file.as_ref().map(|setting| bytes(&setting.value)).transpose()?,
+            identity: terms.opa_identity_file.as_ref().map(|setting| bytes(&setting.value).map(Zeroizing::new)).transpose()?,
+        }),
+    };
+    let path = terms.path.as_ref().map(|setting| setting.value.clone());
+    Ok(Policy::open(&PolicySettings { engines: terms.engine.value, path, opa, timeout: terms.timeout.value }))
+}
+
 /// What this host belongs to, as policies and approvals have it.
-pub(crate) fn environment(_settings: &Settings) -> String {
-    "unspecified".to_owned()
+pub(crate) fn environment(settings: &Settings) -> String {
+    settings.policy.environment.value.clone()
 }
 
 /// The primary of the repositories that the settings name.
@@ -101,6 +133,18 @@ pub(crate) fn alone(one: &RepositorySettings) -> Result<Repository, Failure> {
 /// The same, without the older versions that a store may keep.
 pub(crate) fn without_copies(one: &RepositorySettings) -> Result<Repository, Failure> {
     Ok(Repository::open(Box::new(store::Alone::new(one.open()?)))?)
+}
+
+/// The places of the repository, where all of them are far away: what leads there, in one text. `None`: to ask one on this host costs nothing.
+pub(crate) fn far_places(settings: &Settings) -> Option<String> {
+    let far = |one: &RepositorySettings| one.url.value.contains("://") && !one.url.value.starts_with("file://");
+    let used = &settings.repositories.used;
+    let place = |one: &RepositorySettings| {
+        let options = one.options();
+        format!("{} {:?} {:?} {:?}", one.url.value, one.part.value, options.endpoint, options.account)
+    };
+    // A look into the past is of a moment; what was remembered is of the present.
+    (settings.as_of.is_none() && !used.is_empty() && used.iter().all(far)).then(|| used.iter().map(place).collect::<Vec<_>>().join("\n"))
 }
 
 /// The configured repository of this name.
@@ -190,10 +234,21 @@ pub(crate) fn is_being_pruned(repository: &Repository, id: &BackupId, trust: &Tr
 }
 
 fn read(path: &Path, what: &str) -> Result<String, Failure> {
-    std::fs::read_to_string(path).map_err(|error| {
-        Failure::new(EXIT_KEY, format!("read {what} {}: {error}", path.display()))
-            .hint("lifeboat config show prints where keys are looked for; lifeboat key generate makes new ones")
-    })
+    std::fs::read_to_string(path).map_err(|error| unreadable(path, what, &error.to_string()))
+}
+
+/// The same of a secret, which is wiped when it goes out of use.
+fn read_secret(path: &Path, what: &str) -> Result<Secret, Failure> {
+    Secret::read(path).map_err(|error| unreadable(path, what, &error.to_string()))
+}
+
+fn text<'a>(secret: &'a Secret, path: &Path, what: &str) -> Result<&'a str, Failure> {
+    secret.expose_text().map_err(|error| unreadable(path, what, &error.to_string()))
+}
+
+fn unreadable(path: &Path, what: &str, problem: &str) -> Failure {
+    Failure::new(EXIT_KEY, format!("read {what} {}: {problem}", path.display()))
+        .hint("lifeboat config show prints where keys are looked for; lifeboat key generate makes new ones")
 }
 
 /// Whose signatures count.
@@ -242,74 +297,74 @@ pub(crate) fn identities(settings: &Settings, flag: Option<&PathBuf>) -> Result<
     let configured = settings.identity_file.as_ref().map(|setting| &setting.value);
     let mut all = Identities::default();
     if let Some(path) = flag.or(configured) {
-        all = Identities::parse(&read(path, "identity")?)?;
+        all = Identities::parse(text(&read_secret(path, "identity")?, path, "identity")?)?;
     }
     if let Some(host) = &settings.host_identity
-        && let Ok(text) = std::fs::read_to_string(&host.value)
+        && let Ok(secret) = Secret::read(&host.value)
     {
-        all = all.join(Identities::parse(&text)?);
+        all = all.join(Identities::parse(text(&secret, &host.value, "host identity")?)?);
     }
     Ok(all)
 }
 
-/// A secret's bytes.
-fn secret(secret: &Secret, what: &str) -> Result<Vec<u8>, Failure> {
-    let trim = |mut bytes: Vec<u8>| {
-        if bytes.last() == Some(&b'\n') {
-            bytes.pop();
-        }
-        bytes
+/// The secret that a reference of the configuration leads to. `what` names it in errors: `signing password`.
+pub(crate) fn secret(reference: &Reference, what: &str) -> Result<Secret, Failure> {
+    let failed = |problem: String| {
+        Failure::new(EXIT_KEY, format!("read {what}{problem}")).hint("lifeboat config show prints where it is looked for")
     };
-    match secret {
-        Secret::Env(name) => std::env::var_os(name).map(std::os::unix::ffi::OsStringExt::into_vec).ok_or_else(|| {
-            Failure::new(EXIT_KEY, format!("read {what}: the environment has no {name}"))
-                .hint("lifeboat config show prints where it is looked for")
-        }),
-        Secret::File(path) => std::fs::read(path).map(trim).map_err(|error| {
-            Failure::new(EXIT_KEY, format!("read {what} {}: {error}", path.display()))
-                .hint("lifeboat config show prints where it is looked for")
-        }),
-        Secret::Command(words) => {
+    match reference {
+        Reference::Env(name) => std::env::var_os(name)
+            .map(|value| Secret::new(std::os::unix::ffi::OsStringExt::into_vec(value)))
+            .ok_or_else(|| failed(format!(": the environment has no {name}"))),
+        Reference::File(path) => {
+            Secret::read(path).map(Secret::without_newline).map_err(|error| failed(format!(" {}: {error}", path.display())))
+        }
+        Reference::Command(words) => {
             let (program, arguments) = words
                 .split_first()
                 .ok_or_else(|| Failure::usage(format!("read {what}: the command is empty")).hint("lifeboat config show prints it"))?;
-            let output = std::process::Command::new(program).args(arguments).stderr(std::process::Stdio::inherit()).output();
-            match output {
-                Ok(output) if output.status.success() => Ok(trim(output.stdout)),
-                Ok(output) => Err(Failure::new(EXIT_KEY, format!("read {what}: {program} ended with {}", output.status))
-                    .hint("run the command by hand; lifeboat config show prints it")),
-                Err(error) => {
-                    Err(Failure::new(EXIT_KEY, format!("read {what}: run {program}: {error}"))
-                        .hint("lifeboat config show prints the command"))
-                }
+            let failed = |problem: String| failed(problem).hint("run the command by hand; lifeboat config show prints it");
+            let mut command = std::process::Command::new(program);
+            command.args(arguments).stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
+            let mut child = command.spawn().map_err(|error| failed(format!(": run {program}: {error}")))?;
+            let printed = child.stdout.take().map_or_else(|| Ok(Secret::default()), Secret::read_from);
+            if printed.is_err() {
+                // It would wait for ever for somebody to read on.
+                let _ = child.kill();
+            }
+            let status = child.wait().map_err(|error| failed(format!(": wait for {program}: {error}")))?;
+            let printed = printed.map_err(|error| failed(format!(": read what {program} prints: {error}")))?;
+            match status.success() {
+                true => Ok(printed.without_newline()),
+                false => Err(failed(format!(": {program} ended with {status}"))),
             }
         }
     }
 }
 
 /// The key that signs here, and the password that it is sealed with: to make another one like it.
-pub(crate) fn signing_key(settings: &Settings) -> Result<(SigningKey, Vec<u8>), Failure> {
+pub(crate) fn signing_key(settings: &Settings) -> Result<(SigningKey, Secret), Failure> {
     let key = settings.key_file.as_ref().ok_or_else(|| {
         Failure::new(EXIT_KEY, "sign: no signing key is configured").hint("lifeboat key generate makes one; name it in signing.key_file")
     })?;
-    let password = settings.password.as_ref().map_or(Ok(Vec::new()), |setting| secret(&setting.value, "signing password"))?;
-    Ok((SigningKey::open(&read(&key.value, "signing key")?, &password)?, password))
+    let password = settings.password.as_ref().map_or(Ok(Secret::default()), |setting| secret(&setting.value, "signing password"))?;
+    Ok((SigningKey::open(&read(&key.value, "signing key")?, password.expose())?, password))
 }
 
 /// A secret that a signer asks for whenever it needs it.
-fn secret_source(place: &Secret, what: &'static str) -> SecretSource {
+fn secret_source(place: &Reference, what: &'static str) -> SecretSource {
     let place = place.clone();
     Box::new(move || {
-        let bytes = secret(&place, what).map_err(|failure| failure.message)?;
+        let secret = secret(&place, what).map_err(|failure| failure.message)?;
         // The bytes are not repeated: they may be the secret after all.
-        String::from_utf8(bytes).map(Zeroizing::new).map_err(|_| format!("read {what}: it is not text"))
+        secret.expose_text().map(|text| Zeroizing::new(text.to_owned())).map_err(|_| format!("read {what}: it is not text"))
     })
 }
 
 /// The trusted root that certificates and timestamps are verified with.
 fn roots(settings: &Settings) -> Result<Roots, Failure> {
     let path = settings.signing.trusted_root.as_ref().ok_or_else(|| {
-        Failure::usage("verify own signatures: no trusted root is configured").hint("name it in signing.trusted_root: lifeboat config show")
+        Failure::usage("verify own signatures: no trusted root is configured").hint("name it in trust.trusted_root: lifeboat config show")
     })?;
     Ok(Roots::from_json(&read(&path.value, "trusted root")?)?)
 }
@@ -358,15 +413,7 @@ pub(crate) fn signer(settings: &Settings) -> Result<Box<dyn Signer>, Failure> {
 
 /// The key file, opened.
 fn key_file_signer(settings: &Settings) -> Result<KeyFileSigner, Failure> {
-    let key = settings.key_file.as_ref().ok_or_else(|| {
-        Failure::new(EXIT_KEY, "sign: no signing key is configured").hint("lifeboat key generate makes one; name it in signing.key_file")
-    })?;
-    let pem = read(&key.value, "signing key")?;
-    let password = match &settings.password {
-        Some(setting) => secret(&setting.value, "signing password")?,
-        None => Vec::new(),
-    };
-    Ok(KeyFileSigner::open(&pem, &password)?)
+    Ok(KeyFileSigner::new(signing_key(settings)?.0))
 }
 
 /// Who signs, if something has to be signed: opening the key takes a quarter of a second (scrypt), and most calls of `wal push` need none.
@@ -398,8 +445,8 @@ impl Signer for LazySigner<'_> {
         }
     }
 
-    fn hint(&self) -> Option<String> {
-        self.opened().ok()?.hint()
+    fn public_key(&self) -> Option<PublicKey> {
+        self.opened().ok()?.public_key()
     }
 
     fn describe(&self) -> String {
@@ -425,7 +472,10 @@ pub(crate) fn protection(settings: &Settings) -> Result<Protection, Failure> {
     }
     let recipients = recipients(settings)?;
     let host = match &settings.host_identity {
-        Some(setting) => Identities::parse(&read(&setting.value, "host identity")?)?.recipients().into_iter().next(),
+        Some(setting) => {
+            let secret = read_secret(&setting.value, "host identity")?;
+            Identities::parse(text(&secret, &setting.value, "host identity")?)?.recipients().into_iter().next()
+        }
         None => None,
     };
     Ok(Protection::Recipients { recipients, host })
@@ -433,18 +483,18 @@ pub(crate) fn protection(settings: &Settings) -> Result<Protection, Failure> {
 
 /// The result of a command, in a file that must not be there yet and that nobody else reads.
 pub(crate) fn write_new_text(path: &Path, text: &str) -> Result<(), Failure> {
-    write_new(path, text, 0o600)
+    write_new(path, &[text.as_bytes()], 0o600)
         .map_err(|failure| failure.hint("name a file that is not there yet; nothing is ever overwritten: lifeboat --help"))
 }
 
 /// A file that must not be there yet, durable, with this mode.
-pub(crate) fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), Failure> {
+pub(crate) fn write_new(path: &Path, parts: &[&[u8]], mode: u32) -> Result<(), Failure> {
     let failed = |error: std::io::Error| {
         let hint = "lifeboat key generate --out DIR writes to another directory; nothing is ever overwritten";
         Failure::new(crate::failure::EXIT_FAILED, format!("write {}: {error}", path.display())).hint(hint)
     };
     let mut file = std::fs::File::options().write(true).create_new(true).mode(mode).open(path).map_err(failed)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)
+    parts.iter().try_for_each(|part| file.write_all(part)).and_then(|()| file.sync_all()).map_err(failed)
 }
 
 /// Keys that were made.
@@ -457,6 +507,8 @@ pub(crate) struct MadeKeys {
     pub(crate) identity_file: PathBuf,
     pub(crate) recipient: String,
     pub(crate) host_identity_file: PathBuf,
+    pub(crate) audit_key_file: PathBuf,
+    pub(crate) audit_key: String,
 }
 
 /// Makes a signing key, a restore identity and a host identity in a directory.
@@ -467,28 +519,31 @@ pub(crate) fn make_keys(keys: &UserKeys, password_file: Option<&Path>) -> Result
             .hint("lifeboat key generate --out DIR writes to another directory")
     })?;
     // All or nothing: an old key beside a new password would open nothing.
-    for path in [keys.signing_key(), keys.public_key(), keys.password(), keys.identity(), keys.recipients(), keys.host_identity()] {
+    let own = [keys.signing_key(), keys.public_key(), keys.password(), keys.identity(), keys.recipients(), keys.host_identity()];
+    for path in own.into_iter().chain([keys.audit_key(), keys.audit_public_key()]) {
         if path.exists() {
             return Err(Failure::new(crate::failure::EXIT_FAILED, format!("make keys: {} exists already", path.display()))
                 .hint("lifeboat key generate --out DIR writes to another directory; nothing is ever overwritten"));
         }
     }
     let password = match password_file {
-        Some(path) => secret(&Secret::File(path.to_owned()), "signing password")?,
-        None => hex::encode(lifeboat_engine::random::bytes::<16>()).into_bytes(),
+        Some(path) => secret(&Reference::File(path.to_owned()), "signing password")?,
+        None => Secret::from(hex::encode(lifeboat_engine::random::bytes::<16>())),
     };
     let key = SigningKey::generate()?;
-    let sealed = key.seal(&password)?;
+    let sealed = key.seal(password.expose())?;
     let (identity, recipient) = keys::generate_identity(Timestamp::now());
     let (host_identity, _) = keys::generate_identity(Timestamp::now());
     if password_file.is_none() {
-        write_new(&keys.password(), &format!("{}\n", String::from_utf8_lossy(&password)), 0o600)?;
+        write_new(&keys.password(), &[password.expose(), b"\n"], 0o600)?;
     }
-    write_new(&keys.signing_key(), &sealed, 0o600)?;
-    write_new(&keys.public_key(), &key.public_key().to_pem(), 0o644)?;
-    write_new(&keys.identity(), &identity, 0o600)?;
-    write_new(&keys.recipients(), &format!("{recipient}\n"), 0o644)?;
-    write_new(&keys.host_identity(), &host_identity, 0o600)?;
+    write_new(&keys.signing_key(), &[sealed.as_bytes()], 0o600)?;
+    write_new(&keys.public_key(), &[key.public_key().to_pem().as_bytes()], 0o644)?;
+    write_new(&keys.identity(), &[identity.as_bytes()], 0o600)?;
+    write_new(&keys.recipients(), &[recipient.to_string().as_bytes(), b"\n"], 0o644)?;
+    write_new(&keys.host_identity(), &[host_identity.as_bytes()], 0o600)?;
+    let audit_key = crate::commands::audit::make_key(&keys.audit_key())?.to_string();
+    write_new(&keys.audit_public_key(), &[audit_key.as_bytes(), b"\n"], 0o644)?;
     if let Ok(directory) = std::fs::File::open(&keys.directory) {
         let _ = directory.sync_all();
     }
@@ -499,6 +554,8 @@ pub(crate) fn make_keys(keys: &UserKeys, password_file: Option<&Path>) -> Result
         identity_file: keys.identity(),
         recipient: recipient.to_string(),
         host_identity_file: keys.host_identity(),
+        audit_key_file: keys.audit_key(),
+        audit_key,
     })
 }
 

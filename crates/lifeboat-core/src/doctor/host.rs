@@ -19,7 +19,7 @@ pub struct SecretFile {
 /// Keys, as the configuration names them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct KeyFacts {
-    /// What signs, in words, or why it does not open.
+    /// What signed just now, in words, or why it did not.
     pub signer: Result<String, String>,
     /// What it signed just now was verified with the trusted keys; the reason if not. `None`: there was no signature to verify.
     pub verified: Option<Result<(), String>>,
@@ -65,6 +65,8 @@ pub struct ServerFacts {
     pub archive_command: Option<String>,
     /// Collations whose versions changed: their indexes may be wrong.
     pub changed_collations: usize,
+    /// The role that lifeboat connects with is a superuser.
+    pub superuser: bool,
 }
 
 /// The oldest version that is supported.
@@ -79,25 +81,25 @@ pub fn keys(facts: &KeyFacts) -> Diagnosis {
     let mut out = Diagnosis::default();
     const SIGNING: &str = "signing key";
     match &facts.signer {
-        Ok(what) => out.note(SIGNING, format!("opens: {what}")),
+        Ok(what) => out.note(SIGNING, format!("signs: {what}")),
         Err(why) => out.say(
             Essential,
             "signing-key",
             SIGNING,
             why.clone(),
             "no backup can be signed, so none can be taken",
-            "lifeboat key generate makes one; signing.key_file and signing.password name it (lifeboat config show)",
+            "lifeboat key generate makes a key file, which signing.key_file and signing.password name; other signers are in docs/signing.md (lifeboat config show)",
         ),
     }
     match &facts.verified {
-        Some(Ok(())) => out.note(SIGNING, "what it signs is verified with trust.keys"),
+        Some(Ok(())) => out.note(SIGNING, "what it signs counts by [trust]"),
         Some(Err(why)) => out.say(
             Danger,
             "not-trusted",
             SIGNING,
-            format!("what it signs is not verified with trust.keys: {why}"),
+            format!("what it signs does not count by [trust]: {why}"),
             "backups that are taken here are refused here: verify and restore end with exit code 21",
-            "name the public key that belongs to it in trust.keys (signing.pub, beside the key)",
+            "name its public key in trust.keys (lifeboat key public prints it), or its certificate's issuer and subject in trust.identities",
         ),
         None => {}
     }
@@ -263,6 +265,16 @@ pub fn server(name: &str, facts: &Result<ServerFacts, String>) -> Diagnosis {
         ),
         _ => {}
     }
+    if facts.superuser {
+        out.say(
+            Warning,
+            "superuser",
+            name,
+            "lifeboat connects as a superuser",
+            "who has its password can change and destroy everything on the server, and run programs as its user",
+            "give it a role that can only back up: psql -f deploy/postgres/writer.sql (docs/least-privilege.md)",
+        );
+    }
     if facts.changed_collations > 0 {
         out.say(
             Warning,
@@ -345,7 +357,9 @@ mod tests {
             archives: true,
             archive_command: Some("/usr/bin/lifeboat wal push %p".into()),
             changed_collations: 0,
+            superuser: false,
         };
+        assert_eq!(codes(&server("s", &Ok(ServerFacts { superuser: true, ..good.clone() }))), [("superuser", Severity::Warning)]);
         assert_eq!(codes(&server("s", &Ok(good.clone()))), []);
         assert_eq!(codes(&server("s", &Ok(ServerFacts { version_num: 120_000, ..good.clone() }))), [("version", Severity::Essential)]);
         assert_eq!(codes(&server("s", &Ok(ServerFacts { version_num: 190_000, ..good.clone() }))), [("version", Severity::Warning)]);

@@ -211,6 +211,8 @@ pub struct StoreFacts {
     pub retention: Option<Retention>,
     /// Other repositories that have copies.
     pub other_copies: u32,
+    /// What the credentials allow; `None`: it was not asked, or there are none.
+    pub reach: Option<super::privilege::Reach>,
 }
 
 /// A clock that far off makes leases and recovery times wrong.

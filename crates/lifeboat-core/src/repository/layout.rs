@@ -227,6 +227,102 @@ pub fn visit(number: u64) -> Key {
     Key(format!("{VISITS}{number:010}.json"))
 }
 
+/// Where the audit log stands.
+pub const AUDIT: &str = "audit/";
+
+/// Where its checkpoints stand.
+pub const AUDIT_CHECKPOINTS: &str = "audit/checkpoint/";
+
+/// Records in an entry bundle, and hashes in a tile: C2SP's tlog-tiles has trees of height 8.
+pub const AUDIT_WIDTH: u64 = 256;
+
+/// `audit/leaf/<n>`: the record with the index n, from 0.
+pub fn audit_leaf(index: u64) -> Key {
+    Key(format!("audit/leaf/{index:010}"))
+}
+
+/// `audit/checkpoint/<size>`: the signed head of the tree of the first `size` records.
+pub fn audit_checkpoint(size: u64) -> Key {
+    Key(format!("{AUDIT_CHECKPOINTS}{size:010}"))
+}
+
+/// `audit/tile/<level>/<n>[.p/<width>]`, as C2SP's tlog-tiles spells it. A tile of 256 hashes is whole.
+pub fn audit_tile(level: u8, number: u64, width: u64) -> Key {
+    let part = if width < AUDIT_WIDTH { format!(".p/{width}") } else { String::new() };
+    Key(format!("audit/tile/{level}/{}{part}", in_thousands(number)))
+}
+
+/// `audit/tile/entries/<n>`: the records 256 n to 256 n + 255.
+pub fn audit_entries(number: u64) -> Key {
+    Key(format!("audit/tile/entries/{}", in_thousands(number)))
+}
+
+/// A number as tlog-tiles spells it: groups of three digits, `x` before each but the last.
+fn in_thousands(number: u64) -> String {
+    let mut text = format!("{:03}", number % 1000);
+    let mut rest = number / 1000;
+    while rest > 0 {
+        text = format!("x{:03}/{text}", rest % 1000);
+        rest /= 1000;
+    }
+    text
+}
+
+/// An object of the audit log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AuditObject {
+    /// One record.
+    Leaf(u64),
+    /// Hashes.
+    Tile {
+        /// Level in the tree of tiles.
+        level: u8,
+        /// Number in the level.
+        number: u64,
+        /// Hashes in it.
+        width: u64,
+    },
+    /// 256 records.
+    Entries(u64),
+    /// The head of the tree of so many records.
+    Checkpoint(u64),
+}
+
+impl AuditObject {
+    /// Its key.
+    pub fn key(self) -> Key {
+        match self {
+            Self::Leaf(index) => audit_leaf(index),
+            Self::Tile { level, number, width } => audit_tile(level, number, width),
+            Self::Entries(number) => audit_entries(number),
+            Self::Checkpoint(size) => audit_checkpoint(size),
+        }
+    }
+}
+
+/// What a key of the audit log is of. Every object has one spelling; others are none of ours.
+pub fn audit_object(key: &Key) -> Option<AuditObject> {
+    let (kind, rest) = key.0.strip_prefix(AUDIT)?.split_once('/')?;
+    let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse::<u64>().ok()).flatten();
+    let thousands = |text: &str| {
+        text.split('/').try_fold(0u64, |sum, group| sum.checked_mul(1000)?.checked_add(number(group.strip_prefix('x').unwrap_or(group))?))
+    };
+    let object = match kind {
+        "leaf" => AuditObject::Leaf(number(rest)?),
+        "checkpoint" => AuditObject::Checkpoint(number(rest)?),
+        "tile" => match rest.split_once('/')? {
+            ("entries", rest) => AuditObject::Entries(thousands(rest)?),
+            (level, rest) => {
+                let (rest, width) = rest.split_once(".p/").map_or((rest, Some(AUDIT_WIDTH)), |(rest, width)| (rest, number(width)));
+                let width = width.filter(|width| (1..=AUDIT_WIDTH).contains(width))?;
+                AuditObject::Tile { level: level.parse().ok()?, number: thousands(rest)?, width }
+            }
+        },
+        _ => return None,
+    };
+    (object.key() == *key).then_some(object)
+}
+
 /// Where the epochs of a lease stand.
 pub fn leases(purpose: &str) -> String {
     format!("leases/{purpose}/")
@@ -391,6 +487,39 @@ mod tests {
         assert_eq!(number_of(&artifact_head(12)), Some(12));
         for other in ["leases/x/12.json", "leases/x/+000000012.json", "leases/x/0000000012", "leases/x/18446744073709551615.json"] {
             assert_eq!(number_of(&Key::parse(other).unwrap()), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn objects_of_the_audit_log_have_one_spelling_that_of_tlog_tiles() {
+        for (object, expected) in [
+            (AuditObject::Leaf(12), "audit/leaf/0000000012"),
+            (AuditObject::Checkpoint(13), "audit/checkpoint/0000000013"),
+            (AuditObject::Tile { level: 0, number: 0, width: 5 }, "audit/tile/0/000.p/5"),
+            (AuditObject::Tile { level: 1, number: 7, width: 256 }, "audit/tile/1/007"),
+            (AuditObject::Tile { level: 0, number: 1_234_067, width: 256 }, "audit/tile/0/x001/x234/067"),
+            (AuditObject::Entries(1000), "audit/tile/entries/x001/000"),
+        ] {
+            assert_eq!(object.key().as_str(), expected);
+            assert_eq!(audit_object(&Key::parse(expected).unwrap()), Some(object));
+        }
+        for other in [
+            "audit/leaf/12",
+            "audit/leaf/+000000012",
+            "audit/leaf/0000000012/x",
+            "audit/checkpoint/x",
+            "audit/tile/0/000.p/0",
+            "audit/tile/0/000.p/256",
+            "audit/tile/0/000.p/05",
+            "audit/tile/00/000",
+            "audit/tile/0/0",
+            "audit/tile/0/001/234",
+            "audit/tile/0/x001/x234",
+            "audit/tile/entries/000.p/3",
+            "audit/tile/0/x999/x999/x999/x999/x999/x999/x999/999",
+            "audit/other/1",
+        ] {
+            assert_eq!(audit_object(&Key::parse(other).unwrap()), None, "{other}");
         }
     }
 

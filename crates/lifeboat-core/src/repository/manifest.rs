@@ -58,6 +58,10 @@ pub struct Manifest {
     /// The artifacts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifacts: Option<ArtifactsEntry>,
+    /// The newest checkpoint of the audit log that this host knew (format 13): a signed note, as it stands in the repository. Whoever shortens
+    /// or rewrites the log afterwards would have to rewrite the backups as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<String>,
 }
 
 /// Whole or incremental.

@@ -1,9 +1,17 @@
 //! A logical copy with pg_dump, for servers that allow nothing else and for moving across major
 //! versions: roles and tablespaces as SQL, each database in pg_dump's directory format.
+//!
+//! A password reaches those programs neither as an argument nor in their environment, which their user can read in `/proc` for as long as
+//! they run, but in a file without a name that exists in memory only.
 
 use std::fs;
+use std::io::Write as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use rustix::fs::{MemfdFlags, Mode};
+use zeroize::Zeroizing;
 
 use lifeboat_core::repository::file_table::Kind;
 
@@ -14,13 +22,12 @@ use crate::postgres::{ClusterFacts, Connection, Dsn, Purpose};
 use crate::progress::Progress;
 use crate::store::Store;
 
-/// libpq's environment variables for what a DSN may say: a password must not stand in a command line.
-const ENVIRONMENT: [(&str, &str); 21] = [
+/// libpq's environment variables for what a DSN may say, passwords apart.
+const ENVIRONMENT: [(&str, &str); 20] = [
     ("host", "PGHOST"),
     ("hostaddr", "PGHOSTADDR"),
     ("port", "PGPORT"),
     ("user", "PGUSER"),
-    ("password", "PGPASSWORD"),
     ("passfile", "PGPASSFILE"),
     ("service", "PGSERVICE"),
     ("options", "PGOPTIONS"),
@@ -37,6 +44,21 @@ const ENVIRONMENT: [(&str, &str); 21] = [
     ("connect_timeout", "PGCONNECT_TIMEOUT"),
     ("target_session_attrs", "PGTARGETSESSIONATTRS"),
     ("dbname", "PGDATABASE"),
+];
+
+/// Secrets of other things that our environment may hold, and that pg_dump has no use for.
+const NOT_THEIRS: [&str; 11] = [
+    "ACTIONS_ID_TOKEN_REQUEST_TOKEN",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AZURE_STORAGE_KEY",
+    "AZURE_STORAGE_SAS_TOKEN",
+    "AZURE_CLIENT_SECRET",
+    "BAO_TOKEN",
+    "COSIGN_PASSWORD",
+    "LIFEBOAT_DSN",
+    "SIGSTORE_ID_TOKEN",
+    "VAULT_TOKEN",
 ];
 
 /// A directory that is removed when it goes out of use.
@@ -73,13 +95,59 @@ pub(crate) fn program(bin_directory: Option<&Path>, server_version: u32, name: &
         .unwrap_or_else(|| name.into())
 }
 
+/// The password of a DSN as libpq's password file (manual, "The Password File"), which is open as long as this value is.
+struct Passfile(OwnedFd);
+
+impl Passfile {
+    /// `None`: the DSN has no password. libpq then looks where the user told it to.
+    fn of(dsn: &Dsn) -> Result<Option<Self>, BackupError> {
+        let Some(password) = dsn.get("password") else { return Ok(None) };
+        let fail =
+            |problem: &str| BackupError::Program { program: "pg_dump".into(), problem: format!("hand over the password: {problem}") };
+        if password.contains(['\n', '\r']) {
+            return Err(fail("it has more than one line, which a password file cannot hold"));
+        }
+        let mut line = Zeroizing::new(String::with_capacity(password.len() * 2 + 10));
+        line.push_str("*:*:*:*:");
+        for character in password.chars() {
+            if matches!(character, '\\' | ':') {
+                line.push('\\');
+            }
+            line.push(character);
+        }
+        line.push('\n');
+        // Not closed when a program is run: the programs that we run meanwhile are those that it is for.
+        let write = || -> std::io::Result<OwnedFd> {
+            let file = rustix::fs::memfd_create("lifeboat-passfile", MemfdFlags::empty())?;
+            // libpq ignores one that others could read.
+            rustix::fs::fchmod(&file, Mode::RUSR | Mode::WUSR)?;
+            let mut file = fs::File::from(file);
+            file.write_all(line.as_bytes())?;
+            Ok(file.into())
+        };
+        write().map(|file| Some(Self(file))).map_err(|error| fail(&error.to_string()))
+    }
+
+    /// Its path for a program that we run, which opens it anew and so reads it from the beginning.
+    fn path(&self) -> String {
+        format!("/proc/self/fd/{}", self.0.as_raw_fd())
+    }
+}
+
 /// A client program that connects where `dsn` leads.
-fn client(program: &Path, dsn: &Dsn, database: &str) -> Command {
+fn client(program: &Path, dsn: &Dsn, passfile: Option<&Passfile>, database: &str) -> Command {
     let mut command = Command::new(program);
     for (keyword, variable) in ENVIRONMENT {
         if let Some(value) = dsn.get(keyword) {
             command.env(variable, value);
         }
+    }
+    for variable in NOT_THEIRS {
+        command.env_remove(variable);
+    }
+    if let Some(passfile) = passfile {
+        // A password in the environment would count before it.
+        command.env_remove("PGPASSWORD").env("PGPASSFILE", passfile.path());
     }
     command.env("PGDATABASE", database).env("PGAPPNAME", "lifeboat").arg("--no-password").stdin(Stdio::null());
     command
@@ -111,8 +179,13 @@ pub(super) fn copy(
     let find = |name: &str| program(source.bin_directory.as_deref(), version, name);
     let maintenance = source.dsn.endpoint().database;
     progress.phase("dump");
+    let passfile = Passfile::of(&source.dsn)?;
     let globals = |extra: &[&str]| {
-        run_program(client(&find("pg_dumpall"), &source.dsn, &maintenance).args(["--globals-only", "--database", &maintenance]).args(extra))
+        run_program(
+            client(&find("pg_dumpall"), &source.dsn, passfile.as_ref(), &maintenance)
+                .args(["--globals-only", "--database", &maintenance])
+                .args(extra),
+        )
     };
     let globals = match globals(&[]) {
         Ok(globals) => globals,
@@ -137,7 +210,7 @@ pub(super) fn copy(
         super::local::feed_bytes(feeder, "databases.json", serde_json::to_vec_pretty(&cluster).unwrap_or_default(), false)?;
         for database in facts.databases.iter().filter(|database| is_dumped(database)) {
             let directory = scratch.0.join(database.oid.to_string());
-            let mut dump = client(&find("pg_dump"), &source.dsn, &database.name);
+            let mut dump = client(&find("pg_dump"), &source.dsn, passfile.as_ref(), &database.name);
             dump.args(["--format=directory", "--compress=0", "--no-tablespaces", "--jobs"])
                 .arg(settings.workers.to_string())
                 .arg("--file")
@@ -172,4 +245,30 @@ fn feed_dump(feeder: &Feeder<'_, '_>, directory: &Path, name: &str) -> Result<()
         feeder.file(CopyFile { meta, source: Some(entry.path()), pages: None, may_vanish: false, in_backup_manifest: false })?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_password_is_handed_over_in_a_file_and_not_in_the_environment() {
+        let dsn = Dsn::default().with("host", "db1").with("password", "hunter2:\\ 'x'");
+        let passfile = Passfile::of(&dsn).unwrap().unwrap();
+        // Each reader begins at the beginning.
+        for _ in 0..2 {
+            assert_eq!(fs::read_to_string(passfile.path()).unwrap(), "*:*:*:*:hunter2\\:\\\\ 'x'\n");
+        }
+        assert_eq!(fs::metadata(passfile.path()).unwrap().mode() & 0o7777, 0o600, "libpq ignores any other");
+        let command = client(Path::new("pg_dump"), &dsn, Some(&passfile), "app");
+        let shown = format!("{command:?} {:?}", command.get_envs().collect::<Vec<_>>());
+        assert!(!shown.contains("hunter2") && shown.contains("/proc/self/fd/") && shown.contains("db1"), "{shown}");
+        assert!(command.get_envs().any(|(name, value)| name == "PGPASSWORD" && value.is_none()));
+
+        assert!(Passfile::of(&Dsn::default().with("host", "db1")).unwrap().is_none());
+        let failed = Passfile::of(&Dsn::default().with("password", "hunter2\nand more")).err().unwrap().to_string();
+        assert!(!failed.contains("hunter2") && failed.contains("line"), "{failed}");
+    }
 }

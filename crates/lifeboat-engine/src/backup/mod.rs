@@ -226,6 +226,8 @@ pub struct BackupRequest<'a> {
     pub level: i32,
     /// Bytes a second to read.
     pub bandwidth: Option<u64>,
+    /// The newest checkpoint of the audit log, for the manifest: `audit::Recorded::checkpoint`.
+    pub audit: Option<String>,
 }
 
 /// What a database copy leaves for the manifest.
@@ -334,6 +336,7 @@ fn take(
         stored_bytes: copied.stored_bytes,
         postgres,
         artifacts,
+        audit: request.audit.clone(),
     };
     progress.phase("commit");
     let bytes = to_json(&manifest);

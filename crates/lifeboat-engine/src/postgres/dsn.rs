@@ -6,6 +6,8 @@ use std::ffi::CString;
 use std::fmt;
 use std::str::FromStr;
 
+use zeroize::Zeroizing;
+
 use super::PgError;
 use super::libpq;
 
@@ -20,7 +22,8 @@ pub struct Dsn {
 #[derive(Clone, PartialEq, Eq)]
 struct Setting {
     keyword: String,
-    value: String,
+    /// Wiped when dropped: any of them may be a password.
+    value: Zeroizing<String>,
     secret: bool,
 }
 
@@ -30,7 +33,7 @@ impl Dsn {
     /// # Errors
     /// [`PgError::BadDsn`], with libpq's reason but without the text that may be a password.
     pub fn parse(text: &str) -> Result<Self, PgError> {
-        let text = CString::new(text).map_err(|_| PgError::BadDsn { reason: "it holds a NUL byte".to_owned() })?;
+        let text = libpq::SecretText::new(text).ok_or_else(|| PgError::BadDsn { reason: "it holds a NUL byte".to_owned() })?;
         let options = libpq::parse_conninfo(&text).map_err(|reason| PgError::BadDsn { reason: without_values(&reason) })?;
         let options =
             options.into_iter().map(|option| Setting { secret: option.secret, keyword: option.keyword, value: option.value }).collect();
@@ -43,13 +46,18 @@ impl Dsn {
         // Whoever overrides by hand does not get libpq's mark; its password keywords all say so by name.
         let secret = keyword.contains("password") || keyword.contains("secret");
         self.options.retain(|option| option.keyword != keyword);
-        self.options.push(Setting { keyword: keyword.to_owned(), value: value.to_owned(), secret });
+        self.options.push(Setting { keyword: keyword.to_owned(), value: Zeroizing::new(value.to_owned()), secret });
         self
     }
 
     /// What a parameter is set to here; `None` leaves it to libpq.
     pub fn get(&self, keyword: &str) -> Option<&str> {
         self.options.iter().find(|option| option.keyword == keyword).map(|option| option.value.as_str())
+    }
+
+    /// Whether a password, or another secret, is written in it: something that must not be passed on as it is.
+    pub fn has_secret(&self) -> bool {
+        self.options.iter().any(|option| option.secret)
     }
 
     /// Host, port, database and user for a person to read, as far as they are known without connecting:
@@ -105,11 +113,11 @@ impl Dsn {
     }
 
     /// Keywords and values for libpq; those of `fallbacks` where neither this nor libpq's defaults say something.
-    pub(super) fn params(&self, fallbacks: &[(&str, &str)]) -> Result<Vec<(CString, CString)>, PgError> {
+    pub(super) fn params(&self, fallbacks: &[(&str, &str)]) -> Result<Vec<(CString, libpq::SecretText)>, PgError> {
         let mut params = Vec::with_capacity(self.options.len() + fallbacks.len());
         let mut push = |keyword: &str, value: &str| {
-            let text = |text: &str| CString::new(text).map_err(|_| PgError::BadDsn { reason: format!("{keyword} holds a NUL byte") });
-            params.push((text(keyword)?, text(value)?));
+            let bad = || PgError::BadDsn { reason: format!("{keyword} holds a NUL byte") };
+            params.push((CString::new(keyword).map_err(|_| bad())?, libpq::SecretText::new(value).ok_or_else(bad)?));
             Ok::<_, PgError>(())
         };
         for option in &self.options {
@@ -144,9 +152,9 @@ impl fmt::Display for Dsn {
             if option.secret {
                 write!(f, "{space}{}=***", option.keyword)?;
             } else if plain {
-                write!(f, "{space}{}={}", option.keyword, option.value)?;
+                write!(f, "{space}{}={}", option.keyword, option.value.as_str())?;
             } else {
-                let value = option.value.replace('\\', "\\\\").replace('\'', "\\'");
+                let value = option.value.as_str().replace('\\', "\\\\").replace('\'', "\\'");
                 write!(f, "{space}{}='{value}'", option.keyword)?;
             }
         }
@@ -217,6 +225,7 @@ mod tests {
         }
         let shown = Dsn::default().with("password", "hunter2").to_string();
         assert_eq!(shown, "password=***");
+        assert!(Dsn::default().with("password", "hunter2").has_secret() && !Dsn::parse("host=db1 user=app").unwrap().has_secret());
     }
 
     #[test]

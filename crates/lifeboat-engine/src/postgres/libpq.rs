@@ -15,6 +15,8 @@ use std::ptr::{self, NonNull};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use zeroize::Zeroizing;
+
 use pq_sys::{ConnStatusType, ExecStatusType, PGVerbosity, PostgresPollingStatusType};
 
 use super::loaded;
@@ -22,9 +24,27 @@ use super::loaded;
 /// One option of a connection string as libpq parsed it.
 pub(super) struct ConnInfoOption {
     pub(super) keyword: String,
-    pub(super) value: String,
+    /// It may be a password, so it is wiped.
+    pub(super) value: Zeroizing<String>,
     /// libpq marks what it would not show on a screen (`dispchar` is `*`).
     pub(super) secret: bool,
+}
+
+/// A string for C that may be a password: wiped when dropped, which a `CString` is not.
+pub(super) struct SecretText(Zeroizing<Vec<u8>>);
+
+impl SecretText {
+    /// `None`: it holds a NUL byte.
+    pub(super) fn new(text: &str) -> Option<Self> {
+        let mut bytes = Zeroizing::new(Vec::with_capacity(text.len() + 1));
+        bytes.extend_from_slice(text.as_bytes());
+        bytes.push(0);
+        CStr::from_bytes_with_nul(&bytes).is_ok().then_some(Self(bytes))
+    }
+
+    fn as_c_str(&self) -> &CStr {
+        CStr::from_bytes_with_nul(&self.0).expect("made so")
+    }
 }
 
 /// Text that libpq owns, as ours. Its messages are in the server's encoding until a connection has agreed on one.
@@ -54,7 +74,7 @@ fn take_options(raw: *mut pq_sys::_PQconninfoOption) -> Vec<ConnInfoOption> {
         if !option.val.is_null() {
             options.push(ConnInfoOption {
                 keyword: text(option.keyword),
-                value: text(option.val),
+                value: Zeroizing::new(text(option.val)),
                 secret: text(option.dispchar).starts_with('*'),
             });
         }
@@ -67,11 +87,11 @@ fn take_options(raw: *mut pq_sys::_PQconninfoOption) -> Vec<ConnInfoOption> {
 }
 
 /// The options that a connection string or URI sets, no defaults; or libpq's words on what is wrong with it.
-pub(super) fn parse_conninfo(conninfo: &CStr) -> Result<Vec<ConnInfoOption>, String> {
+pub(super) fn parse_conninfo(conninfo: &SecretText) -> Result<Vec<ConnInfoOption>, String> {
     loaded::load()?;
     let mut message: *mut c_char = ptr::null_mut();
     // SAFETY: the string is NUL-terminated and `message` is a valid place for a pointer.
-    let options = unsafe { loaded::PQconninfoParse(conninfo.as_ptr(), &raw mut message) };
+    let options = unsafe { loaded::PQconninfoParse(conninfo.as_c_str().as_ptr(), &raw mut message) };
     if options.is_null() {
         let reason = if message.is_null() { "out of memory".to_owned() } else { text(message) };
         // SAFETY: libpq asks that the message be freed with PQfreemem, which accepts null.
@@ -172,10 +192,10 @@ impl Conn {
     }
 
     /// Begins to connect; for a socket that never blocks nothing was sent yet.
-    fn start(params: &[(CString, CString)]) -> Result<Self, ConnectFailure> {
+    fn start(params: &[(CString, SecretText)]) -> Result<Self, ConnectFailure> {
         Self::load()?;
         let mut keywords: Vec<*const c_char> = params.iter().map(|(keyword, _)| keyword.as_ptr()).collect();
-        let mut values: Vec<*const c_char> = params.iter().map(|(_, value)| value.as_ptr()).collect();
+        let mut values: Vec<*const c_char> = params.iter().map(|(_, value)| value.as_c_str().as_ptr()).collect();
         keywords.push(ptr::null());
         values.push(ptr::null());
         // SAFETY: both arrays hold NUL-terminated strings that outlive the call and end with null.
@@ -202,7 +222,7 @@ impl Conn {
     ///
     /// Why not `PQconnectdb`: it gives no chance to ask for SQLSTATEs, or to keep the server's warnings
     /// at login (a changed collation version, for example) from being written to our stderr.
-    pub(super) fn connect(params: &[(CString, CString)], timeout: Duration) -> Result<Self, ConnectFailure> {
+    pub(super) fn connect(params: &[(CString, SecretText)], timeout: Duration) -> Result<Self, ConnectFailure> {
         let conn = Self::start(params)?;
         // SAFETY: the connection is live.
         unsafe { loaded::PQsetErrorVerbosity(conn.as_ptr(), PGVerbosity::PQERRORS_VERBOSE) };
@@ -262,10 +282,10 @@ impl Conn {
     }
 
     /// Connects as psql does, inside libpq, which then moves on by itself from a host that does not answer to the next.
-    pub(super) fn connect_blocking(params: &[(CString, CString)]) -> Result<Self, ConnectFailure> {
+    pub(super) fn connect_blocking(params: &[(CString, SecretText)]) -> Result<Self, ConnectFailure> {
         Self::load()?;
         let mut keywords: Vec<*const c_char> = params.iter().map(|(keyword, _)| keyword.as_ptr()).collect();
-        let mut values: Vec<*const c_char> = params.iter().map(|(_, value)| value.as_ptr()).collect();
+        let mut values: Vec<*const c_char> = params.iter().map(|(_, value)| value.as_c_str().as_ptr()).collect();
         keywords.push(ptr::null());
         values.push(ptr::null());
         // SAFETY: both arrays hold NUL-terminated strings that outlive the call and end with null.

@@ -184,6 +184,7 @@ impl World {
             stored_bytes: 0,
             postgres: None,
             artifacts,
+            audit: None,
         };
         let bytes = to_json(&manifest);
         let statement = backup_statement(&id.to_string(), Sha256::of(&bytes).0, serde_json::json!({}));
@@ -465,6 +466,8 @@ fn what_is_not_known_is_left_and_counted() {
     world.expire(1);
     let strange = [
         "drills/x/report.json".to_owned(),
+        "audit/leaf/0000000000".into(),
+        "audit/checkpoint/0000000001".into(),
         format!("{first}/notes.txt"),
         "packs/aa/x".into(),
         "artifacts/blobs/aa/x".into(),

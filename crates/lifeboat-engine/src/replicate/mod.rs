@@ -233,8 +233,10 @@ fn regions(source: &dyn Store, target: &dyn Store) -> Result<Vec<Region>, StoreE
     }
     regions.push(region("artifacts/catalog/".to_owned()));
     regions.push(heads);
+    // Before manifests, each of which carries a checkpoint of it.
+    regions.push(region(layout::AUDIT.to_owned()));
     regions.extend(committed);
-    let known = ["packs/", "artifacts/", "wal/", "lifeboat.json"];
+    let known = ["packs/", "artifacts/", "wal/", layout::AUDIT, "lifeboat.json"];
     regions.extend(
         top.into_iter().filter(|name| !known.contains(&name.as_str()) && !Stage::is_of_one_place(name) && !is_backup(name)).map(region),
     );

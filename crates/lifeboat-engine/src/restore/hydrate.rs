@@ -26,8 +26,14 @@ use crate::repository::Repository;
 use crate::seal::{Decompressor, FrameKey, Sealing, open_frame};
 use crate::store::{Note, NoteKind, Store, read_range};
 
-/// The most sealed bytes in one read.
+/// The most sealed bytes in one read from a store on this host.
 const READ_BYTES: u64 = 4 << 20;
+
+/// The same from a store that is waited for: each request costs both sides something.
+const FAR_READ_BYTES: u64 = 16 << 20;
+
+/// All that reads under way may have in memory, where they are longer than [`READ_BYTES`].
+const READS_BYTES: u64 = 128 << 20;
 
 /// A gap in a pack that is read over rather than read around.
 const GAP_BYTES: u64 = 128 << 10;
@@ -39,7 +45,7 @@ const RUN_BYTES: usize = 1 << 20;
 /// measured slower than two.
 const READS_PER_WORKER: usize = 2;
 
-/// Reads under way at most, unless there are more workers: each has up to [`READ_BYTES`] in memory, and [`RUN_BYTES`] besides.
+/// Reads under way at most, unless there are more workers: each has up to [`read_bytes`] in memory, and [`RUN_BYTES`] besides.
 const MOST_READS: usize = 32;
 
 /// What direct writes ask of offset, length and memory: the largest block of usual devices (open(2), O_DIRECT).
@@ -176,13 +182,13 @@ impl Hydration<'_> {
             }
         }
         parts.sort_by_key(|part| (part.fragment.pack, part.fragment.offset));
+        let all = parts.iter().map(|part| u64::from(part.fragment.length)).sum();
+        let most = read_bytes(self.repository.store().is_remote(), self.workers.max(1), all);
         let mut jobs: Vec<Job> = Vec::new();
         for part in parts {
             let (start, end) = (u64::from(part.fragment.offset), u64::from(part.fragment.offset) + u64::from(part.fragment.length));
             match jobs.last_mut() {
-                Some(job)
-                    if job.pack == part.fragment.pack && start <= job.end + GAP_BYTES && end.max(job.end) - job.start <= READ_BYTES =>
-                {
+                Some(job) if job.pack == part.fragment.pack && start <= job.end + GAP_BYTES && end.max(job.end) - job.start <= most => {
                     job.end = job.end.max(end);
                     job.parts.push(part);
                 }
@@ -200,6 +206,15 @@ impl Hydration<'_> {
 /// Threads that read.
 fn reads(remote: bool, workers: usize) -> usize {
     if remote { (workers * READS_PER_WORKER).min(MOST_READS).max(workers) } else { workers }
+}
+
+/// How much one of them brings at most, of `all` that there is: of little, every read should bring some.
+fn read_bytes(remote: bool, workers: usize, all: u64) -> u64 {
+    if !remote {
+        return READ_BYTES;
+    }
+    let reads = reads(remote, workers) as u64;
+    FAR_READ_BYTES.min(READS_BYTES / reads).min(all / (4 * reads)).max(READ_BYTES)
 }
 
 /// Deals jobs out to `hands`, each of which works on one at a time, so that they are in that many parts of the list at once: neighbours
@@ -596,6 +611,11 @@ mod tests {
     fn reads_are_ahead_where_they_wait_and_never_fewer_than_workers() {
         assert_eq!([1, 2, 20, 100].map(|workers| reads(true, workers)), [2, 4, 32, 100]);
         assert_eq!([1, 2, 20, 100].map(|workers| reads(false, workers)), [1, 2, 20, 100]);
+        // Long where that costs no memory that there is not, and no read that could go on beside it.
+        let far = |workers, all_mib: u64| read_bytes(true, workers, all_mib << 20) >> 20;
+        assert_eq!([far(2, 10_000), far(8, 10_000), far(16, 10_000), far(100, 10_000)], [16, 8, 4, 4]);
+        assert_eq!([far(2, 10), far(2, 100), far(2, 200)], [4, 6, 12]);
+        assert_eq!(read_bytes(false, 2, 10 << 30), READ_BYTES);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use sigstore_types::{
 use super::certificate::line;
 use super::service::{Kind, Reach, SecretSource, Service, ServiceError, address};
 use super::stamped::timestamp;
-use super::{Roots, SignError, Signer};
+use super::{PublicKey, Roots, SignError, Signer};
 
 /// Validity that a certificate must have left to sign once more: its authority, the log and the timestamp authority have clocks of their own.
 const MARGIN: Duration = Duration::from_secs(60);
@@ -314,7 +314,7 @@ impl Signer for KeylessSigner {
         }
     }
 
-    fn hint(&self) -> Option<String> {
+    fn public_key(&self) -> Option<PublicKey> {
         None
     }
 

@@ -29,11 +29,6 @@ impl KmsSigner {
         let public = public.map_err(|error| SignError::Signer(format!("open AWS KMS key {}: {error}", key.arn())))?;
         Ok(Self { key, public })
     }
-
-    /// The public half: what `trust.keys` names.
-    pub fn public_key(&self) -> &PublicKey {
-        &self.public
-    }
 }
 
 impl From<KmsError> for SignError {
@@ -56,8 +51,8 @@ impl Signer for KmsSigner {
         bundle(statement, &signature, self.public.hint())
     }
 
-    fn hint(&self) -> Option<String> {
-        Some(self.public.hint().to_owned())
+    fn public_key(&self) -> Option<PublicKey> {
+        Some(self.public.clone())
     }
 
     fn describe(&self) -> String {

@@ -48,10 +48,15 @@ pub trait Signer: Send + Sync {
     /// in one line. What a reader would refuse to parse is refused here too, before it is signed.
     fn sign_statement(&self, statement: &[u8]) -> Result<String, SignError>;
 
-    /// The hint by which a verifier finds the key that signs now: base64 of the SHA-256 of its
-    /// SubjectPublicKeyInfo in DER, as cosign writes it. `None` where no key is named: a certificate
-    /// says itself who signed.
-    fn hint(&self) -> Option<String>;
+    /// The key that signs now, for those who are to trust it. `None` where none is named: a
+    /// certificate says itself who signed.
+    fn public_key(&self) -> Option<PublicKey>;
+
+    /// The hint by which a verifier finds that key: base64 of the SHA-256 of its
+    /// SubjectPublicKeyInfo in DER, as cosign writes it.
+    fn hint(&self) -> Option<String> {
+        self.public_key().map(|public| public.hint().to_owned())
+    }
 
     /// What signs, in a few words for people. Never a secret.
     fn describe(&self) -> String;
@@ -100,21 +105,21 @@ impl Signer for KeyFileSigner {
         let failed = || SignError::Signer("ECDSA failed".to_owned());
         let pae = dsse::pae(PAYLOAD_TYPE, statement);
         let signature = self.key.pair().sign(&SystemRandom::new(), &pae).map_err(|_| failed())?;
-        bundle(statement, signature.as_ref(), self.public_key().hint())
+        bundle(statement, signature.as_ref(), self.key.public_key().hint())
     }
 
-    fn hint(&self) -> Option<String> {
-        Some(self.public_key().hint().to_owned())
+    fn public_key(&self) -> Option<PublicKey> {
+        Some(self.key.public_key().clone())
     }
 
     fn describe(&self) -> String {
-        format!("key file, ECDSA P-256, hint {}", self.public_key().hint())
+        format!("key file, ECDSA P-256, hint {}", self.key.public_key().hint())
     }
 }
 
 impl fmt::Debug for KeyFileSigner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KeyFileSigner").field("hint", &self.public_key().hint()).finish_non_exhaustive()
+        f.debug_struct("KeyFileSigner").field("hint", &self.key.public_key().hint()).finish_non_exhaustive()
     }
 }
 

@@ -12,7 +12,7 @@ use sigstore_types::{Bundle, SignatureBytes, TimestampToken};
 
 use super::certificate::line;
 use super::service::{Kind, Reach, Service, ServiceError, address};
-use super::{Roots, SignError, Signer};
+use super::{PublicKey, Roots, SignError, Signer};
 
 /// How long nobody is asked after nobody answered, where signatures may do without: thousands of them would wait in vain, one by one.
 const PAUSE: Duration = Duration::from_secs(60);
@@ -98,8 +98,8 @@ impl Signer for StampedSigner {
         }
     }
 
-    fn hint(&self) -> Option<String> {
-        self.signer.hint()
+    fn public_key(&self) -> Option<PublicKey> {
+        self.signer.public_key()
     }
 
     fn describe(&self) -> String {

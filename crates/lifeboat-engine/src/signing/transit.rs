@@ -87,11 +87,6 @@ impl TransitSigner {
         Ok(signer)
     }
 
-    /// The public half that signs now, PEM: what `trust.keys` names.
-    pub fn public_key(&self) -> Option<PublicKey> {
-        self.versions().known.values().next_back().cloned()
-    }
-
     fn versions(&self) -> Versions {
         self.versions.lock().expect("no panic while held").clone()
     }
@@ -237,8 +232,8 @@ impl Signer for TransitSigner {
         bundle(statement, &signature, public.hint())
     }
 
-    fn hint(&self) -> Option<String> {
-        self.public_key().map(|public| public.hint().to_owned())
+    fn public_key(&self) -> Option<PublicKey> {
+        self.versions().known.values().next_back().cloned()
     }
 
     fn describe(&self) -> String {

@@ -26,6 +26,7 @@ pub(crate) use copies::{View, other_copy};
 pub use fault::{Fault, Faults, FaultyStore, INJECTED, Operation, Rule, Step};
 pub use journal::{Entry, Journal, Missed};
 pub use local::LocalStore;
+pub(crate) use local::sync_directory;
 pub use memory::MemoryStore;
 pub use replicated::{Access, Member, Opener, Part, ReplicaError, ReplicatedStore, Watch, journal_of, open_members};
 pub use s3::S3Store;

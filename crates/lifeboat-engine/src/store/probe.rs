@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use jiff::{SignedDuration, Timestamp};
+use lifeboat_core::doctor::privilege::Reach;
 use lifeboat_core::doctor::store::{
     Behaviour, BucketFacts, Copying, DefaultHold, Deleting, DirectoryFacts, Held, OldVersion, Race, SecondCreate, Seen, StoreFacts, Unseen,
     Versions,
@@ -68,8 +69,37 @@ pub fn examine(store: &dyn Store, how: &Examination<'_>) -> StoreFacts {
             directory: None,
             retention: None,
             other_copies: how.other_copies,
+            reach: (how.depth == Depth::Full && store.is_remote()).then(|| reach(store, &|key| store.delete(key))),
         }
     })
+}
+
+/// What the credentials allow beside writing, seen on a pack that never was: its name is the digest of nothing that anybody has. A store
+/// says that it is not there to those who may read, and that they may not to the others; deleting it changes nothing.
+fn reach(store: &dyn Store, delete: &dyn Fn(&Key) -> Result<(), StoreError>) -> Reach {
+    let nothing = layout::pack(crate::sha256::of(&crate::random::bytes::<32>()));
+    let reads_data = match store.get(&nothing, LIMIT) {
+        Ok(_) | Err(StoreError::NotFound { .. }) => Ok(true),
+        Err(StoreError::Denied { .. }) => Ok(false),
+        Err(error) => Err(unseen(&error)),
+    };
+    let deletes = match delete(&nothing) {
+        Ok(()) | Err(StoreError::NotFound { .. }) => Ok(true),
+        Err(StoreError::Denied { .. }) => Ok(false),
+        Err(error) => Err(unseen(&error)),
+    };
+    Reach { reads_data, deletes }
+}
+
+/// Deletes what is not there. Where the bucket keeps versions, that leaves a mark, which is taken away again.
+fn delete_nothing(store: &S3Store, key: &Key) -> Result<(), StoreError> {
+    let full = store.full(key.as_str());
+    let marker = store.bucket().delete(&full, None).map_err(|error| store.error("delete", key.as_str(), 0, error))?;
+    if let Some(marker) = marker {
+        // Who may hide and not destroy leaves the mark of an object that never was, until the bucket's own rules take it.
+        let _ = store.bucket().delete(&full, Some(&marker));
+    }
+    Ok(())
 }
 
 fn unseen(error: &StoreError) -> Unseen {
@@ -208,6 +238,7 @@ pub(super) fn directory(store: &dyn Store, root: &Path, how: &Examination<'_>) -
         directory: directory_facts(root, how.sources).ok(),
         retention: None,
         other_copies: how.other_copies,
+        reach: None,
     }
 }
 
@@ -277,6 +308,7 @@ pub(super) fn bucket(store: &S3Store, how: &Examination<'_>) -> StoreFacts {
         directory: None,
         retention: store.promised(),
         other_copies: how.other_copies,
+        reach: (how.depth == Depth::Full).then(|| reach(store, &|key| delete_nothing(store, key))),
     }
 }
 

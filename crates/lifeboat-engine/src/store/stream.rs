@@ -27,6 +27,22 @@ impl<'a> StoreReader<'a> {
         Ok(Self { store, key: key.clone(), length, at: 0, buffer: Vec::new(), used: 0, failed: None })
     }
 
+    /// The same for an object that has at most `limit` bytes, as far as is known: all of it is asked for at once where every question costs
+    /// a round trip, and is in memory then.
+    pub(crate) fn open_at_once(store: &'a dyn Store, key: &Key, limit: u64) -> Result<Self, StoreError> {
+        if !store.is_remote() {
+            return Self::open(store, key);
+        }
+        match store.get(key, limit) {
+            Ok(buffer) => {
+                let length = buffer.len() as u64;
+                Ok(Self { store, key: key.clone(), length, at: length, buffer, used: 0, failed: None })
+            }
+            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::FileTooLarge => Self::open(store, key),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The next bytes, up to [`RANGE_BYTES`].
     pub(crate) fn next_range(&mut self) -> Result<Option<&[u8]>, StoreError> {
         let end = self.length.min(self.at + RANGE_BYTES);

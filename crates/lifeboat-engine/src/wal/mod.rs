@@ -5,6 +5,7 @@
 pub mod archive;
 pub mod arrival;
 pub mod fetch;
+pub mod known;
 pub mod locate;
 mod object;
 pub mod push;

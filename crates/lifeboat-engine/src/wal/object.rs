@@ -35,6 +35,10 @@ const KEY_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
 /// What is read of an object to see its header; ours have about 3 KiB.
 const HEAD_BYTES: u64 = 8 << 10;
 
+/// Up to what a file is read in one request where requests cost a round trip: a segment of the usual size. It is in memory then, once for
+/// each segment that is on its way.
+const AT_ONCE_BYTES: u64 = 17 << 20;
+
 /// Unwrapped data keys that are kept: pushes have one each.
 const MAX_KEYS: usize = 1024;
 
@@ -420,7 +424,9 @@ impl<'a> WalReader<'a> {
     /// The same of the copy in one store.
     pub(super) fn read_copy(&self, store: &dyn Store, file: WalFile, out: &mut dyn Write) -> Result<WalHead, WalError> {
         let key = file.key(self.cluster.system_id, self.cluster.segment_size);
-        let mut input = StoreReader::open(store, &key)?;
+        // Longer than its plain bytes only where they cannot be compressed, and by its header.
+        let limit = self.cluster.segment_size.bytes().saturating_add(HEAD_BYTES).min(AT_ONCE_BYTES);
+        let mut input = StoreReader::open_at_once(store, &key, limit)?;
         let result = self.copy(file, &key, &mut input, out);
         // What the store said is better than what became of it on the way.
         match input.failed {

@@ -21,14 +21,14 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::digest;
 use jiff::Timestamp;
 use lifeboat_core::postgres::control_file::{ControlFile, ControlFileError};
-use lifeboat_core::repository::{Sha256, layout, to_json};
+use lifeboat_core::repository::{Id, Sha256, layout, to_json};
 use lifeboat_core::wal::file::{GapRecord, WalFile, WalPredicate};
 use lifeboat_core::wal::push::{self as rules, Identity, MAX_TEXT_BYTES, Mark, Status, Statuses, TextError};
 use lifeboat_core::wal::record::{RecordError, Summarizer, Summary};
 use lifeboat_core::wal::{LONG_HEADER_BYTES, Lsn, Segment, SegmentError, SegmentHeader, SegmentSize, check_segment_header};
 use serde::Serialize;
 
-use super::{Cluster, Put, WalError, WalWriter};
+use super::{Cluster, Put, WalError, WalWriter, known};
 use crate::backup::Protection;
 use crate::repository::Repository;
 use crate::signing::{Signer, Trust};
@@ -136,6 +136,18 @@ pub struct Asked {
 impl Asked {
     /// What `archive_command` was given: a path relative to the data directory, which is PostgreSQL's current directory, or an absolute one.
     pub fn find(repository: &Repository, path: &Path) -> Result<Self, PushError> {
+        Self::located(path, |name, control| only_cluster(repository, name, control))
+    }
+
+    /// The same as long as no repository is needed to tell whose it is.
+    pub fn alone(path: &Path) -> Option<Self> {
+        let unknown = |name: &str, control: &Path| {
+            Err(PushError::UnknownCluster { file: name.to_owned(), looked: control.display().to_string(), clusters: 0 })
+        };
+        Self::located(path, unknown).ok()
+    }
+
+    fn located(path: &Path, only: impl FnOnce(&str, &Path) -> Result<Cluster, PushError>) -> Result<Self, PushError> {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
         if !rules::is_archived_name(&name) {
             return Err(PushError::Name(path.display().to_string()));
@@ -148,7 +160,7 @@ impl Asked {
         let cluster = match read_control_file(&control)? {
             Some(cluster) => cluster,
             None => match name.ends_with(".history") || name.ends_with(".backup") {
-                true => only_cluster(repository, &name, &control)?,
+                true => only(&name, &control)?,
                 false => cluster_of_header(&directory.join(&name))?,
             },
         };
@@ -163,7 +175,7 @@ impl Asked {
 
     /// Whether it was pushed ahead, as it is now. The mark goes.
     pub fn take_mark(&self, repository: &Repository, spool: &Path) -> bool {
-        let spool = Spool::of(spool, repository, self.cluster.system_id);
+        let spool = Spool::of(spool, repository.descriptor().repository, self.cluster.system_id);
         if spool.read(&self.name).is_none() {
             return false;
         }
@@ -172,6 +184,17 @@ impl Asked {
             && repository.store().length(&self.file.key(self.cluster.system_id, self.cluster.segment_size)).is_ok();
         spool.remove(&self.name);
         valid
+    }
+
+    /// Whether it was pushed ahead, as it is now, less than [`known::LIFE`] ago. The mark goes. An older one is left: it is worth asking the
+    /// repository about, which a connection to a bucket is not when the answer is a second old.
+    pub fn take_fresh_mark(&self, repository: Id, spool: &Path) -> bool {
+        let spool = Spool::of(spool, repository, self.cluster.system_id);
+        let is_fresh = spool.age(&self.name).is_some_and(|age| age < known::LIFE) && is_marked(&spool, &self.directory, &self.name);
+        if is_fresh {
+            spool.remove(&self.name);
+        }
+        is_fresh
     }
 }
 
@@ -303,7 +326,7 @@ pub struct Report {
 ///
 /// Those of the asked file. What goes wrong with others is a warning: PostgreSQL will ask for them.
 pub fn run(repository: &Repository, asked: &Asked, options: &PushOptions<'_>) -> Result<Report, PushError> {
-    let spool = Spool::of(options.spool, repository, asked.cluster.system_id);
+    let spool = Spool::of(options.spool, repository.descriptor().repository, asked.cluster.system_id);
     let mut warnings = Vec::new();
     let statuses = match read_statuses(&asked.directory, asked.cluster.segment_size) {
         Ok(statuses) => statuses,

@@ -19,6 +19,13 @@ pub(crate) const READER_KEY: &str = "AKLIFEBOATREAD";
 /// The secret of [`READER_KEY`].
 pub(crate) const READER_SECRET: &str = "another-secret-of-the-tests";
 
+/// Who may do what a bucket's policy allows them, and nothing by themselves: name, access key, secret.
+pub(crate) const ROLES: [(&str, &str, &str); 3] = [
+    ("writer", "AKLIFEBOATWRITER", "a-writers-secret-of-the-tests"),
+    ("restorer", "AKLIFEBOATRESTORER", "a-restorers-secret-of-the-tests"),
+    ("janitor", "AKLIFEBOATJANITOR", "a-janitors-secret-of-the-tests"),
+];
+
 /// How long the server may take to answer. Generous: it only ends tests that would hang for ever.
 const DEADLINE: Duration = Duration::from_secs(90);
 
@@ -69,7 +76,8 @@ impl Seaweed {
         };
         let all = identity("admin", ACCESS_KEY, SECRET_KEY, "\"Admin\",\"Read\",\"Write\",\"List\",\"Tagging\"");
         let reader = identity("reader", READER_KEY, READER_SECRET, "\"Read\",\"List\"");
-        fs::write(directory.join("s3.json"), format!("{{\"identities\":[{all},{reader}]}}")).expect("own directory");
+        let roles: String = ROLES.iter().map(|(name, access, secret)| format!(",{}", identity(name, access, secret, ""))).collect();
+        fs::write(directory.join("s3.json"), format!("{{\"identities\":[{all},{reader}{roles}]}}")).expect("own directory");
         let ports = free_ports();
         let mut command = Command::new(program);
         command.arg("mini").arg(format!("-dir={}", data.display())).arg(format!("-s3.config={}", directory.join("s3.json").display()));

@@ -12,7 +12,7 @@ use lifeboat_core::approval::allowed_signers::AllowedSigners;
 use lifeboat_core::approval::{self as rules, Asked, Circumstances, Judged, MAX_TEXT_BYTES, Refusal, Request};
 use lifeboat_core::attestation::Statement;
 use lifeboat_core::export::ExportPlan;
-use lifeboat_core::policy::{ApprovalFacts, Operation};
+use lifeboat_core::policy::{ApprovalFacts, Operation, PlanFacts};
 use lifeboat_core::repository::backup_id::BackupId;
 use lifeboat_core::repository::{FORMAT_VERSION, Sha256};
 use lifeboat_core::restore::{self as planning, RestorePlan};
@@ -28,6 +28,7 @@ use super::key::ExportWhat;
 use crate::cli;
 use crate::config::{Settings, parse_span};
 use crate::failure::{EXIT_DENIED, EXIT_FAILED, EXIT_KEY, EXIT_UNVERIFIED, Failure};
+use crate::gate::{self, Question};
 use crate::output::{self, Output, plain, table};
 use crate::session;
 
@@ -122,13 +123,21 @@ pub(crate) struct Grant {
 }
 
 pub(super) fn run(approval: &Approval, settings: &Settings, out: &Output) -> Result<u8, Failure> {
-    match approval {
+    let question = match approval {
+        Approval::Request(_) => Question::new(Operation::ApprovalRequest),
+        Approval::Grant(grant) => {
+            let plan = PlanFacts { digest: grant.plan, requester: None, approvals: Vec::new() };
+            Question::new(Operation::ApprovalGrant).by_plan(plan)
+        }
+        Approval::List { .. } | Approval::Show { .. } | Approval::Text { .. } => Question::new(Operation::ApprovalList),
+    };
+    gate::guard(settings, None, question, || match approval {
         Approval::Request(ask) => request(ask, settings, out),
         Approval::Grant(grant) => self::grant(grant, settings, out),
         Approval::List { plan } => list(*plan, settings, out),
         Approval::Show { plan } => show(*plan, settings, out),
         Approval::Text { plan, says } => text(*plan, says, settings),
-    }
+    })
 }
 
 /// Who may ask and approve, as configured.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use lifeboat_core::policy::Operation;
 use lifeboat_core::repository::layout::ArtifactName;
 use lifeboat_core::verify::verdict;
 use lifeboat_engine::artifacts::{ArtifactSet, Reader, Replace, SYNC_THREADS, Sample, Source, SyncOptions, Writer, verify_set};
@@ -14,6 +15,7 @@ use lifeboat_engine::verify::artifact_finding;
 use crate::cli::Artifact;
 use crate::config::Settings;
 use crate::failure::{EXIT_FINDINGS, Failure};
+use crate::gate::{self, Question};
 use crate::output::{self, Output, table};
 use crate::progress::Shown;
 use crate::session;
@@ -37,19 +39,23 @@ pub(super) fn run(artifact: &Artifact, settings: &Settings, out: &Output) -> Res
 }
 
 /// Runs `work` with a writer; one at a time is not needed, heads are created one after another.
-fn with_writer<T>(settings: &Settings, work: impl FnOnce(&Writer<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
+fn with_writer(settings: &Settings, operation: Operation, work: impl FnOnce(&Writer<'_>) -> Result<u8, Failure>) -> Result<u8, Failure> {
     let repository = session::open_repository(settings)?;
+    gate::guard(settings, Some(&repository), Question::new(operation), || write(settings, &repository, work))
+}
+
+fn write(settings: &Settings, repository: &Repository, work: impl FnOnce(&Writer<'_>) -> Result<u8, Failure>) -> Result<u8, Failure> {
     let signer = session::signer(settings)?;
     let protection = session::protection(settings)?;
     let recipients = match &protection {
         Protection::Recipients { recipients, .. } => Some(recipients.as_slice()),
         Protection::Plain => None,
     };
-    work(&Writer::new(&repository, &*signer, recipients)?)
+    work(&Writer::new(repository, &*signer, recipients)?)
 }
 
 fn put(name: &ArtifactName, file: &Path, settings: &Settings, out: &Output) -> Result<u8, Failure> {
-    with_writer(settings, |writer| {
+    with_writer(settings, Operation::ArtifactPut, |writer| {
         let mut stdin = std::io::stdin().lock();
         let source = if file == Path::new("-") {
             std::fs::create_dir_all(&settings.scratch.value).map_err(|error| {
@@ -100,9 +106,24 @@ fn get(
     out: &Output,
 ) -> Result<u8, Failure> {
     let repository = session::read_repository(settings)?;
+    let fetch = Fetch { name, to, version, force, identity };
+    gate::guard(settings, Some(&repository), Question::new(Operation::ArtifactGet), || fetched(&repository, &fetch, settings, out))
+}
+
+/// An artifact that is wanted, and where.
+struct Fetch<'a> {
+    name: &'a ArtifactName,
+    to: &'a Path,
+    version: Option<&'a str>,
+    force: bool,
+    identity: Option<&'a PathBuf>,
+}
+
+fn fetched(repository: &Repository, fetch: &Fetch<'_>, settings: &Settings, out: &Output) -> Result<u8, Failure> {
+    let Fetch { name, to, version, force, identity } = *fetch;
     let trust = session::trust(settings)?;
-    let reader = Reader::new(&repository, &trust, session::identities(settings, identity)?);
-    let (set, ..) = set(&repository, settings, None, Some(&trust))?;
+    let reader = Reader::new(repository, &trust, session::identities(settings, identity)?);
+    let (set, ..) = set(repository, settings, None, Some(&trust))?;
     if to == Path::new("-") {
         if out.is_json() {
             return Err(Failure::usage("get artifact: its bytes and a JSON document cannot both go to stdout")
@@ -120,6 +141,7 @@ fn get(
 
 fn list(prefix: Option<&str>, versions: bool, backup: Option<&str>, settings: &Settings, out: &Output) -> Result<u8, Failure> {
     let repository = session::read_repository(settings)?;
+    gate::allow(settings, Some(&repository), Question::new(Operation::ArtifactList))?;
     if versions {
         let name =
             name(prefix.ok_or_else(|| Failure::usage("list versions: name the artifact").hint("lifeboat artifact list NAME --versions"))?)?;
@@ -158,11 +180,23 @@ fn list(prefix: Option<&str>, versions: bool, backup: Option<&str>, settings: &S
 fn verify(backup: Option<&str>, identity: Option<&PathBuf>, settings: &Settings, out: &Output) -> Result<u8, Failure> {
     // The primary by itself: damage must show here, not be read around. lifeboat verify looks at every place.
     let repository = session::without_copies(session::primary(settings)?)?;
+    gate::guard(settings, Some(&repository), Question::new(Operation::ArtifactVerify), || {
+        verified(&repository, backup, identity, settings, out)
+    })
+}
+
+fn verified(
+    repository: &Repository,
+    backup: Option<&str>,
+    identity: Option<&PathBuf>,
+    settings: &Settings,
+    out: &Output,
+) -> Result<u8, Failure> {
     let trust = session::trust(settings)?;
     let identities = session::identities(settings, identity)?;
     let given = identity.is_some() || settings.identity_file.is_some() || settings.plain.value;
-    let reader = Reader::new(&repository, &trust, identities);
-    let (set, count, bytes) = set(&repository, settings, backup, Some(&trust))?;
+    let reader = Reader::new(repository, &trust, identities);
+    let (set, count, bytes) = set(repository, settings, backup, Some(&trust))?;
     let progress = Shown::new();
     let report = verify_set(&reader, set, (count, bytes), Sample { percent: 100, seed: 0, open: given }, settings.workers.value, &progress);
     progress.finish();
@@ -189,7 +223,7 @@ fn verify(backup: Option<&str>, identity: Option<&PathBuf>, settings: &Settings,
 }
 
 fn sync(directory: &Path, allow_empty: bool, read_all: bool, settings: &Settings, out: &Output) -> Result<u8, Failure> {
-    with_writer(settings, |writer| {
+    with_writer(settings, Operation::ArtifactSync, |writer| {
         let progress = Shown::new();
         let report =
             writer.sync(directory, SyncOptions { threads: settings.workers.value.max(SYNC_THREADS), read_all, allow_empty }, &progress);

@@ -4,6 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use lifeboat_core::backup::{CopyChoice, choose_copy};
+use lifeboat_core::policy::Operation;
+use lifeboat_core::repository::backup_id::SystemName;
 use lifeboat_core::repository::manifest::{CopyMethod, Manifest, State};
 use lifeboat_engine::backup::{self, ArtifactsSource, BackupRequest, PostgresSource};
 use lifeboat_engine::hold::{self, Extended};
@@ -15,6 +17,7 @@ use serde::Serialize;
 use crate::cli::{Backup, Cli, Copy};
 use crate::config::{Checkpoint, Settings, WalMode};
 use crate::failure::{EXIT_FINDINGS, Failure};
+use crate::gate::{self, Permit, Question};
 use crate::output::{self, Output};
 use crate::progress::Shown;
 use crate::session;
@@ -42,10 +45,9 @@ pub(super) fn run(cli: &Cli, backup: &Backup, mut settings: Settings, out: &Outp
     if let Some(name) = &backup.name {
         settings.name = crate::config::Setting { value: name.clone(), origin: crate::config::Origin::Flag("--name") };
     }
-    let name: lifeboat_core::repository::backup_id::SystemName =
-        settings.name.value.parse().map_err(|error: lifeboat_core::repository::FormatError| {
-            Failure::usage(error.to_string()).hint("choose another name: lifeboat backup --name NAME")
-        })?;
+    let name: SystemName = settings.name.value.parse().map_err(|error: lifeboat_core::repository::FormatError| {
+        Failure::usage(error.to_string()).hint("choose another name: lifeboat backup --name NAME")
+    })?;
     let url = match &backup.output {
         Some(url) => url.clone(),
         None => session::repository_url(&settings)?.to_owned(),
@@ -57,18 +59,38 @@ pub(super) fn run(cli: &Cli, backup: &Backup, mut settings: Settings, out: &Outp
             .hint("set LIFEBOAT_ARTIFACTS and/or PGHOST with lifeboat backup --include-postgres, or write a configuration: lifeboat init --write-config FILE"));
     }
     check_output(&url, backup.output.is_some())?;
+    // Its repository may still have to be made, so it is asked for by its URL.
+    let question = Question::new(Operation::Backup).in_repository(&url).dry_run(backup.dry_run);
     if backup.dry_run {
+        gate::allow(&settings, None, question)?;
         return dry_run(&settings, &url, postgres.as_ref(), artifacts.as_ref(), out);
     }
-    if session::first_keys(&settings)? {
-        let name = settings.name;
-        settings = Settings::resolve(cli)?;
-        settings.name = name;
-    }
-    let signer = session::signer(&settings)?;
-    let protection = session::protection(&settings)?;
+    let permit = gate::ask(&settings, None, question)?;
+    let keys = session::first_keys(&settings).and_then(|made| {
+        if made {
+            let name = settings.name.clone();
+            settings = Settings::resolve(cli)?;
+            settings.name = name;
+        }
+        Ok(())
+    });
+    let taken = keys.and_then(|()| take(backup, &settings, name, &url, (postgres, artifacts), &permit, out));
+    permit.end(&settings, taken)
+}
+
+fn take(
+    backup: &Backup,
+    settings: &Settings,
+    name: SystemName,
+    url: &str,
+    (postgres, artifacts): (Option<PostgresSource>, Option<ArtifactsSource>),
+    permit: &Permit,
+    out: &Output,
+) -> Result<u8, Failure> {
+    let signer = session::signer(settings)?;
+    let protection = session::protection(settings)?;
     let repository =
-        if backup.output.is_some() { session::open_or_make_repository(&settings, &url)? } else { session::open_repository(&settings)? };
+        if backup.output.is_some() { session::open_or_make_repository(settings, url)? } else { session::open_repository(settings)? };
     if let Some(source) = postgres.as_ref().filter(|source| settings.wal_mode.value != WalMode::Archive && !source.record_only) {
         // c057: from before the backup on, or there is a hole between it and what is received.
         if receive::create_slot(&source.dsn, &settings.wal_slot.value)? {
@@ -91,6 +113,7 @@ pub(super) fn run(cli: &Cli, backup: &Backup, mut settings: Settings, out: &Outp
         memory_bytes: settings.memory_bytes.value,
         level: settings.compression_level.value,
         bandwidth: settings.bandwidth.as_ref().map(|setting| setting.value),
+        audit: permit.checkpoint(),
     };
     let begun = std::time::Instant::now();
     let taken = backup::run(&repository, &request, &progress);
@@ -98,11 +121,13 @@ pub(super) fn run(cli: &Cli, backup: &Backup, mut settings: Settings, out: &Outp
     let taken = taken?;
     let took = begun.elapsed();
     let manifest = &taken.manifest;
+    permit.made(&manifest.id);
+    permit.found(manifest.findings.len());
     for warning in &manifest.warnings {
         output::warn(warning);
     }
     let archived = archived(&repository, manifest)?;
-    let held = held(&settings, &url, &repository, manifest);
+    let held = held(settings, url, &repository, manifest);
     let document = serde_json::json!({
         "backup": manifest.id,
         "manifest_sha256": taken.digest,

@@ -1,8 +1,10 @@
 //! `lifeboat doctor`: everything that backups and restores rely on, tried out; what is wrong, the most dangerous first, and how to set it right.
 
 use lifeboat_core::doctor::host::{self, KeyFacts};
+use lifeboat_core::doctor::privilege::{self, Duties};
 use lifeboat_core::doctor::store::{self as diagnose, StoreFacts};
 use lifeboat_core::doctor::{Diagnosis, Finding, Severity};
+use lifeboat_core::policy::Operation;
 use lifeboat_engine::doctor;
 use lifeboat_engine::keys::Identities;
 use lifeboat_engine::postgres::Dsn;
@@ -12,6 +14,7 @@ use lifeboat_engine::store::probe::{self, Depth};
 
 use crate::config::{Secret, Settings};
 use crate::failure::{EXIT_FAILED, EXIT_FINDINGS, Failure, chain};
+use crate::gate::{self, Question};
 use crate::output::{self, Output};
 use crate::session;
 
@@ -24,12 +27,16 @@ struct Examined {
 }
 
 pub(super) fn run(settings: &Settings, out: &Output) -> Result<u8, Failure> {
+    gate::allow(settings, None, Question::new(Operation::Doctor))?;
     let mut diagnosis = Diagnosis::default();
     let mut examined = Vec::new();
     let mut repositories = Vec::new();
     for (name, store) in stores(settings, &mut diagnosis) {
         let facts = probe::examine(&*store, &session::examination(settings, Depth::Full, &session::sources(settings)));
         diagnosis.join(diagnose::assess(&facts));
+        if let Some(reach) = &facts.reach {
+            diagnosis.join(privilege::excess(&facts.url, reach, duties(settings)));
+        }
         match Repository::open(store) {
             Ok(repository) => repositories.push(repository),
             Err(RepositoryError::Absent { url }) => diagnosis.findings.push(Finding {
@@ -50,7 +57,7 @@ pub(super) fn run(settings: &Settings, out: &Output) -> Result<u8, Failure> {
     let spool = doctor::spool(&settings.wal_spool.value, settings.wal_spool_limit.value, data);
     diagnosis.join(host::spool(&spool));
     let server = settings.dsn.as_ref().map(|dsn| {
-        let parsed = Dsn::parse(&dsn.value);
+        let parsed = Dsn::parse(dsn.value.as_str());
         let name = parsed.as_ref().map_or_else(|_| "server".to_owned(), |dsn| dsn.endpoint().to_string());
         (name, parsed.and_then(|dsn| doctor::server(&dsn)).map_err(|error| chain(&error)))
     });
@@ -90,6 +97,16 @@ pub(super) fn run(settings: &Settings, out: &Output) -> Result<u8, Failure> {
     Ok(code)
 }
 
+/// What this host is for, as far as its configuration tells.
+fn duties(settings: &Settings) -> Duties {
+    let rules = [&settings.keep_last, &settings.keep_daily, &settings.keep_weekly, &settings.keep_monthly, &settings.keep_yearly];
+    Duties {
+        protects: settings.dsn.is_some() || settings.data_directory.is_some() || settings.artifacts.is_some(),
+        restores: settings.identity_file.is_some() || settings.plain.value,
+        tidies: rules.into_iter().any(Option::is_some) || settings.recovery_window.is_some(),
+    }
+}
+
 /// The configured repositories that can be reached; the others are findings.
 fn stores(settings: &Settings, diagnosis: &mut Diagnosis) -> Vec<(String, Box<dyn Store>)> {
     if let Err(failure) = session::primary(settings) {
@@ -122,24 +139,32 @@ fn failed(code: &'static str, subject: String, problem: String) -> Finding {
     }
 }
 
+fn identities_of(path: &std::path::Path) -> Result<Identities, String> {
+    let secret = lifeboat_engine::secret::Secret::read(path).map_err(|error| error.to_string())?;
+    let text = secret.expose_text().map_err(|error| error.to_string())?;
+    Identities::parse(text).map_err(|error| chain(&error))
+}
+
 fn key_facts(settings: &Settings) -> KeyFacts {
-    let signer = session::signer(settings);
-    let verified = signer.as_ref().ok().map(|signer| {
+    let tried = session::signer(settings).and_then(|signer| {
+        let probe = doctor::Probe::sign(&*signer)?;
+        // A certificate says who it is of once it has signed.
+        Ok((signer.describe(), probe))
+    });
+    let verified = tried.as_ref().ok().map(|(_, probe)| {
         let trust = session::trust(settings).map_err(|failure| failure.message)?;
-        doctor::signs_for(&**signer, &trust)
+        probe.counts_for(&trust)
     });
     let recipients = session::recipients(settings).map_err(|failure| failure.message);
     let identity = settings.identity_file.as_ref().map(|setting| {
-        let text = std::fs::read_to_string(&setting.value).map_err(|error| format!("read {}: {error}", setting.value.display()))?;
-        let identities = Identities::parse(&text).map_err(|error| format!("read {}: {}", setting.value.display(), chain(&error)))?;
+        let identities = identities_of(&setting.value).map_err(|why| format!("read {}: {why}", setting.value.display()))?;
         // Without recipients there is nothing to open.
         recipients.as_ref().map_or(Ok(true), |recipients| doctor::opens(&identities, recipients))
     });
-    let host_identity = settings.host_identity.as_ref().and_then(|setting| {
-        let text = std::fs::read_to_string(&setting.value).map_err(|error| error.to_string());
-        let parsed = text.and_then(|text| Identities::parse(&text).map_err(|error| chain(&error)));
-        parsed.err().map(|why| format!("read {}: {why}", setting.value.display()))
-    });
+    let host_identity = settings
+        .host_identity
+        .as_ref()
+        .and_then(|setting| identities_of(&setting.value).err().map(|why| format!("read {}: {why}", setting.value.display())));
     let mut files = Vec::new();
     let password = match &settings.password {
         Some(setting) => match &setting.value {
@@ -158,7 +183,7 @@ fn key_facts(settings: &Settings) -> KeyFacts {
     }
     files.extend(settings.signing.secret_files().into_iter().map(|(what, path)| doctor::secret_file(what, path)));
     KeyFacts {
-        signer: signer.map(|signer| signer.describe()).map_err(|failure| failure.message),
+        signer: tried.map(|(what, _)| what).map_err(|failure| failure.message),
         verified,
         plain: settings.plain.value,
         recipients: recipients.map(|recipients| recipients.len()),

@@ -2,6 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use lifeboat_core::expire::{Fate, Plan, Policy};
+use lifeboat_core::policy::Operation;
 use lifeboat_core::repository::backup_id::BackupId;
 use lifeboat_engine::expire::{self, Author};
 use lifeboat_engine::repository::Repository;
@@ -9,6 +10,7 @@ use lifeboat_engine::repository::Repository;
 use crate::cli::Expire;
 use crate::config::{Origin, Settings, parse_days};
 use crate::failure::{EXIT_FINDINGS, Failure};
+use crate::gate::{self, Question};
 use crate::output::{self, Output, table};
 use crate::session::{self, LazySigner};
 
@@ -70,15 +72,20 @@ pub(super) fn run(expire: &Expire, settings: &Settings, out: &Output) -> Result<
         return Err(Failure::usage("plan expiry: no rule says what to keep, so nothing expires")
             .hint("set retention.keep_daily or the like (docs/retention.md), or try one: lifeboat expire --keep-daily 14 --dry-run"));
     }
-    let name = name(&repository, settings)?;
+    let question = Question::new(Operation::Expire).dry_run(expire.dry_run);
+    gate::guard(settings, Some(&repository), question, || expired(expire, &repository, policy, settings, out))
+}
+
+fn expired(expire: &Expire, repository: &Repository, policy: Policy, settings: &Settings, out: &Output) -> Result<u8, Failure> {
+    let name = name(repository, settings)?;
     let trust = session::trust(settings)?;
     let now = Timestamp::now();
     let plan = if expire.dry_run {
-        expire::plan(&repository, policy, name, &trust, now)?
+        expire::plan(repository, policy, name, &trust, now)?
     } else {
         let (host, signer) = (session::host(), LazySigner::new(settings));
         let author = Author { host: &host, by: by(&host), trust: &trust, signer: &signer };
-        let done = expire::run(&repository, policy, name, &author, now);
+        let done = expire::run(repository, policy, name, &author, now);
         // Why the key did not open says more than that nothing could be signed.
         match (done, signer.failure()) {
             (Ok(plan), _) => plan,
@@ -125,14 +132,19 @@ fn text(plan: &Plan, prune_after: Timestamp, dry_run: bool) -> String {
 fn undo(word: &str, dry_run: bool, repository: &Repository, settings: &Settings, out: &Output) -> Result<u8, Failure> {
     // "latest" passes over those that have expired, and it is such a one that is meant.
     let id: BackupId = word.parse().map_err(|error| Failure::usage(format!("{error}")).hint("lifeboat list shows the backups"))?;
+    let question = Question::new(Operation::ExpireUndo).dry_run(dry_run);
+    gate::guard(settings, Some(repository), question, || undone(&id, dry_run, repository, settings, out))
+}
+
+fn undone(id: &BackupId, dry_run: bool, repository: &Repository, settings: &Settings, out: &Output) -> Result<u8, Failure> {
     let trust = session::trust(settings)?;
     let now = Timestamp::now();
     if dry_run {
-        expire::check_undo(repository, &id, &trust, now)?;
+        expire::check_undo(repository, id, &trust, now)?;
     } else {
         let (host, signer) = (session::host(), session::signer(settings)?);
         let author = Author { host: &host, by: by(&host), trust: &trust, signer: &*signer };
-        expire::undo(repository, &id, &author, now)?;
+        expire::undo(repository, id, &author, now)?;
     }
     out.result(&serde_json::json!({"backup": id, "undone": !dry_run, "dry_run": dry_run}), || match dry_run {
         true => format!("the expiry of {id} would be undone; nothing was changed\n"),

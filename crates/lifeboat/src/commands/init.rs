@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use lifeboat_core::policy::Operation;
 use lifeboat_engine::replicate;
 use lifeboat_engine::repository::Repository;
 use lifeboat_engine::store::{self, Part};
@@ -9,22 +10,33 @@ use lifeboat_engine::store::{self, Part};
 use crate::cli::{Cli, Init};
 use crate::config::Settings;
 use crate::failure::{EXIT_FAILED, Failure};
+use crate::gate::{self, Question};
 use crate::output::{self, Output};
 use crate::session;
 
 pub(super) fn run(cli: &Cli, init: &Init, mut settings: Settings, out: &Output) -> Result<u8, Failure> {
+    init.dsn.as_deref().map_or(Ok(()), refuse_password)?;
     let url = session::repository_url(&settings)?.to_owned();
     if let Some(path) = init.write_config.as_deref().filter(|path| path.exists()) {
         return Err(Failure::new(EXIT_FAILED, format!("write {}: it exists already", path.display()))
             .hint("choose another name: lifeboat init --write-config FILE"));
     }
-    if session::first_keys(&settings)? {
-        settings = Settings::resolve(cli)?;
-    }
-    let (repository, diagnosis) = session::make_repository(store::open(&url, &settings.store_options(&url), true)?, &settings)?;
-    let replicas = make_replicas(&settings, &repository)?;
+    let permit = gate::ask(&settings, None, Question::new(Operation::Init).in_repository(&url))?;
+    let keys = session::first_keys(&settings).and_then(|made| {
+        if made {
+            settings = Settings::resolve(cli)?;
+        }
+        Ok(())
+    });
+    let made = keys.and_then(|()| make(init, &settings, &url, out));
+    permit.end(&settings, made)
+}
+
+fn make(init: &Init, settings: &Settings, url: &str, out: &Output) -> Result<u8, Failure> {
+    let (repository, diagnosis) = session::make_repository(store::open(url, &settings.store_options(url), true)?, settings)?;
+    let replicas = make_replicas(settings, &repository)?;
     if let Some(path) = &init.write_config {
-        write_config(path, init, &settings, repository.store().url())?;
+        write_config(path, init, settings, repository.store().url())?;
     }
     let document = serde_json::json!({
         "repository": repository.store().url(),
@@ -70,6 +82,15 @@ fn make_replicas(settings: &Settings, repository: &Repository) -> Result<Vec<Str
 
 fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
+}
+
+/// Arguments are seen by every user of the host, and stay in the history of a shell.
+fn refuse_password(dsn: &str) -> Result<(), Failure> {
+    match lifeboat_engine::postgres::Dsn::parse(dsn)?.has_secret() {
+        false => Ok(()),
+        true => Err(Failure::usage("read --dsn: a password is no argument, others would see it")
+            .hint("leave it out, and put it into ~/.pgpass or a file that passfile= names; lifeboat init --help")),
+    }
 }
 
 fn write_config(path: &Path, init: &Init, settings: &Settings, url: &str) -> Result<(), Failure> {
@@ -127,6 +148,9 @@ fn write_config(path: &Path, init: &Init, settings: &Settings, url: &str) -> Res
     ));
     text.push_str("\n# Public keys whose signatures count.\n[trust]\n");
     text.push_str(&format!("keys = [{}]\n\n", trust.join(", ")));
+    text.push_str("# Who did what with the repository: every host signs its records with a key of its own. docs/audit.md\n[audit]\n");
+    text.push_str(&line("key_file", keys.audit_key().exists().then(|| absolute(&keys.audit_key())), "\"/etc/lifeboat/audit.key\""));
+    text.push_str("# Other hosts: lifeboat audit key prints each one's.\n# trust = [\"db2+1a2b3c4d+AbCd…\"]\n\n");
     text.push_str("[wal]\n# mode = \"archive\"  # archive, stream or sync: docs/wal.md\n# spool = \"/var/spool/lifeboat\"\n\n");
     text.push_str("[retention]\n# keep_daily = 14  # and keep_last, keep_weekly, keep_monthly, keep_yearly: docs/retention.md\n");
     text.push_str("# recovery_window = \"14d\"  # every moment of it can be gone back to\n# grace = \"7d\"  # between lifeboat expire and lifeboat prune\n\n");

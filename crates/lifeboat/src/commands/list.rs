@@ -1,5 +1,6 @@
 //! `lifeboat list`
 
+use lifeboat_core::policy::Operation;
 use lifeboat_core::repository::layout;
 use lifeboat_core::repository::manifest::{Manifest, State};
 use lifeboat_core::repository::retention::Standing;
@@ -8,6 +9,7 @@ use serde::Serialize;
 
 use crate::config::Settings;
 use crate::failure::{EXIT_FINDINGS, Failure};
+use crate::gate::{self, Question};
 use crate::output::{self, Output, table};
 use crate::session;
 
@@ -64,6 +66,7 @@ fn kept(standing: &Standing) -> String {
 
 pub(super) fn run(settings: &Settings, out: &Output) -> Result<u8, Failure> {
     let repository = session::read_repository(settings)?;
+    gate::allow(settings, Some(&repository), Question::new(Operation::List))?;
     let trust = session::trust(settings).ok();
     let now = jiff::Timestamp::now();
     let mut rows = Vec::new();

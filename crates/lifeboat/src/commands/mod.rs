@@ -2,6 +2,7 @@
 
 pub(crate) mod approval;
 mod artifact;
+pub(crate) mod audit;
 mod backup;
 mod config;
 mod demo;
@@ -11,6 +12,7 @@ mod init;
 pub(crate) mod key;
 mod list;
 mod pin;
+pub(crate) mod policy;
 mod prune;
 mod replicate;
 mod restore;
@@ -65,6 +67,8 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
         Command::RestorePoint(point) => restore_point::run(point, &settings, out),
         Command::Wal(wal) => wal::run(wal, &settings, out),
         Command::Key(key) => key::run(key, &settings, out),
+        Command::Audit(audit) => audit::run(audit, &settings, out),
+        Command::Policy(policy) => policy::run(policy, &settings, out),
         Command::Config(config) => config::run(config, &settings, out),
         Command::Completions { .. } | Command::Demo(_) => Ok(0),
     }
@@ -73,7 +77,7 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
 /// Whether a command can do with a repository that is only read.
 fn only_reads(command: &Command) -> bool {
     match command {
-        Command::List | Command::Show(_) | Command::Verify(_) | Command::Restore(_) | Command::Config(_) => true,
+        Command::List | Command::Show(_) | Command::Verify(_) | Command::Restore(_) | Command::Config(_) | Command::Policy(_) => true,
         Command::Artifact(artifact) => matches!(artifact, Artifact::Get { .. } | Artifact::List { .. } | Artifact::Verify { .. }),
         // What is vouched for stood there then: nobody can have put it there since.
         Command::Key(key) => matches!(key, Key::Revoke(_) | Key::Export(_)),

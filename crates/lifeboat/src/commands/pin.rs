@@ -1,6 +1,7 @@
 //! `lifeboat pin` and `lifeboat unpin`
 
 use jiff::Timestamp;
+use lifeboat_core::policy::Operation;
 use lifeboat_core::repository::backup_id::SystemName;
 use lifeboat_engine::expire::Author;
 use lifeboat_engine::pin as engine;
@@ -9,6 +10,7 @@ use super::expire::by;
 use crate::cli::{Pin, Unpin};
 use crate::config::Settings;
 use crate::failure::Failure;
+use crate::gate::{self, Question};
 use crate::output::Output;
 use crate::session;
 
@@ -31,45 +33,51 @@ pub(super) fn pin(pin: &Pin, settings: &Settings, out: &Output) -> Result<u8, Fa
         );
     }
     let repository = session::open_repository(settings)?;
-    let id = session::find_backup(&repository, settings, &pin.backup, |_| true)?;
-    let trust = session::trust(settings)?;
-    if pin.dry_run {
-        engine::check(&repository, &id, &name, &trust)?;
-    } else {
-        let (host, signer) = (session::host(), session::signer(settings)?);
-        let author = Author { host: &host, by: by(&host), trust: &trust, signer: &*signer };
-        engine::pin(&repository, &id, &name, &pin.reason, until, &author, now)?;
-    }
-    let document = serde_json::json!({
-        "backup": id, "pin": pin.name, "reason": pin.reason, "until": until, "pinned": !pin.dry_run, "dry_run": pin.dry_run,
-    });
-    out.result(&document, || {
-        let end = until.map_or_else(|| format!("lifeboat unpin {id} --name {name}"), |until| until.to_string());
-        match pin.dry_run {
-            true => format!("pin {name} would hold {id} until {end}; nothing was changed\n"),
-            false => format!("pin {name} holds {id} until {end}\n"),
+    let question = Question::new(Operation::Pin).dry_run(pin.dry_run);
+    gate::guard(settings, Some(&repository), question, || {
+        let id = session::find_backup(&repository, settings, &pin.backup, |_| true)?;
+        let trust = session::trust(settings)?;
+        if pin.dry_run {
+            engine::check(&repository, &id, &name, &trust)?;
+        } else {
+            let (host, signer) = (session::host(), session::signer(settings)?);
+            let author = Author { host: &host, by: by(&host), trust: &trust, signer: &*signer };
+            engine::pin(&repository, &id, &name, &pin.reason, until, &author, now)?;
         }
-    });
-    Ok(0)
+        let document = serde_json::json!({
+            "backup": id, "pin": pin.name, "reason": pin.reason, "until": until, "pinned": !pin.dry_run, "dry_run": pin.dry_run,
+        });
+        out.result(&document, || {
+            let end = until.map_or_else(|| format!("lifeboat unpin {id} --name {name}"), |until| until.to_string());
+            match pin.dry_run {
+                true => format!("pin {name} would hold {id} until {end}; nothing was changed\n"),
+                false => format!("pin {name} holds {id} until {end}\n"),
+            }
+        });
+        Ok(0)
+    })
 }
 
 pub(super) fn unpin(unpin: &Unpin, settings: &Settings, out: &Output) -> Result<u8, Failure> {
     let (name, now) = (name(&unpin.name)?, Timestamp::now());
     let repository = session::open_repository(settings)?;
-    let id = session::find_backup(&repository, settings, &unpin.backup, |_| true)?;
-    let trust = session::trust(settings)?;
-    if unpin.dry_run {
-        engine::check_unpin(&repository, &id, &name, &trust, now)?;
-    } else {
-        let (host, signer) = (session::host(), session::signer(settings)?);
-        let author = Author { host: &host, by: by(&host), trust: &trust, signer: &*signer };
-        engine::unpin(&repository, &id, &name, &unpin.reason, &author, now)?;
-    }
-    let document =
-        serde_json::json!({"backup": id, "pin": unpin.name, "reason": unpin.reason, "ended": !unpin.dry_run, "dry_run": unpin.dry_run});
-    out.result(&document, || match unpin.dry_run {
-        true => format!("pin {name} of {id} would end; nothing was changed\n"),
-        false => format!("pin {name} of {id} has ended; whether it expires the next lifeboat expire says\n"),
-    });
-    Ok(0)
+    let question = Question::new(Operation::Unpin).dry_run(unpin.dry_run);
+    gate::guard(settings, Some(&repository), question, || {
+        let id = session::find_backup(&repository, settings, &unpin.backup, |_| true)?;
+        let trust = session::trust(settings)?;
+        if unpin.dry_run {
+            engine::check_unpin(&repository, &id, &name, &trust, now)?;
+        } else {
+            let (host, signer) = (session::host(), session::signer(settings)?);
+            let author = Author { host: &host, by: by(&host), trust: &trust, signer: &*signer };
+            engine::unpin(&repository, &id, &name, &unpin.reason, &author, now)?;
+        }
+        let document =
+            serde_json::json!({"backup": id, "pin": unpin.name, "reason": unpin.reason, "ended": !unpin.dry_run, "dry_run": unpin.dry_run});
+        out.result(&document, || match unpin.dry_run {
+            true => format!("pin {name} of {id} would end; nothing was changed\n"),
+            false => format!("pin {name} of {id} has ended; whether it expires the next lifeboat expire says\n"),
+        });
+        Ok(0)
+    })
 }

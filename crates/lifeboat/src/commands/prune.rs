@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use jiff::Timestamp;
-use lifeboat_core::policy::Operation;
+use lifeboat_core::policy::{DeletionFacts, Operation, PlanFacts};
 use lifeboat_core::prune::Plan;
 use lifeboat_core::repository::Sha256;
 use lifeboat_core::repository::backup_id::BackupId;
@@ -16,6 +16,7 @@ use super::expire::span;
 use crate::cli::Prune;
 use crate::config::Settings;
 use crate::failure::{EXIT_DENIED, EXIT_FAILED, EXIT_FINDINGS, Failure};
+use crate::gate::{self, Permit, Question};
 use crate::output::{self, Output, table};
 use crate::progress::Shown;
 use crate::session;
@@ -25,25 +26,67 @@ pub(super) fn run(prune: &Prune, settings: &Settings, out: &Output) -> Result<u8
     let (trust, host) = (session::trust(settings)?, session::host());
     let prune_settings = prune_settings(prune, settings, &trust, &host)?;
     let now = Timestamp::now();
+    if prune.dry_run {
+        warn_if_busy(&repository)?;
+        let plan = prune::plan(&repository, &prune_settings, now)?;
+        gate::allow(settings, Some(&repository), question(&plan, prune).dry_run(true))?;
+        return say(&Pruned { plan, ..Pruned::default() }, prune, &prune_settings, out);
+    }
+    let mut permit = None;
     let done = match prune.approved {
-        _ if prune.dry_run => {
-            warn_if_busy(&repository)?;
-            Pruned { plan: prune::plan(&repository, &prune_settings, now)?, ..Pruned::default() }
+        Some(digest) => approved(digest, prune, settings, &repository, &prune_settings, now, &mut permit),
+        None => unasked(prune, settings, &repository, &prune_settings, now, &mut permit),
+    };
+    let said = done.and_then(|done| say(&done, prune, &prune_settings, out));
+    match permit {
+        Some(permit) => permit.end(settings, said),
+        None => said,
+    }
+}
+
+/// What the policy is asked about a plan.
+fn question(plan: &Plan, prune: &Prune) -> Question {
+    let deletion = DeletionFacts { backups: plan.backups.leaving.len() as u64, objects: plan.objects(), forget: prune.forget.clone() };
+    let nobody = PlanFacts { digest: plan.digest(), requester: None, approvals: Vec::new() };
+    Question::new(Operation::Prune).without(deletion).by_plan(nobody)
+}
+
+/// Prunes what there is to prune now, if the policy allows the plan.
+fn unasked(
+    prune: &Prune,
+    settings: &Settings,
+    repository: &Repository,
+    prune_settings: &PruneSettings<'_>,
+    now: Timestamp,
+    permit: &mut Option<Permit>,
+) -> Result<Pruned, Failure> {
+    let mut refused = None;
+    let mut consent = |plan: &Plan| match gate::ask(settings, Some(repository), question(plan, prune)) {
+        Ok(given) => {
+            *permit = Some(given);
+            true
         }
-        Some(digest) => approved(digest, settings, &repository, &prune_settings, now)?,
-        None => {
-            let progress = Shown::new();
-            let done = prune::run(&repository, &prune_settings, now, &progress);
-            progress.finish();
-            done?
+        Err(failure) => {
+            refused = Some(failure);
+            false
         }
     };
+    let progress = Shown::new();
+    let done = prune::run_if(repository, prune_settings, (now, now), &progress, &mut consent);
+    progress.finish();
+    match (done, refused) {
+        (Err(PruneError::Refused), Some(failure)) => Err(failure),
+        (done, _) => Ok(done?),
+    }
+}
+
+fn say(done: &Pruned, prune: &Prune, prune_settings: &PruneSettings<'_>, out: &Output) -> Result<u8, Failure> {
     let plan = &done.plan;
     let document = serde_json::json!({
         "plan": plan, "digest": plan.digest(), "dry_run": prune.dry_run,
         "deleted": done.objects, "held": done.held, "held_first": done.held_first,
     });
-    out.result(&document, || text(&done, prune.dry_run));
+    out.result(&document, || text(done, prune.dry_run));
     for warning in &plan.warnings {
         output::warn(warning);
     }
@@ -103,10 +146,12 @@ pub(super) fn planned(prune: &Prune, settings: &Settings, repository: &Repositor
 /// Prunes as it was approved: the plan is made anew, for the time at which it was asked for, and has to come out the same.
 fn approved(
     digest: Sha256,
+    prune: &Prune,
     settings: &Settings,
     repository: &Repository,
     prune_settings: &PruneSettings<'_>,
     now: Timestamp,
+    permit: &mut Option<Permit>,
 ) -> Result<Pruned, Failure> {
     let document = lifeboat_engine::approval::plan(repository, digest)?;
     let known = approval::Known::of(settings)?;
@@ -115,7 +160,14 @@ fn approved(
     let mut refused = None;
     let mut consent = |plan: &Plan| {
         let agreed = match plan.document() == document {
-            true => approval::spend(repository, &gathered, asked),
+            true => {
+                let question = question(plan, prune).by_plan(gathered.facts(digest));
+                let given = gate::ask(settings, Some(repository), question);
+                given.and_then(|given| {
+                    *permit = Some(given);
+                    approval::spend(repository, &gathered, asked)
+                })
+            }
             false => Err(Failure::new(
                 EXIT_DENIED,
                 format!("prune as approved: the plan is another one now: {}", output::plain(&plan.differences(&document).join("; "))),

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 
+use lifeboat_core::policy::Operation;
 use lifeboat_core::verify::{Finding, FindingKind, Verdict, verdict};
 use lifeboat_engine::lease::with_lease;
 use lifeboat_engine::replicate::{self, Mode, ReplicatePlan, ReplicateReport, ReplicateSettings};
@@ -14,6 +15,7 @@ use super::verify::{code, say_findings};
 use crate::cli::Replicate;
 use crate::config::{RepositorySettings, Settings};
 use crate::failure::{EXIT_FAILED, EXIT_KEY, Failure};
+use crate::gate::{self, Question};
 use crate::output::{self, Output};
 use crate::progress::Shown;
 use crate::session;
@@ -56,9 +58,21 @@ pub(super) fn run(replicate: &Replicate, settings: &Settings, out: &Output) -> R
         return Err(Failure::usage(format!("replicate to {name}: its store keeps it, lifeboat does not write there"))
             .hint(format!("lifeboat replicate --check --to {name}")));
     }
-    let trust = session::trust(settings)?;
     let repository = session::alone(source)?;
-    let outcomes: Vec<Outcome> = targets.iter().map(|target| one(replicate, settings, &repository, source, target, &trust)).collect();
+    let question = Question::new(Operation::Replicate).dry_run(replicate.dry_run || replicate.check);
+    gate::guard(settings, Some(&repository), question, || run_to(replicate, settings, &repository, source, &targets, out))
+}
+
+fn run_to(
+    replicate: &Replicate,
+    settings: &Settings,
+    repository: &Repository,
+    source: &RepositorySettings,
+    targets: &[&RepositorySettings],
+    out: &Output,
+) -> Result<u8, Failure> {
+    let trust = session::trust(settings)?;
+    let outcomes: Vec<Outcome> = targets.iter().map(|target| one(replicate, settings, repository, source, target, &trust)).collect();
     let all = outcomes.iter().map(|outcome| outcome.verdict).max().unwrap_or(Verdict::Verified);
     out.result(&serde_json::json!({"source": source.name.value, "verdict": all, "replicas": outcomes}), || {
         outcomes.iter().map(|outcome| text_of(outcome, &source.name.value)).collect()

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use lifeboat_core::policy::Operation;
+use lifeboat_core::policy::{Operation, PlanFacts, TargetFacts};
 use lifeboat_core::repository::Sha256;
 use lifeboat_core::repository::backup_id::BackupId;
 use lifeboat_core::repository::manifest::{CopyMethod, KeyPurpose};
@@ -28,9 +28,11 @@ use lifeboat_engine::wal::{self, Cluster, WalReader, locate, survey};
 use serde::Serialize;
 
 use super::approval;
+use super::policy::facts;
 use crate::cli::{Archiving, Restore};
 use crate::config::{Origin, Settings};
 use crate::failure::{EXIT_UNREACHABLE, Failure};
+use crate::gate::{self, Permit, Question};
 use crate::output::{self, Output};
 use crate::progress::Shown;
 use crate::session;
@@ -66,13 +68,20 @@ pub(super) fn run(restore: &Restore, settings: &Settings, out: &Output) -> Resul
         let manifest = opened_backup::peek(&repository, &id)?;
         let bytes = lifeboat_core::repository::to_json(&manifest);
         let plan = planning::plan(&manifest, Sha256::of(&bytes), &request(restore)?)?;
+        let question = Question::new(Operation::Restore).dry_run(true).to(target(&plan, settings));
+        gate::allow(settings, Some(&repository), question)?;
         return print_plan(&plan, out);
     }
     let (backup, plan, probe) = planned(restore, settings, &repository)?;
+    let nobody = PlanFacts { digest: plan.digest(), requester: None, approvals: Vec::new() };
+    let question = question(&plan, &backup, settings).by_plan(nobody);
     if restore.dry_run {
+        gate::allow(settings, Some(&repository), question.dry_run(true))?;
         return print_plan(&plan, out);
     }
-    execute(restore, settings, &repository, &backup, &plan, probe, out, &|| Ok(()))
+    let permit = gate::ask(settings, Some(&repository), question)?;
+    let done = execute(restore, settings, &repository, &backup, &plan, probe, out, &permit, &|| Ok(()));
+    permit.end(settings, done)
 }
 
 /// The backup that was typed.
@@ -126,9 +135,9 @@ fn approved(restore: &Restore, digest: Sha256, settings: &Settings, out: &Output
     let deciding = session::open_repository(settings)?;
     let document = lifeboat_engine::approval::plan(&deciding, digest)?;
     let plan = RestorePlan::parse(&document)?;
-    if restore.backup.as_ref().is_some_and(|named| *named != plan.backup) {
-        return Err(Failure::usage(format!("run plan {digest}: it restores {}, not {}", plan.backup, word(restore)))
-            .hint(format!("lifeboat restore --approved {digest}; lifeboat approval show {digest} shows it")));
+    if let Some(option) = contradiction(restore, &plan)? {
+        return Err(Failure::usage(format!("run plan {digest}: {option} says something else than the plan"))
+            .hint(format!("lifeboat restore --approved {digest} runs it as it is; lifeboat approval show {digest} shows it")));
     }
     let known = approval::Known::of(settings)?;
     let now = jiff::Timestamp::now();
@@ -145,10 +154,68 @@ fn approved(restore: &Restore, digest: Sha256, settings: &Settings, out: &Output
     warn_if_expired(&repository, &backup, &trust)?;
     let probe = still_reached(restore, settings, &repository, &trust, &backup, &plan)?;
     restore::check_targets(&plan)?;
+    let question = question(&plan, &backup, settings).by_plan(gathered.facts(digest));
     if restore.dry_run {
+        gate::allow(settings, Some(&repository), question.dry_run(true))?;
         return print_plan(&plan, out);
     }
-    execute(restore, settings, &repository, &backup, &plan, probe, out, &|| approval::spend(&deciding, &gathered, asked))
+    let permit = gate::ask(settings, Some(&repository), question)?;
+    let spend = || approval::spend(&deciding, &gathered, asked);
+    let done = execute(restore, settings, &repository, &backup, &plan, probe, out, &permit, &spend);
+    permit.end(settings, done)
+}
+
+/// What the policy is asked about a plan.
+fn question(plan: &RestorePlan, backup: &VerifiedBackup, settings: &Settings) -> Question {
+    Question::new(Operation::Restore).about(backup).to(target(plan, settings))
+}
+
+/// Where a plan goes, as a policy sees it.
+fn target(plan: &RestorePlan, settings: &Settings) -> TargetFacts {
+    let database = plan.database.as_ref();
+    let tablespaces: Vec<&Path> =
+        database.iter().flat_map(|database| &database.tablespaces).map(|tablespace| Path::new(&tablespace.to)).collect();
+    facts::target(
+        settings,
+        database.map(|database| Path::new(&database.pgdata)),
+        plan.artifacts.as_ref().map(|artifacts| Path::new(&artifacts.directory)),
+        &tablespaces,
+        database.map(|database| &database.target),
+        database.is_some_and(|database| database.start),
+        // A plan of a degraded backup is made only for somebody who accepts that.
+        plan.degraded,
+    )
+}
+
+/// What was typed beside the digest of an approved plan, and is not what stands in it: the same command line again, with the digest behind it,
+/// is what people type.
+fn contradiction(restore: &Restore, plan: &RestorePlan) -> Result<Option<&'static str>, Failure> {
+    let typed = request(restore)?;
+    let database = plan.database.as_ref();
+    let recovery = database.and_then(|database| database.recovery.as_ref());
+    let elsewhere = |typed: &Option<String>, planned: Option<&String>| typed.as_ref().is_some_and(|typed| Some(typed) != planned);
+    let tablespaces = database.map_or(&[][..], |database| &database.tablespaces);
+    let is_there = |(name, to): &(String, String)| {
+        let named = tablespaces.iter().filter(|one| one.oid.to_string() == *name || one.name.as_deref() == Some(name));
+        named.clone().count() > 0 && named.clone().all(|one| one.to == *to)
+    };
+    let keeps_archive = !database.is_some_and(|database| database.settings.iter().any(|(name, _)| name == "archive_mode"));
+    let wrong = [
+        ("the backup", restore.backup.as_deref().is_some_and(|named| named != "latest" && named != plan.backup)),
+        ("--pgdata", elsewhere(&typed.pgdata, database.map(|database| &database.pgdata))),
+        ("--artifacts", elsewhere(&typed.artifacts, plan.artifacts.as_ref().map(|artifacts| &artifacts.directory))),
+        ("--tablespace", !typed.tablespaces.iter().all(is_there)),
+        ("the target", typed.target != Target::Latest && database.is_none_or(|database| database.target != typed.target)),
+        ("--exclusive", restore.exclusive && recovery.is_none_or(|recovery| recovery.inclusive)),
+        (
+            "--target-timeline",
+            matches!(typed.timeline, TimelineChoice::Number(one) if recovery.is_none_or(|recovery| recovery.timeline != one)),
+        ),
+        ("--standalone", typed.standalone && recovery.is_some()),
+        ("--start", typed.start && !database.is_some_and(|database| database.start)),
+        ("--archive-mode", typed.archive_mode == ArchiveMode::Preserve && !keeps_archive),
+    ];
+    Ok(wrong.into_iter().find(|(_, is_wrong)| *is_wrong).map(|(option, _)| option))
 }
 
 /// Whether the archive still has all WAL that a plan goes by; a file of it to try the restore command with.
@@ -443,6 +510,7 @@ fn execute(
     plan: &RestorePlan,
     probe: Option<String>,
     out: &Output,
+    permit: &Permit,
     begin: &dyn Fn() -> Result<(), Failure>,
 ) -> Result<u8, Failure> {
     let identities = session::identities(settings, restore.identity.as_ref())?;
@@ -501,6 +569,7 @@ fn execute(
         findings.push(Finding { kind: FindingKind::NotChecked, backup: None, object, file: None, problem: said.clone() });
     }
     measured.verified_seconds = begun.elapsed().as_secs_f64();
+    permit.found(findings.len());
     let all = verdict(&findings);
     out.result(&serde_json::json!({"backup": plan.backup, "plan": plan, "digest": plan.digest(), "measured": measured, "verdict": all, "findings": findings}), || {
         let mut text = format!("restored {}\n", plan.backup);
@@ -565,7 +634,7 @@ fn artifacts(
             let original = settings
                 .dsn
                 .as_ref()
-                .and_then(|setting| Dsn::parse(&setting.value).ok())
+                .and_then(|setting| Dsn::parse(setting.value.as_str()).ok())
                 .map(|dsn| dsn.endpoint().database)
                 .filter(|database| !database.is_empty());
             let mut dsn = Dsn::parse(dsn)?;

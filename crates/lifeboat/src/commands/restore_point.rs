@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use lifeboat_core::policy::Operation;
 use lifeboat_engine::postgres::{Connection, Dsn, Purpose};
 use lifeboat_engine::wal::restore_point::{self, MAX_NAME_BYTES};
 use lifeboat_engine::wal::{Cluster, arrival};
@@ -9,6 +10,7 @@ use lifeboat_engine::wal::{Cluster, arrival};
 use crate::cli::RestorePoint;
 use crate::config::{Settings, parse_span};
 use crate::failure::{EXIT_FAILED, Failure};
+use crate::gate::{self, Question};
 use crate::output::Output;
 use crate::session;
 
@@ -26,7 +28,8 @@ pub(super) fn run(command: &RestorePoint, settings: &Settings, out: &Output) -> 
     })?;
     // Nothing is made that could not be waited for.
     let repository = wait.map(|wait| session::open_repository(settings).map(|repository| (repository, wait))).transpose()?;
-    let connection = Connection::open(&Dsn::parse(&dsn.value)?, Purpose::Sql)?;
+    gate::allow(settings, repository.as_ref().map(|(repository, _)| repository), Question::new(Operation::RestorePoint))?;
+    let connection = Connection::open(&Dsn::parse(dsn.value.as_str())?, Purpose::Sql)?;
     let point = restore_point::create(&connection, name)?;
     let archived = match &repository {
         Some((repository, wait)) => {

@@ -1,16 +1,19 @@
 //! `lifeboat show`
 
+use lifeboat_core::policy::Operation;
 use lifeboat_engine::opened_backup;
 use lifeboat_engine::signing::SignedBy;
 
 use crate::cli::Show;
 use crate::config::Settings;
 use crate::failure::Failure;
+use crate::gate::{self, Question};
 use crate::output::{self, Output};
 use crate::session;
 
 pub(super) fn run(show: &Show, settings: &Settings, out: &Output) -> Result<u8, Failure> {
     let repository = session::read_repository(settings)?;
+    gate::allow(settings, Some(&repository), Question::new(Operation::Show))?;
     let id = session::find_backup(&repository, settings, &show.backup, |_| true)?;
     // Shown only when it is signed by somebody we trust, or with the words that it is not.
     let (manifest, signature) = if settings.trust.is_empty() {

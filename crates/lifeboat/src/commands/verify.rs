@@ -1,6 +1,7 @@
 //! `lifeboat verify`
 
 use jiff::Timestamp;
+use lifeboat_core::policy::Operation;
 use lifeboat_core::repository::layout;
 use lifeboat_core::verify::{Depth, Finding, FindingKind, Report, Verdict, verdict};
 use lifeboat_core::wal::SystemId;
@@ -14,6 +15,7 @@ use lifeboat_engine::wal::{self, Cluster, WalReader};
 use crate::cli::Verify;
 use crate::config::{RepositorySettings, Settings};
 use crate::failure::{EXIT_FINDINGS, EXIT_NO_REPOSITORY, EXIT_UNVERIFIED, Failure};
+use crate::gate::{self, Permit, Question};
 use crate::output::{self, Output};
 use crate::progress::Shown;
 use crate::session;
@@ -45,13 +47,20 @@ pub(super) fn run(verify: &Verify, settings: &Settings, out: &Output) -> Result<
         return Err(Failure::usage(format!("verify: a sample of {} percent is not more than 0 and up to 100", verify.sample))
             .hint("lifeboat verify BACKUP --sample 10"));
     }
+    session::primary(settings)?;
+    // Of a repository that cannot be opened, verify itself says more than the policy could.
+    let permit = gate::ask(settings, session::read_repository(settings).ok().as_ref(), Question::new(Operation::Verify))?;
+    let verified = verified(verify, settings, &permit, out);
+    permit.end(settings, verified)
+}
+
+fn verified(verify: &Verify, settings: &Settings, permit: &Permit, out: &Output) -> Result<u8, Failure> {
     let trust = session::trust(settings)?;
     let identities = session::identities(settings, verify.identity.as_ref())?;
     let places: Vec<&RepositorySettings> = match &verify.repository_name {
         Some(name) => vec![session::named(settings, name)?],
         None => settings.repositories.used.iter().collect(),
     };
-    session::primary(settings)?;
     let seed = verify.seed.unwrap_or_else(|| u64::from_le_bytes(lifeboat_engine::random::bytes()));
     let verify_settings =
         VerifySettings { trust: &trust, identities, sample_percent: verify.sample, sample_seed: seed, workers: settings.workers.value };
@@ -79,6 +88,7 @@ pub(super) fn run(verify: &Verify, settings: &Settings, out: &Output) -> Result<
         all.push(place);
     }
     let total = verdict(all.iter().flat_map(Place::all_findings));
+    permit.found(all.iter().flat_map(Place::all_findings).count());
     let reports: Vec<&Report> = all.iter().flat_map(|place| &place.reports).collect();
     let wal: Vec<_> = all.iter().flat_map(|place| &place.wal).map(wal_document).collect();
     let documents: Vec<_> = all

@@ -119,7 +119,8 @@ impl SigningTable {
 }
 
 impl SigningSettings {
-    pub(super) fn resolve(source: &Source<'_>, table: SigningTable) -> Result<Self, Failure> {
+    /// `root` is what readers here verify with, if they do: it counts for what is signed here too.
+    pub(super) fn resolve(source: &Source<'_>, table: SigningTable, root: Option<&Setting<PathBuf>>) -> Result<Self, Failure> {
         let bad = |message: &str, hint: &str| Failure::usage(format!("read configuration: {message}")).hint(hint);
         let named = [
             ("signing.key_file", table.key_file.is_some()),
@@ -153,11 +154,11 @@ impl SigningSettings {
                 "name an authority in signing.timestamp_url; docs/signing.md, lifeboat config show",
             ));
         }
-        let trusted_root = source.path("LIFEBOAT_TRUSTED_ROOT", table.trusted_root);
+        let trusted_root = source.pick(None, None, table.trusted_root.map(|path| source.anchor(path))).or_else(|| root.cloned());
         let needs_root = table.keyless.is_some() || urls.is_some();
         if needs_root && trusted_root.is_none() {
             return Err(bad(
-                "signing.trusted_root is missing: what certificates and timestamps are verified with",
+                "trust.trusted_root is missing: what certificates and timestamps are verified with",
                 "name the trusted_root.json of your Sigstore instance or timestamp authority; docs/signing.md, lifeboat config show",
             ));
         }
@@ -292,7 +293,7 @@ mod tests {
 
     fn resolve(text: &str) -> Result<SigningSettings, Failure> {
         let file: super::super::File = toml::from_str(&format!("[signing]\n{text}")).unwrap();
-        SigningSettings::resolve(&Source { path: Some(Path::new("/etc/lifeboat.toml")) }, file.signing.unwrap())
+        SigningSettings::resolve(&Source { path: Some(Path::new("/etc/lifeboat.toml")) }, file.signing.unwrap(), None)
     }
 
     const TRANSIT: &str = "transit = { address = 'https://vault:8200', key = 'backups', token = { file = 'token' } }\n";

@@ -111,6 +111,14 @@ impl UserKeys {
         self.directory.join("host-identity.txt")
     }
 
+    pub(crate) fn audit_key(&self) -> PathBuf {
+        self.directory.join("audit.key")
+    }
+
+    pub(crate) fn audit_public_key(&self) -> PathBuf {
+        self.directory.join("audit.pub")
+    }
+
     /// What is wrong with a text for `keys.toml`, if anything.
     pub(crate) fn check(text: &str) -> Result<(), String> {
         toml::from_str::<KeysFile>(text).map(drop).map_err(|error| error.message().replace('\n', " "))

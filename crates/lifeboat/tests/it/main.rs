@@ -4,16 +4,21 @@ mod approval;
 mod architecture;
 mod artifact;
 mod as_of;
+mod audit;
 mod backup;
+#[path = "../../../lifeboat-engine/tests/bao/mod.rs"]
+mod bao;
 mod clouds;
 mod cluster;
 mod demo;
 mod doctor;
 mod expire;
 mod failure;
+mod gate;
 mod key;
 mod moto;
 mod orchestrator;
+mod policy;
 mod program;
 #[path = "../../../lifeboat-s3/tests/support/proxy.rs"]
 #[expect(dead_code, reason = "shared with the tests of the client, which use more of it")]
@@ -21,9 +26,16 @@ mod proxy;
 mod replicas;
 mod rescue;
 mod restore;
+mod roles;
 mod s3;
 mod scripts;
 mod seaweed;
+mod secrets;
+mod signing;
+#[path = "../../../lifeboat-engine/tests/sigstore/mod.rs"]
+#[expect(dead_code, reason = "shared with the tests of the signers, which use more of it")]
+mod sigstore;
+mod threats;
 mod verify;
 mod wal_fetch;
 mod wal_push;

@@ -1,4 +1,4 @@
-//! moto's S3 server for whole runs of the program: a store whose Object Lock is partly fake, and, with headers left out on the way, one that
+//! moto's S3 and KMS server for whole runs of the program: a store whose Object Lock is partly fake, and, with headers left out on the way, one that
 //! ignores what it is asked. A server of its own per test, ended with the value.
 //!
 //! It must not use lifeboat.

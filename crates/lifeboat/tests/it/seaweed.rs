@@ -11,7 +11,7 @@ use std::path::Path;
 
 use lifeboat_s3::{Bucket, Config, DefaultRetention, Mode, Period};
 
-pub(crate) use server::{ACCESS_KEY, READER_KEY, READER_SECRET, SECRET_KEY, Seaweed};
+pub(crate) use server::{ACCESS_KEY, READER_KEY, READER_SECRET, ROLES, SECRET_KEY, Seaweed};
 
 use crate::program::Program;
 

@@ -3,13 +3,14 @@
 //! What arrived is read back through the engine and compared with copies that `cp` made beside it.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use lifeboat_core::postgres::control_file::ControlFile;
 use lifeboat_core::wal::Lsn;
 use lifeboat_core::wal::file::GapRecord;
 use lifeboat_engine::keys::Identities;
@@ -22,6 +23,8 @@ use tempfile::TempDir;
 use crate::cluster::{Builder, Cluster, Owner, Postgres, Stop, expect_success, temp_dir};
 use crate::failure::one_error;
 use crate::program::{Output, Program, reachable_binary};
+use crate::proxy::{Fate, Proxy};
+use crate::seaweed::{BUCKET, Seaweed, make_bucket, with_server};
 
 /// How long an archiver may take. It only ends tests that would hang for ever.
 const DEADLINE: Duration = Duration::from_secs(120);
@@ -582,6 +585,60 @@ fn what_was_pushed_ahead_is_not_read_again() {
     }
     // Used marks are gone; then it is compared.
     assert_eq!(archive.push().arg(path(&names[2])).arg("--json").run().success().json()["outcome"], "same");
+}
+
+#[test]
+fn wal_that_lies_ready_is_not_asked_for_in_the_bucket() {
+    let (archive, server) = (Archive::new(), Seaweed::start());
+    make_bucket(&server, archive.home.path());
+    let proxy = Proxy::start(server.port(), |_, _| Fate::Pass);
+    let endpoint = proxy.endpoint();
+    let lifeboat = || {
+        let program = with_server(archive.lifeboat(), &endpoint).env("LIFEBOAT_SPOOL", archive.path("spool"));
+        program.args(["--repository", &format!("s3://{BUCKET}/wal"), "--json"])
+    };
+    lifeboat().args(["init"]).run().success();
+    let cluster = backlog(Postgres::V16, 1, 6);
+    let names = ready(&cluster);
+    let push = |name: &String| lifeboat().args(["wal", "push"]).arg(pg_wal(&cluster).join(name)).run().success();
+    assert_eq!(json_list(&push(&names[0]), "ahead"), names[1..]);
+
+    // Seconds ago they were stored, by this host, in the repository of this place: nothing is asked.
+    let asked = proxy.requests().len();
+    assert_eq!(push(&names[1]).json()["outcome"], "marked");
+    assert_eq!(proxy.requests().len(), asked);
+    // What is older is asked about: a repository may have been put back to an earlier state.
+    let mut marks = Vec::new();
+    crate::failure::walk(&archive.path("spool"), &mut |path, _| marks.extend(path.ends_with(&names[2]).then(|| path.to_owned())));
+    let long_ago = SystemTime::now() - Duration::from_secs(90);
+    File::options().write(true).open(&marks[0]).unwrap().set_modified(long_ago).unwrap();
+    assert_eq!(push(&names[2]).json()["outcome"], "marked");
+    assert!(proxy.requests().split_off(asked).iter().any(|line| line.starts_with("HEAD ") && line.contains(&names[2])));
+
+    let control = fs::read(cluster.data_directory().join("global/pg_control")).unwrap();
+    let system_id = ControlFile::decode(&control).unwrap().system_id.to_string();
+    let fetch = |name: &String| {
+        let whose = ["--system-id", &system_id, "--segment-size", "1MiB"];
+        let fetch = lifeboat().args(["wal", "fetch"]).args(whose).arg(name).arg(archive.path(name));
+        let output = fetch.run().success();
+        assert!(fs::read(archive.path(name)).unwrap() == fs::read(pg_wal(&cluster).join(name)).unwrap());
+        output
+    };
+    let asked = proxy.requests().len();
+    assert_eq!(fetch(&names[0]).json()["from"], "repository");
+    let of_first: Vec<String> = proxy.requests().split_off(asked).into_iter().filter(|line| line.contains(&names[0])).collect();
+    assert_eq!(of_first.len(), 1, "one request brings a segment: {of_first:#?}");
+    // Fetched ahead by the process that it left behind.
+    wait_for(&cluster, || {
+        let mut there = false;
+        crate::failure::walk(&archive.path("spool"), &mut |path, _| {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            there |= path.parent().unwrap().ends_with("fetched") && name.starts_with(&names[1]) && !name.contains("part");
+        });
+        there
+    });
+    drop((proxy, server));
+    assert_eq!(fetch(&names[1]).json()["from"], "spool");
 }
 
 #[test]

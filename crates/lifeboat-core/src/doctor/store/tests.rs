@@ -49,6 +49,7 @@ fn facts() -> StoreFacts {
         directory: None,
         retention: None,
         other_copies: 0,
+        reach: None,
     }
 }
 

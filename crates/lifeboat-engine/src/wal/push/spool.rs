@@ -10,10 +10,9 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use lifeboat_core::repository::Id;
 use lifeboat_core::wal::SystemId;
 use lifeboat_core::wal::push::Mark;
-
-use crate::repository::Repository;
 
 /// A mark that is longer is none of ours.
 const MAX_MARK_BYTES: u64 = 4096;
@@ -30,9 +29,8 @@ pub(super) struct Spool {
 }
 
 impl Spool {
-    pub(super) fn of(root: &Path, repository: &Repository, system_id: SystemId) -> Self {
-        let id = repository.descriptor().repository.to_string();
-        Self { directory: root.join(id).join(system_id.to_string()).join("pushed") }
+    pub(super) fn of(root: &Path, repository: Id, system_id: SystemId) -> Self {
+        Self { directory: root.join(repository.to_string()).join(system_id.to_string()).join("pushed") }
     }
 
     /// The mark of a file, unless it is too old.
@@ -57,6 +55,11 @@ impl Spool {
             other => other?,
         }
         fs::rename(&aside, self.directory.join(name))
+    }
+
+    /// How old the mark of a file is.
+    pub(super) fn age(&self, name: &str) -> Option<Duration> {
+        fs::metadata(self.directory.join(name)).ok().map(|meta| age(&meta))
     }
 
     pub(super) fn remove(&self, name: &str) {

@@ -2,8 +2,9 @@
 
 use jiff::Timestamp;
 use lifeboat_core::export::{ExportPlan, KeyExport};
-use lifeboat_core::policy::Operation;
+use lifeboat_core::policy::{Operation, PlanFacts};
 use lifeboat_core::repository::{Sha256, to_json};
+use lifeboat_engine::approval::Gathered;
 use lifeboat_engine::export as engine;
 use lifeboat_engine::keys::Recipient;
 use lifeboat_engine::opened_backup::{self, VerifiedBackup};
@@ -14,6 +15,7 @@ use super::{Export, ExportWhat};
 use crate::commands::approval;
 use crate::config::Settings;
 use crate::failure::{EXIT_DENIED, EXIT_FAILED, Failure};
+use crate::gate::{self, Question};
 use crate::output::{self, Output};
 use crate::session;
 
@@ -31,49 +33,73 @@ pub(in crate::commands) fn planned(
     Ok((backup, plan))
 }
 
-/// Uses an approval up, if it is one of this plan.
-fn spend(approved: Sha256, plan: &ExportPlan, settings: &Settings) -> Result<(), Failure> {
-    let deciding = session::open_repository(settings)?;
-    let document = lifeboat_engine::approval::plan(&deciding, approved)?;
-    if document != plan.document() {
-        return Err(Failure::new(
-            EXIT_DENIED,
-            format!("hand out keys as approved: the plan of this command is {}, another one", plan.digest()),
-        )
-        .hint(format!("lifeboat approval show {approved} shows what was approved; nothing was handed out")));
+/// Approvals of a plan, and the repository that says whether they were used.
+struct Approvals {
+    digest: Sha256,
+    deciding: Repository,
+    gathered: Gathered,
+}
+
+impl Approvals {
+    /// Those of the plan with this digest, if that is the plan.
+    fn of(plan: &ExportPlan, digest: Sha256, settings: &Settings) -> Result<Self, Failure> {
+        let deciding = session::open_repository(settings)?;
+        if lifeboat_engine::approval::plan(&deciding, digest)? != plan.document() {
+            let problem = format!("hand out keys as approved: the plan of this command is {}, another one", plan.digest());
+            return Err(Failure::new(EXIT_DENIED, problem)
+                .hint(format!("lifeboat approval show {digest} shows what was approved; nothing was handed out")));
+        }
+        let known = approval::Known::of(settings)?;
+        let gathered = approval::gathered(&known, &deciding, Operation::KeyExport, digest, Timestamp::now())?;
+        approval::approved(&gathered, digest)?;
+        Ok(Self { digest, deciding, gathered })
     }
-    let known = approval::Known::of(settings)?;
-    let gathered = approval::gathered(&known, &deciding, Operation::KeyExport, approved, Timestamp::now())?;
-    approval::spend(&deciding, &gathered, approval::approved(&gathered, approved)?)
+
+    fn spend(&self) -> Result<(), Failure> {
+        approval::spend(&self.deciding, &self.gathered, approval::approved(&self.gathered, self.digest)?)
+    }
 }
 
 pub(super) fn run(export: &Export, settings: &Settings, out: &Output) -> Result<u8, Failure> {
     let repository = session::read_repository(settings)?;
     let trust = session::trust(settings)?;
     let (backup, plan) = planned(&export.what, settings, &repository, &trust)?;
-    let (id, recipient): (_, Recipient) = (&backup.id, plan.recipient.parse()?);
-    let mut keys = 0;
+    let approvals = export.approved.map(|digest| Approvals::of(&plan, digest, settings)).transpose()?;
+    let nobody = || PlanFacts { digest: plan.digest(), requester: None, approvals: Vec::new() };
+    let facts = approvals.as_ref().map_or_else(nobody, |approvals| approvals.gathered.facts(plan.digest()));
+    let question = Question::new(Operation::KeyExport).dry_run(export.dry_run).about(&backup).by_plan(facts);
+    let doing = Doing { repository: &repository, trust: &trust, backup: &backup, plan: &plan, approvals: approvals.as_ref() };
+    gate::guard(settings, Some(&repository), question, || exported(export, settings, &doing, out))
+}
+
+/// What is handed out, from where, and who agreed.
+struct Doing<'a> {
+    repository: &'a Repository,
+    trust: &'a Trust,
+    backup: &'a VerifiedBackup,
+    plan: &'a ExportPlan,
+    approvals: Option<&'a Approvals>,
+}
+
+fn exported(export: &Export, settings: &Settings, doing: &Doing<'_>, out: &Output) -> Result<u8, Failure> {
+    let Doing { repository, trust, backup, plan, approvals } = *doing;
+    let recipient: Recipient = plan.recipient.parse()?;
+    let (id, mut keys) = (&backup.id, 0);
     if !export.dry_run {
         let identities = session::identities(settings, export.identity.as_ref())?;
-        let doing = engine::Export {
-            repository: &repository,
-            backup: &backup,
-            trust: &trust,
-            identities: &identities,
-            threads: settings.workers.value,
-        };
+        let doing = engine::Export { repository, backup, trust, identities: &identities, threads: settings.workers.value };
         // Whoever cannot open the backup has handed out nothing; the keys are in this process only until they are written.
-        let exported = engine::run(&doing, &plan, &recipient)?;
-        if let Some(approved) = export.approved {
+        let exported = engine::run(&doing, plan, &recipient)?;
+        if let Some(approvals) = approvals {
             if std::fs::symlink_metadata(&export.output).is_ok() {
                 return Err(Failure::new(EXIT_FAILED, format!("write {}: it is there", export.output.display()))
                     .hint("lifeboat key export --output FILE takes a new file; the approvals were not used"));
             }
-            spend(approved, &plan, settings)?;
+            approvals.spend()?;
         }
         keys = exported.len();
         let by = format!("{} {}", session::host(), session::PROGRAM);
-        let document = KeyExport::new(&plan, backup.manifest.repository, Timestamp::now(), by, exported);
+        let document = KeyExport::new(plan, backup.manifest.repository, Timestamp::now(), by, exported);
         session::write_new_text(&export.output, &String::from_utf8(to_json(&document)).expect("JSON is UTF-8"))?;
     }
     let document = serde_json::json!({

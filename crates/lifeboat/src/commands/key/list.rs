@@ -1,11 +1,13 @@
 //! `lifeboat key list`
 
 use jiff::Timestamp;
+use lifeboat_core::policy::Operation;
 use lifeboat_core::trust::{State, Terms};
 use serde::Serialize;
 
 use crate::config::{KeyPlace, Settings};
 use crate::failure::Failure;
+use crate::gate::{self, Question};
 use crate::output::{self, Output};
 use crate::session;
 
@@ -26,6 +28,7 @@ struct Row {
 }
 
 pub(super) fn run(settings: &Settings, out: &Output) -> Result<u8, Failure> {
+    gate::allow(settings, None, Question::new(Operation::KeyList))?;
     let now = Timestamp::now();
     // The public half stands beside the private one, so that a list needs no password.
     let public = settings.key_file.as_ref().map(|setting| setting.value.with_extension("pub"));

@@ -3,6 +3,7 @@
 pub(super) mod export;
 mod generate;
 mod list;
+mod public;
 mod revoke;
 mod rotate;
 
@@ -105,6 +106,7 @@ pub(super) fn run(key: &Key, settings: &Settings, out: &Output) -> Result<u8, Fa
     match key {
         Key::Generate(generate) => generate::run(generate, settings, out),
         Key::List => list::run(settings, out),
+        Key::Public => public::run(settings, out),
         Key::Rotate(rotate) => rotate::run(rotate, settings, out),
         Key::Revoke(revoke) => revoke::run(revoke, settings, out),
         Key::Export(export) => export::run(export, settings, out),

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use lifeboat_core::policy::Operation;
 use lifeboat_core::repository::backup_id::BackupId;
 use lifeboat_core::trust::{Fate, Revocation};
 use lifeboat_engine::revoke::{self as engine, Revoking};
@@ -14,6 +15,7 @@ use lifeboat_engine::signing::{KnownGood, TrustedKey};
 use super::{Place, Revoke, portable, with_members};
 use crate::config::{KeySource, Settings};
 use crate::failure::{EXIT_FAILED, Failure};
+use crate::gate::{self, Question};
 use crate::output::{self, Output};
 use crate::session;
 
@@ -26,6 +28,11 @@ pub(super) fn run(revoke: &Revoke, settings: &Settings, out: &Output) -> Result<
     if revoke.reason.trim().is_empty() {
         return Err(Failure::usage("revoke a key: --reason is empty").hint("lifeboat key revoke HINT --since TIME --reason TEXT"));
     }
+    let question = Question::new(Operation::KeyRevoke).dry_run(revoke.dry_run);
+    gate::guard(settings, None, question, || revoked(revoke, settings, out))
+}
+
+fn revoked(revoke: &Revoke, settings: &Settings, out: &Output) -> Result<u8, Failure> {
     let (index, trusted) = find(settings, &revoke.hint)?;
     let source = &settings.trust.keys.value[index];
     if let Some(before) = &source.terms.revoked

@@ -6,12 +6,14 @@
 use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
+use lifeboat_core::policy::Operation;
 use lifeboat_core::trust::Terms;
 use lifeboat_engine::signing::SigningKey;
 
 use super::{Place, Rotate, entry_of, portable, with_members};
 use crate::config::{KeyPlace, KeySource, Settings};
 use crate::failure::{EXIT_FAILED, EXIT_KEY, Failure};
+use crate::gate::{self, Question};
 use crate::output::{self, Output};
 use crate::session;
 
@@ -19,6 +21,11 @@ use crate::session;
 const OVERLAP: SignedDuration = SignedDuration::from_hours(24);
 
 pub(super) fn run(rotate: &Rotate, settings: &Settings, out: &Output) -> Result<u8, Failure> {
+    let question = Question::new(Operation::KeyRotate).dry_run(rotate.dry_run);
+    gate::guard(settings, None, question, || rotated(rotate, settings, out))
+}
+
+fn rotated(rotate: &Rotate, settings: &Settings, out: &Output) -> Result<u8, Failure> {
     let now = Timestamp::from_second(Timestamp::now().as_second()).expect("now, without a fraction");
     let until = rotate.old_until.unwrap_or(now + OVERLAP);
     let setting = settings.key_file.as_ref().ok_or_else(|| {
@@ -41,8 +48,8 @@ pub(super) fn run(rotate: &Rotate, settings: &Settings, out: &Output) -> Result<
     let new = SigningKey::generate()?;
     let mut changed = Vec::new();
     if !rotate.dry_run {
-        session::write_new(&key_file, &new.seal(&password)?, 0o600)?;
-        session::write_new(&public_file, &new.public_key().to_pem(), 0o644)?;
+        session::write_new(&key_file, &[new.seal(password.expose())?.as_bytes()], 0o600)?;
+        session::write_new(&public_file, &[new.public_key().to_pem().as_bytes()], 0o644)?;
         sync_directory(&key_file)?;
         if write {
             changed = carry_out(settings, &signs, &trusts, entry, until, (&key_file, &public_file))?;

@@ -15,7 +15,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use lifeboat_core::policy::Operation;
 use lifeboat_core::postgres::control_file::{ControlFile, ControlFileError};
+use lifeboat_core::repository::Id;
 use lifeboat_core::wal::fetch::{Asked, asked};
 use lifeboat_core::wal::file::WalFile;
 use lifeboat_core::wal::{Segment, SegmentSize, SystemId};
@@ -23,11 +25,12 @@ use lifeboat_engine::repository::Repository;
 use lifeboat_engine::store::StoreError;
 use lifeboat_engine::wal::fetch::{FetchError, Fetched, Fetcher};
 use lifeboat_engine::wal::spool::{self, Filled, Spool, SpoolError};
-use lifeboat_engine::wal::{self, Cluster, WalError, WalReader};
+use lifeboat_engine::wal::{self, Cluster, WalError, WalReader, known};
 
 use crate::cli::{WalFetch, WalPrefetch};
 use crate::config::{Origin, Settings};
 use crate::failure::{EXIT_FAILED, EXIT_KEY, EXIT_UNVERIFIED, Failure, chain};
+use crate::gate::{self, Question};
 use crate::output::{self, Output};
 use crate::session;
 
@@ -68,8 +71,20 @@ pub(crate) fn trouble(fetch: &WalFetch, failure: &mut Failure, out: &Output) {
 pub(super) fn run(fetch: &WalFetch, settings: &Settings, out: &Output) -> Result<u8, Failure> {
     let (system_id, size) = whose(fetch)?;
     spool::check_place(&settings.wal_spool.value, Path::new(".")).map_err(|error| spool_failure(&error))?;
-    // Its descriptor is read every time: what lies in the spool is of one repository, not of one path.
+    gate::allow(settings, None, Question::new(Operation::WalFetch))?;
+    let places = session::far_places(settings);
+    if let (Some(places), Some(size)) = (&places, size)
+        && let Some(id) = known::recall(&settings.wal_spool.value, places)
+        && from_spool(fetch, settings, id, Cluster { system_id, segment_size: size })?
+    {
+        return Ok(present(fetch, out, "spool"));
+    }
+    // What lies in the spool is of one repository, not of one path.
     let repository = session::prove_repository(settings)?;
+    let id = repository.descriptor().repository;
+    if let Some(places) = &places {
+        let _ = known::remember(&settings.wal_spool.value, places, id);
+    }
     let cluster = Cluster { system_id, segment_size: size.map_or_else(|| size_of(&repository, system_id), Ok)? };
     let file = match asked(&fetch.file, cluster.segment_size) {
         Ok(Asked::File(file)) => file,
@@ -80,17 +95,11 @@ pub(super) fn run(fetch: &WalFetch, settings: &Settings, out: &Output) -> Result
         }
     };
     let segment = if let WalFile::Segment(segment) = file { Some(segment) } else { None };
-    let spool = segment.and_then(|_| open_spool(settings, &repository, cluster));
-    if let (Some(spool), Some(segment)) = (&spool, segment) {
-        match spool.take(segment, &fetch.path) {
-            Ok(true) => {
-                prefetch(spool, settings, fetch.identity.as_deref(), cluster, segment);
-                return Ok(present(fetch, out, "spool"));
-            }
-            Ok(false) => {}
-            Err(error) if error.is_fatal() => return Err(spool_failure(&error)),
-            Err(error) => output::warn(&chain(&error)),
-        }
+    let spool = segment.and_then(|_| open_spool(settings, id, cluster));
+    if let (Some(spool), Some(segment)) = (&spool, segment)
+        && taken(fetch, settings, spool, cluster, segment)?
+    {
+        return Ok(present(fetch, out, "spool"));
     }
     let trust = session::trust(settings)?;
     let reader = WalReader::new(&repository, cluster, &trust, session::identities(settings, fetch.identity.as_ref())?);
@@ -109,6 +118,31 @@ pub(super) fn run(fetch: &WalFetch, settings: &Settings, out: &Output) -> Result
             Ok(present(fetch, out, "pieces"))
         }
         Fetched::AfterEnd => Ok(absent(fetch, out)),
+    }
+}
+
+/// The file out of the spool, if it is a segment that lies there.
+fn from_spool(fetch: &WalFetch, settings: &Settings, repository: Id, cluster: Cluster) -> Result<bool, Failure> {
+    let Ok(Asked::File(WalFile::Segment(segment))) = asked(&fetch.file, cluster.segment_size) else { return Ok(false) };
+    match open_spool(settings, repository, cluster) {
+        Some(spool) => taken(fetch, settings, &spool, cluster, segment),
+        None => Ok(false),
+    }
+}
+
+/// The same out of a spool that is open; then what follows is fetched ahead.
+fn taken(fetch: &WalFetch, settings: &Settings, spool: &Spool, cluster: Cluster, segment: Segment) -> Result<bool, Failure> {
+    match spool.take(segment, &fetch.path) {
+        Ok(true) => {
+            prefetch(spool, settings, fetch.identity.as_deref(), cluster, segment);
+            Ok(true)
+        }
+        Ok(false) => Ok(false),
+        Err(error) if error.is_fatal() => Err(spool_failure(&error)),
+        Err(error) => {
+            output::warn(&chain(&error));
+            Ok(false)
+        }
     }
 }
 
@@ -178,10 +212,10 @@ fn size_of(repository: &Repository, system_id: SystemId) -> Result<SegmentSize, 
 }
 
 /// The spool, if it can be used: without it everything is only slower.
-fn open_spool(settings: &Settings, repository: &Repository, cluster: Cluster) -> Option<Spool> {
+fn open_spool(settings: &Settings, repository: Id, cluster: Cluster) -> Option<Spool> {
     let fit = (settings.wal_spool_limit.value / cluster.segment_size.bytes()).max(1);
     let ahead = fit.min(settings.wal_fetch_ahead.value as u64);
-    match Spool::open(&settings.wal_spool.value, repository.descriptor().repository, cluster, ahead) {
+    match Spool::open(&settings.wal_spool.value, repository, cluster, ahead) {
         Ok(spool) => Some(spool),
         Err(error) => {
             output::warn(&format!("{}; nothing is fetched ahead", chain(&error)));
@@ -243,9 +277,10 @@ pub(super) fn run_ahead(prefetch: &WalPrefetch, settings: &Settings) -> Result<u
     let cluster = Cluster { system_id: prefetch.system_id, segment_size };
     // The primary by itself: what it does not have, or has damaged, is left to the one whose words are heard.
     let repository = session::without_copies(session::primary(settings)?)?;
+    gate::allow(settings, Some(&repository), Question::new(Operation::WalFetch))?;
     let trust = session::trust(settings)?;
     let reader = WalReader::new(&repository, cluster, &trust, session::identities(settings, prefetch.identity.as_ref())?);
-    let Some(spool) = open_spool(settings, &repository, cluster) else { return Ok(EXIT_FAILED) };
+    let Some(spool) = open_spool(settings, repository.descriptor().repository, cluster) else { return Ok(EXIT_FAILED) };
     match spool.fill(&reader, segment, settings.workers.value).map_err(|error| spool_failure(&error))? {
         Filled::Busy => output::say("fetch ahead: another process does it"),
         Filled::Segments(count) => output::say(&format!("fetched {count} segments behind {}", prefetch.file)),

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use lifeboat_core::policy::Operation;
 use lifeboat_core::wal::Lsn;
 use lifeboat_engine::postgres::Dsn;
 use lifeboat_engine::wal::receive::{self, Event, Mode, RealDisk, ReceiveError, ReceiveRequest, Status, Stop, Watcher};
@@ -9,6 +10,7 @@ use lifeboat_engine::wal::receive::{self, Event, Mode, RealDisk, ReceiveError, R
 use crate::cli::WalReceive;
 use crate::config::{Durability, OnFallout, Settings, WalMode};
 use crate::failure::{EXIT_FAILED, EXIT_LEASED, EXIT_UNVERIFIED, Failure, chain};
+use crate::gate::{self, Question};
 use crate::output::{self, Output};
 use crate::{session, signals};
 
@@ -72,6 +74,7 @@ pub(super) fn run(receive: &WalReceive, settings: &Settings, out: &Output) -> Re
     // Without a connection string libpq's own defaults count, as for psql.
     let dsn = Dsn::parse(settings.dsn.as_ref().map_or("", |setting| setting.value.as_str()))?;
     let slot = settings.wal_slot.value.clone();
+    gate::allow(settings, None, Question::new(Operation::WalReceive))?;
     if receive.create_slot_only {
         let made = receive::create_slot(&dsn, &slot)?;
         let text = if made { format!("made slot {slot}\n") } else { format!("slot {slot} is there already\n") };

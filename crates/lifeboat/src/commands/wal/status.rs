@@ -1,6 +1,7 @@
 //! `lifeboat wal status`: to which moments recovery can go, what is missing, and what is wrong with the way there.
 
 use jiff::Timestamp;
+use lifeboat_core::policy::Operation;
 use lifeboat_core::verify::verdict;
 use lifeboat_core::wal::catalog::{Moment, Window};
 use lifeboat_core::wal::status::{ReceiverSeen, ServerWal, Severity, WalFacts, WalFinding, assess};
@@ -15,6 +16,7 @@ use lifeboat_engine::wal::{self, Cluster, WalReader};
 use crate::cli::WalStatus;
 use crate::config::{Settings, WalMode};
 use crate::failure::{EXIT_FINDINGS, Failure, chain};
+use crate::gate::{self, Question};
 use crate::output::{self, Output, table};
 use crate::progress::Shown;
 use crate::session;
@@ -46,8 +48,9 @@ pub(super) fn run(command: &WalStatus, settings: &Settings, out: &Output) -> Res
     // What is read back is what the primary has: damage must show, not be read around.
     let repository =
         if command.verify { session::without_copies(session::primary(settings)?)? } else { session::read_repository(settings)? };
+    gate::allow(settings, Some(&repository), Question::new(Operation::WalStatus))?;
     let trust = session::trust(settings)?;
-    let server = settings.dsn.as_ref().map(|dsn| ask(&dsn.value));
+    let server = settings.dsn.as_ref().map(|dsn| ask(dsn.value.as_str()));
     let system_ids: Vec<SystemId> = match &server {
         Some(Ok(server)) => vec![server.system_id],
         _ => wal::clusters(&repository).map_err(Failure::from)?,
@@ -100,7 +103,7 @@ pub(super) fn run(command: &WalStatus, settings: &Settings, out: &Output) -> Res
 /// What is wrong with the way from the server to the repository: for `doctor`.
 pub(crate) fn findings(settings: &Settings, repository: &Repository, trust: &Trust) -> Result<Vec<WalFinding>, Failure> {
     let Some(dsn) = &settings.dsn else { return Ok(Vec::new()) };
-    let server = ask(&dsn.value);
+    let server = ask(dsn.value.as_str());
     let mut known = None;
     if let Ok(server) = &server
         && let Some(survey) = survey(repository, server.system_id, trust)?

@@ -1,0 +1,253 @@
+//! Asking before doing: nothing begins without a policy's yes, and what weighs something leaves a record of its start and of its end.
+//!
+//! A command collects what it knows, calls [`allow`], [`ask`] or [`guard`], and only then reads data or changes anything. [`allow`] is for
+//! what is not audited (`Operation::is_audited`) and for dry runs; [`ask`] gives a [`Permit`], whose end the command says. Opening the
+//! repository, which reads its descriptor, comes before that: a policy may look at which one it is.
+
+use std::cell::{Cell, RefCell};
+
+use jiff::Timestamp;
+use lifeboat_core::audit::{self, Event, Outcome};
+use lifeboat_core::policy::{BackupFacts, BreakGlass, Code, DeletionFacts, Facts, Operation, PlanFacts, RepositoryFacts, TargetFacts};
+use lifeboat_core::repository::Id;
+use lifeboat_core::repository::backup_id::BackupId;
+use lifeboat_engine::audit::{Recorded, Trouble};
+use lifeboat_engine::opened_backup::VerifiedBackup;
+use lifeboat_engine::policy::Decided;
+use lifeboat_engine::repository::Repository;
+use lifeboat_engine::store;
+
+use crate::commands;
+use crate::commands::policy::facts;
+use crate::config::Settings;
+use crate::failure::{EXIT_DENIED, EXIT_FAILED, Failure, chain};
+use crate::output;
+use crate::session;
+
+/// What a command wants to do.
+#[derive(Debug, Clone)]
+pub(crate) struct Question {
+    operation: Operation,
+    dry_run: bool,
+    url: Option<String>,
+    backup: Option<BackupFacts>,
+    target: Option<TargetFacts>,
+    deletion: Option<DeletionFacts>,
+    plan: Option<PlanFacts>,
+}
+
+impl Question {
+    pub(crate) fn new(operation: Operation) -> Self {
+        Self { operation, dry_run: false, url: None, backup: None, target: None, deletion: None, plan: None }
+    }
+
+    /// Only the plan is wanted.
+    pub(crate) fn dry_run(self, dry_run: bool) -> Self {
+        Self { dry_run, ..self }
+    }
+
+    /// Not in the configured repository, or in one that may still have to be made.
+    pub(crate) fn in_repository(self, url: &str) -> Self {
+        Self { url: Some(url.to_owned()), ..self }
+    }
+
+    /// It is about this backup.
+    pub(crate) fn about(self, backup: &VerifiedBackup) -> Self {
+        let backup = facts::backup(&backup.manifest, &backup.signed_by.to_string(), Timestamp::now());
+        Self { backup: Some(backup), ..self }
+    }
+
+    /// It goes there.
+    pub(crate) fn to(self, target: TargetFacts) -> Self {
+        Self { target: Some(target), ..self }
+    }
+
+    /// It takes this away.
+    pub(crate) fn without(self, deletion: DeletionFacts) -> Self {
+        Self { deletion: Some(deletion), ..self }
+    }
+
+    /// It follows this plan, which these people approved.
+    pub(crate) fn by_plan(self, plan: PlanFacts) -> Self {
+        Self { plan: Some(plan), ..self }
+    }
+
+    /// What a policy is asked.
+    pub(crate) fn facts(&self, settings: &Settings, repository: Option<&Repository>) -> Facts {
+        let mut facts = facts::of(settings, self.operation, self.dry_run, Timestamp::now());
+        if let Some(url) = &self.url {
+            facts.repository = Some(RepositoryFacts { url: facts::without_user(url), id: None });
+        }
+        if let (Some(place), Some(repository)) = (&mut facts.repository, repository) {
+            place.id = Some(repository.descriptor().repository.to_string());
+        }
+        facts.backup.clone_from(&self.backup);
+        facts.target.clone_from(&self.target);
+        facts.deletion.clone_from(&self.deletion);
+        facts.plan.clone_from(&self.plan);
+        facts.break_glass = settings.break_glass.clone().map(|reason| BreakGlass { reason });
+        facts
+    }
+
+    /// The repository that records go to; a problem with it is not one of the operation.
+    fn audited_repository(&self, settings: &Settings) -> Result<Repository, String> {
+        let opened = match &self.url {
+            Some(url) => {
+                let opened = store::open(url, &settings.store_options(url), false).map_err(Failure::from);
+                opened.and_then(|store| Ok(Repository::open(store)?))
+            }
+            None => session::open_repository(settings),
+        };
+        opened.map_err(|failure| failure.message)
+    }
+}
+
+/// An operation that was allowed and has begun.
+pub(crate) struct Permit {
+    question: Question,
+    start: Event,
+    /// The newest checkpoint of the audit log, for whoever wants to carry it.
+    checkpoint: Option<String>,
+    made: RefCell<Option<BackupId>>,
+    findings: Cell<u64>,
+}
+
+/// Asks about what is not audited, or only planned.
+pub(crate) fn allow(settings: &Settings, repository: Option<&Repository>, question: Question) -> Result<(), Failure> {
+    let facts = question.facts(settings, repository);
+    let decided = decide(settings, &facts)?;
+    if !decided.decision.allow {
+        // WAL comes by the thousand; all else that was refused is worth a record.
+        if !matches!(facts.operation, Operation::WalPush | Operation::WalFetch | Operation::WalReceive) {
+            record(settings, &question, &Event::start(Id(lifeboat_engine::random::bytes()), session::PROGRAM, &facts, audited(&decided)))?;
+        }
+        return Err(denied(&facts, &decided));
+    }
+    tell(settings, &facts, &decided);
+    Ok(())
+}
+
+/// Asks about what is audited, and makes the record of its start.
+pub(crate) fn ask(settings: &Settings, repository: Option<&Repository>, question: Question) -> Result<Permit, Failure> {
+    let facts = question.facts(settings, repository);
+    let decided = decide(settings, &facts)?;
+    let start = Event::start(Id(lifeboat_engine::random::bytes()), session::PROGRAM, &facts, audited(&decided));
+    let recorded = record(settings, &question, &start)?;
+    if !decided.decision.allow {
+        return Err(denied(&facts, &decided));
+    }
+    tell(settings, &facts, &decided);
+    Ok(Permit { question, start, checkpoint: recorded.checkpoint, made: RefCell::default(), findings: Cell::new(0) })
+}
+
+/// Asks, does it if it is allowed, and records how it ended.
+pub(crate) fn guard(
+    settings: &Settings,
+    repository: Option<&Repository>,
+    question: Question,
+    work: impl FnOnce() -> Result<u8, Failure>,
+) -> Result<u8, Failure> {
+    if question.dry_run || !question.operation.is_audited() {
+        allow(settings, repository, question)?;
+        return work();
+    }
+    let permit = ask(settings, repository, question)?;
+    permit.end(settings, work())
+}
+
+impl Permit {
+    /// The newest checkpoint of the audit log that this host knows.
+    pub(crate) fn checkpoint(&self) -> Option<String> {
+        self.checkpoint.clone()
+    }
+
+    /// The backup that was made.
+    pub(crate) fn made(&self, backup: &BackupId) {
+        *self.made.borrow_mut() = Some(backup.clone());
+    }
+
+    /// So many findings it ended with.
+    pub(crate) fn found(&self, findings: usize) {
+        self.findings.set(findings as u64);
+    }
+
+    /// Makes the record of the end. What the operation came to stays what it is, whatever becomes of the record: it is said.
+    pub(crate) fn end(self, settings: &Settings, result: Result<u8, Failure>) -> Result<u8, Failure> {
+        let (exit_code, message) = match &result {
+            Ok(code) => (*code, None),
+            Err(failure) => (failure.code, Some(failure.message.clone())),
+        };
+        let outcome = Outcome { exit_code, message, findings: self.findings.get() };
+        let end = self.start.end(Id(lifeboat_engine::random::bytes()), Timestamp::now(), self.made.into_inner(), outcome);
+        if let Err(failure) = record(settings, &self.question, &end) {
+            output::warn(&format!("the end of this {} was not recorded: {}", self.start.operation.name(), failure.message));
+        }
+        result
+    }
+}
+
+fn decide(settings: &Settings, facts: &Facts) -> Result<Decided, Failure> {
+    let policy = session::policy(settings)?;
+    let decided = policy.decide(facts);
+    policy.warnings().iter().for_each(|warning| output::warn(warning));
+    Ok(decided)
+}
+
+/// As the audit log has it.
+fn audited(decided: &Decided) -> audit::Decided {
+    let code = (decided.code != Code::Allowed && decided.code != Code::Denied).then(|| decided.code.name().to_owned());
+    let policy = decided.policy.strip_prefix("sha256:").and_then(|digest| digest.parse().ok());
+    audit::Decided {
+        allow: decided.decision.allow,
+        reasons: decided.decision.reasons.clone(),
+        policy,
+        engine: decided.engine.clone(),
+        code,
+    }
+}
+
+/// Makes a record; that the repository does not have it yet is said once.
+fn record(settings: &Settings, question: &Question, event: &Event) -> Result<Recorded, Failure> {
+    let repository = question.audited_repository(settings);
+    let log = match &question.url {
+        Some(url) => commands::audit::log_of(settings, url)?,
+        None => commands::audit::log_of(settings, settings.repositories.primary().map_or("", |one| one.url.value.as_str()))?,
+    };
+    let recorded = log.record(repository.as_ref().ok(), event).map_err(|error| {
+        Failure::new(EXIT_FAILED, chain(&error))
+            .hint("nothing is done without a record: set audit.directory to a place that this user can write (lifeboat config show)")
+    })?;
+    match (&recorded.trouble, repository) {
+        (Some(Trouble::Distrusted(problem)), _) => output::warn(&format!(
+            "the audit log in the repository is not what it was: {problem}; records stay on this host until somebody has looked: lifeboat audit verify"
+        )),
+        // Where a repository is made, or is out of reach, the record waits; the operation itself says what is wrong with the place.
+        (Some(Trouble::Waiting(problem)), Ok(_)) => {
+            output::warn(&format!("the record of this is on this host only, and follows with the next one: {problem}"));
+        }
+        _ => {}
+    }
+    Ok(recorded)
+}
+
+/// What everybody has to hear.
+fn tell(settings: &Settings, facts: &Facts, decided: &Decided) {
+    if decided.decision.break_glass {
+        output::warn(&format!("THE GLASS IS BROKEN: {}", decided.decision.reasons.join("; ")));
+        let document = serde_json::json!({"event": "break-glass", "facts": facts, "reasons": decided.decision.reasons});
+        commands::approval::alert(settings, &document);
+    }
+}
+
+fn denied(facts: &Facts, decided: &Decided) -> Failure {
+    let operation = facts.operation.name();
+    let hint = match decided.code {
+        Code::Denied | Code::Allowed => {
+            format!("lifeboat policy eval {operation} shows what the policy was asked, lifeboat policy show the policy")
+        }
+        Code::Unreachable | Code::Timeout => "is OPA up? policy.opa_url: lifeboat config show".to_owned(),
+        _ => "lifeboat policy test tries the policy out; policy.path: lifeboat config show".to_owned(),
+    };
+    let reasons = decided.decision.reasons.join("; ");
+    Failure::new(EXIT_DENIED, format!("{operation}: denied by the policy ({}): {reasons}", decided.code.name())).hint(hint)
+}
