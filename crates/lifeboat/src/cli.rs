@@ -234,7 +234,7 @@ pub(crate) struct Restore {
     #[arg(required_unless_present = "approved")]
     pub(crate) backup: Option<String>,
     /// Run the plan with this digest, as it was approved; what it restores, and where to, stands in it
-    #[arg(long, value_name = "DIGEST", conflicts_with_all = ["pgdata", "artifacts", "tablespace", "target", "exclusive", "target_timeline", "standalone", "start", "accept_degraded", "archive_mode"])]
+    #[arg(long, value_name = "DIGEST")]
     pub(crate) approved: Option<Sha256>,
     /// Put the cluster here; must be empty or missing
     #[arg(long, value_name = "DIR")]

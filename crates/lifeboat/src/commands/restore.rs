@@ -135,9 +135,9 @@ fn approved(restore: &Restore, digest: Sha256, settings: &Settings, out: &Output
     let deciding = session::open_repository(settings)?;
     let document = lifeboat_engine::approval::plan(&deciding, digest)?;
     let plan = RestorePlan::parse(&document)?;
-    if restore.backup.as_ref().is_some_and(|named| *named != plan.backup) {
-        return Err(Failure::usage(format!("run plan {digest}: it restores {}, not {}", plan.backup, word(restore)))
-            .hint(format!("lifeboat restore --approved {digest}; lifeboat approval show {digest} shows it")));
+    if let Some(option) = contradiction(restore, &plan)? {
+        return Err(Failure::usage(format!("run plan {digest}: {option} says something else than the plan"))
+            .hint(format!("lifeboat restore --approved {digest} runs it as it is; lifeboat approval show {digest} shows it")));
     }
     let known = approval::Known::of(settings)?;
     let now = jiff::Timestamp::now();
@@ -185,6 +185,37 @@ fn target(plan: &RestorePlan, settings: &Settings) -> TargetFacts {
         // A plan of a degraded backup is made only for somebody who accepts that.
         plan.degraded,
     )
+}
+
+/// What was typed beside the digest of an approved plan, and is not what stands in it: the same command line again, with the digest behind it,
+/// is what people type.
+fn contradiction(restore: &Restore, plan: &RestorePlan) -> Result<Option<&'static str>, Failure> {
+    let typed = request(restore)?;
+    let database = plan.database.as_ref();
+    let recovery = database.and_then(|database| database.recovery.as_ref());
+    let elsewhere = |typed: &Option<String>, planned: Option<&String>| typed.as_ref().is_some_and(|typed| Some(typed) != planned);
+    let tablespaces = database.map_or(&[][..], |database| &database.tablespaces);
+    let is_there = |(name, to): &(String, String)| {
+        let named = tablespaces.iter().filter(|one| one.oid.to_string() == *name || one.name.as_deref() == Some(name));
+        named.clone().count() > 0 && named.clone().all(|one| one.to == *to)
+    };
+    let keeps_archive = !database.is_some_and(|database| database.settings.iter().any(|(name, _)| name == "archive_mode"));
+    let wrong = [
+        ("the backup", restore.backup.as_deref().is_some_and(|named| named != "latest" && named != plan.backup)),
+        ("--pgdata", elsewhere(&typed.pgdata, database.map(|database| &database.pgdata))),
+        ("--artifacts", elsewhere(&typed.artifacts, plan.artifacts.as_ref().map(|artifacts| &artifacts.directory))),
+        ("--tablespace", !typed.tablespaces.iter().all(is_there)),
+        ("the target", typed.target != Target::Latest && database.is_none_or(|database| database.target != typed.target)),
+        ("--exclusive", restore.exclusive && recovery.is_none_or(|recovery| recovery.inclusive)),
+        (
+            "--target-timeline",
+            matches!(typed.timeline, TimelineChoice::Number(one) if recovery.is_none_or(|recovery| recovery.timeline != one)),
+        ),
+        ("--standalone", typed.standalone && recovery.is_some()),
+        ("--start", typed.start && !database.is_some_and(|database| database.start)),
+        ("--archive-mode", typed.archive_mode == ArchiveMode::Preserve && !keeps_archive),
+    ];
+    Ok(wrong.into_iter().find(|(_, is_wrong)| *is_wrong).map(|(option, _)| option))
 }
 
 /// Whether the archive still has all WAL that a plan goes by; a file of it to try the restore command with.

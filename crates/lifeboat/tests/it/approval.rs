@@ -208,10 +208,20 @@ fn a_restore_runs_as_two_others_approved_it() {
     place.archive(&cluster);
     let anew = place.lifeboat(&[&wanted[..], &["--dry-run", "--json"]].concat()).run().success().json();
     assert_ne!(anew["digest"], plan.as_str());
-    let moved = run(&["--pgdata", "/somewhere/else"]).expect_code(2);
-    assert!(moved.stderr.contains("cannot be used with"), "{moved}");
+    for other in [
+        &["--pgdata", "/somewhere/else"][..],
+        &["--standalone"],
+        &["--target-immediate"],
+        &["--archive-mode", "preserve"],
+        &["--tablespace", "a=/b"],
+    ] {
+        let moved = run(other).expect_code(2);
+        assert!(moved.stderr.contains("says something else than the plan"), "{moved}");
+    }
     place.lifeboat(&["restore", "plant-backup-20200101T000000Z", "--approved", &plan]).run().expect_code(2);
-    let (moments, document) = place.started(Path::new(&data), run(&[]).success());
+    // The same command line again, with the digest behind it.
+    let again = [&wanted[..], &["--approved", &plan, "--json"]].concat();
+    let (moments, document) = place.started(Path::new(&data), place.lifeboat(&again).run().success());
     assert!(moments.starts_with('1'), "{moments}");
     assert_eq!(document["digest"], plan.as_str());
 

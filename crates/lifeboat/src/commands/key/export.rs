@@ -33,32 +33,30 @@ pub(in crate::commands) fn planned(
     Ok((backup, plan))
 }
 
-/// Approvals of a plan, not used up yet.
+/// Approvals of a plan, and the repository that says whether they were used.
 struct Approvals {
+    digest: Sha256,
     deciding: Repository,
     gathered: Gathered,
 }
 
 impl Approvals {
-    /// Those of the plan with this digest, if it is this plan.
-    fn of(approved: Sha256, plan: &ExportPlan, settings: &Settings) -> Result<Self, Failure> {
+    /// Those of the plan with this digest, if that is the plan.
+    fn of(plan: &ExportPlan, digest: Sha256, settings: &Settings) -> Result<Self, Failure> {
         let deciding = session::open_repository(settings)?;
-        let document = lifeboat_engine::approval::plan(&deciding, approved)?;
-        if document != plan.document() {
-            return Err(Failure::new(
-                EXIT_DENIED,
-                format!("hand out keys as approved: the plan of this command is {}, another one", plan.digest()),
-            )
-            .hint(format!("lifeboat approval show {approved} shows what was approved; nothing was handed out")));
+        if lifeboat_engine::approval::plan(&deciding, digest)? != plan.document() {
+            let problem = format!("hand out keys as approved: the plan of this command is {}, another one", plan.digest());
+            return Err(Failure::new(EXIT_DENIED, problem)
+                .hint(format!("lifeboat approval show {digest} shows what was approved; nothing was handed out")));
         }
         let known = approval::Known::of(settings)?;
-        let gathered = approval::gathered(&known, &deciding, Operation::KeyExport, approved, Timestamp::now())?;
-        approval::approved(&gathered, approved)?;
-        Ok(Self { deciding, gathered })
+        let gathered = approval::gathered(&known, &deciding, Operation::KeyExport, digest, Timestamp::now())?;
+        approval::approved(&gathered, digest)?;
+        Ok(Self { digest, deciding, gathered })
     }
 
-    fn spend(&self, approved: Sha256) -> Result<(), Failure> {
-        approval::spend(&self.deciding, &self.gathered, approval::approved(&self.gathered, approved)?)
+    fn spend(&self) -> Result<(), Failure> {
+        approval::spend(&self.deciding, &self.gathered, approval::approved(&self.gathered, self.digest)?)
     }
 }
 
@@ -66,17 +64,16 @@ pub(super) fn run(export: &Export, settings: &Settings, out: &Output) -> Result<
     let repository = session::read_repository(settings)?;
     let trust = session::trust(settings)?;
     let (backup, plan) = planned(&export.what, settings, &repository, &trust)?;
-    let approvals = export.approved.map(|digest| Approvals::of(digest, &plan, settings)).transpose()?;
+    let approvals = export.approved.map(|digest| Approvals::of(&plan, digest, settings)).transpose()?;
     let nobody = || PlanFacts { digest: plan.digest(), requester: None, approvals: Vec::new() };
     let facts = approvals.as_ref().map_or_else(nobody, |approvals| approvals.gathered.facts(plan.digest()));
     let question = Question::new(Operation::KeyExport).dry_run(export.dry_run).about(&backup).by_plan(facts);
-    let handing = Handing { export, repository: &repository, trust: &trust, backup: &backup, plan: &plan, approvals: approvals.as_ref() };
-    gate::guard(settings, Some(&repository), question, || exported(&handing, settings, out))
+    let doing = Doing { repository: &repository, trust: &trust, backup: &backup, plan: &plan, approvals: approvals.as_ref() };
+    gate::guard(settings, Some(&repository), question, || exported(export, settings, &doing, out))
 }
 
-/// Keys that are to be handed out.
-struct Handing<'a> {
-    export: &'a Export,
+/// What is handed out, from where, and who agreed.
+struct Doing<'a> {
     repository: &'a Repository,
     trust: &'a Trust,
     backup: &'a VerifiedBackup,
@@ -84,10 +81,10 @@ struct Handing<'a> {
     approvals: Option<&'a Approvals>,
 }
 
-fn exported(handing: &Handing<'_>, settings: &Settings, out: &Output) -> Result<u8, Failure> {
-    let Handing { export, repository, trust, backup, plan, approvals } = *handing;
-    let (id, recipient): (_, Recipient) = (&backup.id, plan.recipient.parse()?);
-    let mut keys = 0;
+fn exported(export: &Export, settings: &Settings, doing: &Doing<'_>, out: &Output) -> Result<u8, Failure> {
+    let Doing { repository, trust, backup, plan, approvals } = *doing;
+    let recipient: Recipient = plan.recipient.parse()?;
+    let (id, mut keys) = (&backup.id, 0);
     if !export.dry_run {
         let identities = session::identities(settings, export.identity.as_ref())?;
         let doing = engine::Export { repository, backup, trust, identities: &identities, threads: settings.workers.value };
@@ -98,7 +95,7 @@ fn exported(handing: &Handing<'_>, settings: &Settings, out: &Output) -> Result<
                 return Err(Failure::new(EXIT_FAILED, format!("write {}: it is there", export.output.display()))
                     .hint("lifeboat key export --output FILE takes a new file; the approvals were not used"));
             }
-            approvals.spend(plan.digest())?;
+            approvals.spend()?;
         }
         keys = exported.len();
         let by = format!("{} {}", session::host(), session::PROGRAM);
