@@ -111,6 +111,8 @@ pub(crate) struct Permit {
     start: Event,
     /// The newest checkpoint of the audit log, for whoever wants to carry it.
     checkpoint: Option<String>,
+    /// Why nobody may have heard of what everybody has to hear.
+    untold: Option<String>,
     made: RefCell<Option<BackupId>>,
     findings: Cell<u64>,
 }
@@ -139,8 +141,8 @@ pub(crate) fn ask(settings: &Settings, repository: Option<&Repository>, question
     if !decided.decision.allow {
         return Err(denied(&facts, &decided));
     }
-    tell(settings, &facts, &decided);
-    Ok(Permit { question, start, checkpoint: recorded.checkpoint, made: RefCell::default(), findings: Cell::new(0) })
+    let untold = tell(settings, &facts, &decided);
+    Ok(Permit { question, start, checkpoint: recorded.checkpoint, untold, made: RefCell::default(), findings: Cell::new(0) })
 }
 
 /// Asks, does it if it is allowed, and records how it ended.
@@ -180,6 +182,9 @@ impl Permit {
             Ok(code) => (*code, None),
             Err(failure) => (failure.code, Some(failure.message.clone())),
         };
+        let untold = self.untold.as_ref().map(|why| format!("nobody may have been told: {why}"));
+        let said: Vec<String> = message.into_iter().chain(untold).collect();
+        let message = (!said.is_empty()).then(|| said.join("; "));
         let outcome = Outcome { exit_code, message, findings: self.findings.get() };
         let end = self.start.end(Id(lifeboat_engine::random::bytes()), Timestamp::now(), self.made.into_inner(), outcome);
         if let Err(failure) = record(settings, &self.question, &end) {
@@ -233,13 +238,14 @@ fn record(settings: &Settings, question: &Question, event: &Event) -> Result<Rec
     Ok(recorded)
 }
 
-/// What everybody has to hear.
-fn tell(settings: &Settings, facts: &Facts, decided: &Decided) {
+/// What everybody has to hear; and why they may not have, if they could not be told.
+fn tell(settings: &Settings, facts: &Facts, decided: &Decided) -> Option<String> {
     if decided.decision.break_glass {
         output::warn(&format!("THE GLASS IS BROKEN: {}", decided.decision.reasons.join("; ")));
         let document = serde_json::json!({"event": "break-glass", "facts": facts, "reasons": decided.decision.reasons});
-        commands::approval::alert(settings, &document);
+        return commands::approval::alert(settings, &document);
     }
+    None
 }
 
 fn denied(facts: &Facts, decided: &Decided) -> Failure {

@@ -472,3 +472,65 @@ fn what_is_missing_or_wrong_is_said_in_a_line() {
     let short = ask(&["--reason", "x", "--open-for", "1ms"]).expect_code(20);
     assert!(short.stderr.contains("it expired at"), "{short}");
 }
+
+#[test]
+fn a_protected_environment_takes_as_many_people_as_its_policy_says_or_broken_glass() {
+    let office = Office::new();
+    office.backup();
+    for person in [&office.host, &office.alice, &office.bob] {
+        let text = fs::read_to_string(person.path("lifeboat.toml")).unwrap();
+        person.write("lifeboat.toml", &format!("{text}[policy]\nenvironment = \"production\"\n"));
+    }
+    // Into the running system's own directory: that takes two. Nobody is asked to look up how.
+    let inside = |name: &str| office.host.path("files").join(name).display().to_string();
+    let alone = ["restore", "latest", "--artifacts", &inside("back"), "--json"];
+    let refused = office.host.lifeboat(&alone).run().expect_code(20);
+    assert!(refused.stderr.contains("needs 2 approvals") && refused.stderr.contains("lifeboat approval request restore"), "{refused}");
+    let glass = [&alone[..], &["--break-glass", "the site is down and nobody answers"]].concat();
+    office.host.lifeboat(&glass).run().expect_code(20);
+    assert!(!Path::new(&inside("back")).exists());
+
+    let digest = office.ask("files/back");
+    office.alice.lifeboat(&["approval", "grant", &digest, "--yes"]).run().success();
+    let refused = office.restore(&digest).expect_code(20);
+    assert!(refused.stderr.contains("has 1 (alice)"), "{refused}");
+    assert!(!Path::new(&inside("back")).exists());
+    let key = office.bob_ssh.display().to_string();
+    office.bob.lifeboat(&["approval", "grant", &digest, "--yes", "--ssh-key", &key]).run().success();
+    office.restore(&digest).success();
+    assert!(Path::new(&inside("back/log.txt")).is_file());
+    let again = office.restore(&digest);
+    assert!(again.code != Some(0), "{again}");
+
+    // What the policy allows alone is told to everybody, and stands out.
+    let shown = office.host.lifeboat(&["policy", "show"]).run().success();
+    let open = shown.stdout.replace("\"break_glass\": {\"allowed\": false", "\"break_glass\": {\"allowed\": true");
+    assert!(open != shown.stdout, "{shown}");
+    office.host.write("policy.rego", &open);
+    let text = fs::read_to_string(office.host.path("lifeboat.toml")).unwrap();
+    let told = office.host.path("told.json");
+    let alert = format!("[approvals]\nalert_command = [\"sh\", \"-c\", \"cat >> {}\"]\n", told.display());
+    let text = text.replace("[approvals]\n", &alert).replace("[policy]\n", "[policy]\npath = \"policy.rego\"\n");
+    office.host.write("lifeboat.toml", &text);
+    office.host.lifeboat(&["policy", "test", "policy.rego"]).run().expect_code(2);
+    let glass = |reason: &'static str, to: &'static str| {
+        let to = inside(to);
+        office.host.lifeboat(&["restore", "latest", "--artifacts", &to, "--break-glass", reason]).run()
+    };
+    glass("because", "other").expect_code(20);
+    let broken = glass("the site is down and nobody answers", "other").success();
+    assert!(broken.stderr.contains("THE GLASS IS BROKEN"), "{broken}");
+    let document: Value = serde_json::from_str(&fs::read_to_string(&told).unwrap()).unwrap();
+    assert_eq!(document["event"], "break-glass");
+    assert_eq!(document["facts"]["break_glass"]["reason"], "the site is down and nobody answers");
+
+    let listed = office.host.lifeboat(&["audit", "list", "--operation", "restore", "--json"]).run();
+    let entries = listed.json()["entries"].as_array().unwrap().clone();
+    let states: Vec<&str> = entries.iter().map(|entry| entry["state"].as_str().unwrap()).collect();
+    assert_eq!(states.iter().filter(|state| **state == "done").count(), 2, "{states:?}");
+    let approved = entries.iter().find(|entry| entry["state"] == "done").unwrap();
+    assert_eq!(approved["start"]["approvers"].as_array().unwrap().len(), 2, "{approved:#}");
+    assert_eq!(approved["start"]["plan"], digest.as_str());
+    let alone = entries.iter().rfind(|entry| entry["state"] == "done").unwrap();
+    assert_eq!(alone["start"]["break_glass"]["reason"], "the site is down and nobody answers", "{alone:#}");
+}
