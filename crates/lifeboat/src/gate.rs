@@ -204,7 +204,8 @@ fn decide(settings: &Settings, facts: &Facts) -> Result<Decided, Failure> {
 /// As the audit log has it.
 fn audited(decided: &Decided) -> audit::Decided {
     let code = (decided.code != Code::Allowed && decided.code != Code::Denied).then(|| decided.code.name().to_owned());
-    let policy = decided.policy.strip_prefix("sha256:").and_then(|digest| digest.parse().ok());
+    // Of two engines the embedded one's files come first.
+    let policy = decided.policy.strip_prefix("sha256:").and_then(|digest| digest.split(' ').next()?.parse().ok());
     audit::Decided {
         allow: decided.decision.allow,
         reasons: decided.decision.reasons.clone(),

@@ -468,7 +468,7 @@ fn memory_and_environment_are_roots_alone() {
     let mut control = control.spawn().unwrap();
     let pid = Pid::from_child(&control);
     let unlimited = rustix::process::Rlimit { current: None, maximum: None };
-    let allow = |pid: Pid| rustix::process::prlimit(Some(pid), rustix::process::Resource::Core, unlimited.clone());
+    let allow = |pid: Pid| rustix::process::prlimit(Some(pid), rustix::process::Resource::Core, unlimited);
     let _ = allow(pid);
     let begun = Instant::now();
     while !String::from_utf8_lossy(&read(pid, "environ").stdout).contains("a secret in the environment") {
