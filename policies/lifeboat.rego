@@ -28,12 +28,15 @@ settings := {
 		# Both only mark; nothing is gone until a prune after the grace period, and `lifeboat expire --undo` takes it back.
 		"expire": 0,
 		"unpin": 0,
-		# A new key opens and signs nothing until somebody configures it.
-		"key-generate": 0,
-		"key-rotate": 1,
-		"key-revoke": 1,
 		# Whoever has the data keys of a backup can read it anywhere, and nobody can take that back.
 		"key-export": 2,
+		# A new key opens and signs nothing until somebody configures it.
+		"key-generate": 0,
+		# Approvals can be asked for a restore, a prune and an export. The rest is allowed or not, and leaves a record; a stolen key has to be
+		# revoked before anybody else is awake. More than 0 keeps all people from it who do not break the glass.
+		"key-rotate": 0,
+		"key-revoke": 0,
+		"audit-resume": 0,
 	},
 	# Whether somebody alone may do it on the worst night, with --break-glass REASON. Everybody is told, and it stands out in the audit.
 	"break_glass": {"allowed": false, "reason_characters": 10},
@@ -157,7 +160,7 @@ task := "restore-production" if {
 	input.operation == "prune"
 	input.deletion
 } else := input.operation if {
-	input.operation in {"expire", "unpin", "key-generate", "key-rotate", "key-revoke", "key-export"}
+	input.operation in {"expire", "unpin", "key-generate", "key-rotate", "key-revoke", "key-export", "audit-resume"}
 }
 
 into_production if input.target.production
@@ -184,9 +187,13 @@ default plan := "DIGEST"
 plan := input.plan.digest if input.plan
 
 # Which commands get them: nobody looks them up on the worst night.
+default way := "approvals cannot be asked for this; settings.approvals of the policy says so"
+
 way := sprintf("ask with lifeboat approval request %s%s, let others run lifeboat approval grant %s, then run it again with --approved %s", [
 	input.operation,
 	about,
 	plan,
 	plan,
-])
+]) if {
+	input.operation in {"restore", "prune", "key-export"}
+}

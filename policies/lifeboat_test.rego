@@ -148,13 +148,19 @@ test_marks_that_can_be_undone_need_nobody if {
 }
 
 test_keys if {
-	allowed(facts("key-generate", "KEY"))
-	every operation in ["key-rotate", "key-revoke"] {
-		denied(facts(operation, "KEY"))
-		allowed(with_members(operation, "KEY", {"plan": plan(["grace"])}))
+	every operation in ["key-generate", "key-rotate", "key-revoke", "audit-resume"] {
+		allowed(facts(operation, "KEY"))
 	}
 	denied(with_members("key-export", "KEY", {"plan": plan(["grace"])}))
 	allowed(with_members("key-export", "KEY", {"plan": plan(["grace", "linus"])}))
+}
+
+test_nobody_is_sent_for_approvals_that_do_not_exist if {
+	settings := object.union(lifeboat.settings, {"approvals": object.union(lifeboat.settings.approvals, {"key-rotate": 1})})
+	answer := lifeboat.decision with input as facts("key-rotate", "KEY") with lifeboat.settings as settings
+	not answer.allow
+	some reason in answer.reasons
+	contains(reason, "approvals cannot be asked for this")
 }
 
 # ---- What comes back.

@@ -167,9 +167,9 @@ fn promised(facts: &Facts, approvers: usize) -> bool {
         Operation::Restore => facts.target.as_ref().map(|target| if target.production || target.start { 2 } else { 1 }),
         Operation::DrillRun => facts.target.as_ref().map(|target| if target.production { 2 } else { 0 }),
         Operation::Prune => facts.deletion.as_ref().map(|deletion| usize::from(!deletion.forget.is_empty())),
-        Operation::KeyRotate | Operation::KeyRevoke => Some(1),
         Operation::KeyExport => Some(2),
-        Operation::Expire | Operation::Unpin | Operation::KeyGenerate => Some(0),
+        Operation::Expire | Operation::Unpin => Some(0),
+        Operation::KeyGenerate | Operation::KeyRotate | Operation::KeyRevoke | Operation::AuditResume => Some(0),
         other => panic!("{other:?} has a class of its own"),
     };
     needed.is_some_and(|needed| approvers >= needed)
