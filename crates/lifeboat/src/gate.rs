@@ -94,12 +94,12 @@ impl Question {
         let configured = settings.repositories.primary().map(|one| one.url.value.as_str());
         let opened = match &self.url {
             // With all its places.
-            Some(url) if configured == Some(url) => session::open_repository(settings),
+            Some(url) if configured == Some(url) => session::open_for_records(settings),
             Some(url) => {
                 let opened = store::open(url, &settings.store_options(url), false).map_err(Failure::from);
                 opened.and_then(|store| Ok(Repository::open(store)?))
             }
-            None => session::open_repository(settings),
+            None => session::open_for_records(settings),
         };
         opened.map_err(|failure| failure.message)
     }
@@ -109,6 +109,8 @@ impl Question {
 pub(crate) struct Permit {
     question: Question,
     start: Event,
+    /// Where its start was recorded, open.
+    repository: Option<Repository>,
     /// The newest checkpoint of the audit log, for whoever wants to carry it.
     checkpoint: Option<String>,
     /// Why nobody may have heard of what everybody has to hear.
@@ -124,7 +126,8 @@ pub(crate) fn allow(settings: &Settings, repository: Option<&Repository>, questi
     if !decided.decision.allow {
         // WAL comes by the thousand; all else that was refused is worth a record.
         if !matches!(facts.operation, Operation::WalPush | Operation::WalFetch | Operation::WalReceive) {
-            record(settings, &question, &Event::start(Id(lifeboat_engine::random::bytes()), session::PROGRAM, &facts, audited(&decided)))?;
+            let start = Event::start(Id(lifeboat_engine::random::bytes()), session::PROGRAM, &facts, audited(&decided));
+            record(settings, &question, question.audited_repository(settings).as_ref(), &start)?;
         }
         return Err(denied(&facts, &decided));
     }
@@ -137,12 +140,17 @@ pub(crate) fn ask(settings: &Settings, repository: Option<&Repository>, question
     let facts = question.facts(settings, repository);
     let decided = decide(settings, &facts)?;
     let start = Event::start(Id(lifeboat_engine::random::bytes()), session::PROGRAM, &facts, audited(&decided));
-    let recorded = record(settings, &question, &start)?;
+    let repository = question.audited_repository(settings);
+    let recorded = record(settings, &question, repository.as_ref(), &start)?;
     if !decided.decision.allow {
         return Err(denied(&facts, &decided));
     }
     let untold = tell(settings, &facts, &decided);
-    Ok(Permit { question, start, checkpoint: recorded.checkpoint, untold, made: RefCell::default(), findings: Cell::new(0) })
+    // What is made, or brought to a replica, changes where records go.
+    let stays = !matches!(start.operation, Operation::Init | Operation::Replicate);
+    let repository = repository.ok().filter(|_| stays);
+    let checkpoint = recorded.checkpoint;
+    Ok(Permit { question, start, repository, checkpoint, untold, made: RefCell::default(), findings: Cell::new(0) })
 }
 
 /// Asks, does it if it is allowed, and records how it ended.
@@ -187,7 +195,9 @@ impl Permit {
         let message = (!said.is_empty()).then(|| said.join("; "));
         let outcome = Outcome { exit_code, message, findings: self.findings.get() };
         let end = self.start.end(Id(lifeboat_engine::random::bytes()), Timestamp::now(), self.made.into_inner(), outcome);
-        if let Err(failure) = record(settings, &self.question, &end) {
+        // A connection less where it is still open.
+        let repository = self.repository.map_or_else(|| self.question.audited_repository(settings), Ok);
+        if let Err(failure) = record(settings, &self.question, repository.as_ref(), &end) {
             output::warn(&format!("the end of this {} was not recorded: {}", self.start.operation.name(), failure.message));
         }
         result
@@ -216,13 +226,12 @@ fn audited(decided: &Decided) -> audit::Decided {
 }
 
 /// Makes a record; that the repository does not have it yet is said once.
-fn record(settings: &Settings, question: &Question, event: &Event) -> Result<Recorded, Failure> {
-    let repository = question.audited_repository(settings);
+fn record(settings: &Settings, question: &Question, repository: Result<&Repository, &String>, event: &Event) -> Result<Recorded, Failure> {
     let log = match &question.url {
         Some(url) => commands::audit::log_of(settings, url)?,
         None => commands::audit::log_of(settings, settings.repositories.primary().map_or("", |one| one.url.value.as_str()))?,
     };
-    let recorded = log.record(repository.as_ref().ok(), event).map_err(|error| {
+    let recorded = log.record(repository.ok(), event).map_err(|error| {
         Failure::new(EXIT_FAILED, chain(&error))
             .hint("nothing is done without a record: set audit.directory to a place that this user can write (lifeboat config show)")
     })?;

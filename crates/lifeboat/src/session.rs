@@ -113,7 +113,20 @@ pub(crate) fn prove_repository(settings: &Settings) -> Result<Repository, Failur
     open_everywhere(settings, Access::Prove)
 }
 
+/// The same as for writing, for records of what is done: what a replica misses of them stands in its journal, and the operation itself says
+/// what it finds of its places.
+pub(crate) fn open_for_records(settings: &Settings) -> Result<Repository, Failure> {
+    match settings.repositories.used.as_slice() {
+        [] | [_] => alone(primary(settings)?),
+        _ => open_watched(settings, Access::Write, Box::new(|_| {})),
+    }
+}
+
 fn open_everywhere(settings: &Settings, access: Access) -> Result<Repository, Failure> {
+    open_watched(settings, access, Box::new(|note: &Note| output::warn(&note.to_string())))
+}
+
+fn open_watched(settings: &Settings, access: Access, watch: Box<dyn Fn(&Note) + Send + Sync>) -> Result<Repository, Failure> {
     primary(settings)?;
     let member = |one: &RepositorySettings| {
         let place = one.clone();
@@ -121,7 +134,6 @@ fn open_everywhere(settings: &Settings, access: Access) -> Result<Repository, Fa
         Member { name: one.name.value.clone(), url: one.url.value.clone(), part: one.part.value, open }
     };
     let members = settings.repositories.used.iter().map(member).collect();
-    let watch = Box::new(|note: &Note| output::warn(&note.to_string()));
     Ok(store::open_members(members, access, &settings.wal_spool.value, watch)?)
 }
 

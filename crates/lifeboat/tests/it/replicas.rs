@@ -370,7 +370,10 @@ fn c099_a_directory_and_a_bucket_are_places_of_one_repository() {
     // One that the store keeps is checked by content in any case, and never written.
     site.configure(Some(&cluster), &format!("{places}kept_by = \"store\"\n"));
     let checked = lifeboat(&["replicate", "--json"]).run().expect_code(21).json();
-    assert_eq!(checked["replicas"][0]["report"]["findings"].as_array().unwrap().len(), 1);
+    // The record of the check itself is one that the store has not brought there.
+    let findings = checked["replicas"][0]["report"]["findings"].as_array().unwrap().clone();
+    let of_backups = findings.iter().filter(|finding| !finding["object"].as_str().unwrap().starts_with("audit/"));
+    assert_eq!(of_backups.count(), 1, "{checked:#}");
     assert_eq!(bucket.get(&pack, None, 1 << 30).unwrap(), vec![0x5A; good.len()], "it was not touched");
     lifeboat(&["replicate", "--to", "bucket"]).run().expect_code(2);
     // Ours to write: healed.
