@@ -148,6 +148,8 @@ fn write_config(path: &Path, init: &Init, settings: &Settings, url: &str) -> Res
     ));
     text.push_str("\n# Public keys whose signatures count.\n[trust]\n");
     text.push_str(&format!("keys = [{}]\n\n", trust.join(", ")));
+    text.push_str("# What is allowed here, and what takes the approval of others: in \"production\" every restore does. docs/policy.md, docs/approvals.md\n");
+    text.push_str("[policy]\n# environment = \"production\"\n# path = \"policy.rego\"  # lifeboat policy show > policy.rego\n\n");
     text.push_str("# Who did what with the repository: every host signs its records with a key of its own. docs/audit.md\n[audit]\n");
     text.push_str(&line("key_file", keys.audit_key().exists().then(|| absolute(&keys.audit_key())), "\"/etc/lifeboat/audit.key\""));
     text.push_str("# Other hosts: lifeboat audit key prints each one's.\n# trust = [\"db2+1a2b3c4d+AbCd…\"]\n\n");
