@@ -3,22 +3,15 @@
 use std::future::Future;
 use std::time::Duration;
 
-use aws_config::{BehaviorVersion, Region};
 use aws_sdk_kms::Client;
 use aws_sdk_kms::config::retry::RetryConfig;
 use aws_sdk_kms::config::timeout::TimeoutConfig;
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::{KeySpec, KeyUsageType, MessageType, SigningAlgorithmSpec};
-use aws_smithy_http_client::proxy::ProxyConfig;
-use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
-use aws_smithy_http_client::{Builder, Connector};
+use lifeboat_aws::{Account, endpoint_problem, http_client};
 use tokio::runtime::Runtime;
 
 use crate::{Kind, KmsError};
-
-/// The instance's metadata is asked once and briefly: elsewhere than on an instance nobody answers.
-const METADATA_CONNECT: Duration = Duration::from_millis(500);
-const METADATA_READ: Duration = Duration::from_secs(1);
 
 /// How to reach a key. `Default` is what AWS itself needs, apart from the key.
 #[derive(Debug, Clone)]
@@ -80,11 +73,8 @@ impl Key {
     pub fn open(config: &Config) -> Result<Self, KmsError> {
         const ACTION: &str = "open";
         let bad = |reason: String| KmsError::new(Kind::Other, ACTION, &config.key, reason);
-        if let Some(endpoint) = &config.endpoint {
-            let rest = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
-            if rest.is_none_or(|rest| rest.is_empty() || rest.contains(['@', '?', '#', ' '])) {
-                return Err(bad("an endpoint is http:// or https://, a host and maybe a port, without credentials".into()));
-            }
+        if let Some(problem) = endpoint_problem(config.endpoint.as_deref()) {
+            return Err(bad(problem.into()));
         }
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -150,25 +140,14 @@ fn region_of_arn(key: &str) -> Option<String> {
 }
 
 async fn client(config: &Config) -> Client {
-    let http = Builder::new().build_with_connector_fn(|settings, components| {
-        let mut builder = Connector::builder();
-        builder.set_connector_settings(settings.cloned());
-        if let Some(components) = components {
-            builder.set_sleep_impl(components.sleep_impl());
-        }
-        builder.set_proxy_config(Some(ProxyConfig::from_env()));
-        builder.tls_provider(Provider::Rustls(CryptoMode::AwsLc)).build()
-    });
-    let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http);
-    if let Some(profile) = &config.profile {
-        let credentials = aws_config::profile::ProfileFileCredentialsProvider::builder().profile_name(profile).build();
-        loader = loader.profile_name(profile).credentials_provider(credentials);
-    } else {
-        let chain = aws_config::default_provider::credentials::DefaultCredentialsChain::builder().imds_client(metadata()).build().await;
-        loader = loader.credentials_provider(chain);
-    }
-    loader = loader.region(region(config).await);
-    let shared = loader.load().await;
+    let of_arn = region_of_arn(&config.key);
+    let account = Account {
+        region: config.region.as_deref().or(of_arn.as_deref()),
+        endpoint: config.endpoint.as_deref(),
+        profile: config.profile.as_deref(),
+        profile_file: None,
+    };
+    let shared = account.load(http_client(None)).await;
     let mut builder = aws_sdk_kms::config::Builder::from(&shared);
     if let Some(endpoint) = &config.endpoint {
         builder = builder.endpoint_url(endpoint);
@@ -177,32 +156,6 @@ async fn client(config: &Config) -> Client {
     // The SDK waits a random time between tries, twice as long each time.
     let retries = RetryConfig::standard().with_max_attempts(config.max_attempts.max(1));
     Client::from_conf(builder.retry_config(retries).timeout_config(timeouts).build())
-}
-
-fn metadata() -> aws_config::imds::Client {
-    aws_config::imds::Client::builder().max_attempts(1).connect_timeout(METADATA_CONNECT).read_timeout(METADATA_READ).build()
-}
-
-async fn region(config: &Config) -> Region {
-    use aws_config::environment::region::EnvironmentVariableRegionProvider;
-    use aws_config::profile::region::ProfileFileRegionProvider;
-    if let Some(region) = config.region.clone().or_else(|| region_of_arn(&config.key)) {
-        return Region::new(region);
-    }
-    let mut profile = ProfileFileRegionProvider::builder();
-    if let Some(name) = &config.profile {
-        profile = profile.profile_name(name);
-    }
-    let chain = aws_config::meta::region::RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new()).or_else(profile.build());
-    match chain.region().await {
-        Some(region) => region,
-        // A server of one's own takes any region, and stands on no instance that would know.
-        None if config.endpoint.is_some() => Region::from_static("us-east-1"),
-        None => {
-            let instance = aws_config::imds::region::ImdsRegionProvider::builder().imds_client(metadata()).build();
-            instance.region().await.unwrap_or(Region::from_static("us-east-1"))
-        }
-    }
 }
 
 #[cfg(test)]

@@ -6,20 +6,17 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use aws_config::{BehaviorVersion, Region};
-use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::interceptors::BeforeDeserializationInterceptorContextRef;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RequestChecksumCalculation, ResponseChecksumValidation, RuntimeComponents};
-use aws_smithy_http_client::proxy::ProxyConfig;
-use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode};
-use aws_smithy_http_client::{Builder, Connector};
+use aws_smithy_http_client::tls::{TlsContext, TrustStore};
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
 use aws_types::service_config::ServiceConfigKey;
+use lifeboat_aws::{Account, endpoint_problem};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use tokio::runtime::Runtime;
@@ -35,10 +32,6 @@ const FIRST_WAIT: Duration = Duration::from_millis(200);
 
 /// The longest wait between two tries.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
-
-/// The instance's metadata is asked once and briefly: elsewhere than on an instance nobody answers.
-const METADATA_CONNECT: Duration = Duration::from_millis(500);
-const METADATA_READ: Duration = Duration::from_secs(1);
 
 /// Threads that move bytes between sockets and those who wait for them. TLS is their work: one core of it is several hundred MB/s.
 const RUNTIME_THREADS: usize = 2;
@@ -118,11 +111,8 @@ impl Bucket {
     /// A client without a request.
     pub(crate) fn prepare(config: &Config) -> Result<Self, S3Error> {
         let bad = |reason: String| S3Error::new(Kind::Other, "open", &config.bucket, reason);
-        if let Some(endpoint) = &config.endpoint {
-            let rest = endpoint.strip_prefix("http://").or_else(|| endpoint.strip_prefix("https://"));
-            if rest.is_none_or(|rest| rest.is_empty() || rest.contains(['@', '?', '#', ' '])) {
-                return Err(bad("an endpoint is http:// or https://, a host and maybe a port, without credentials".into()));
-            }
+        if let Some(problem) = endpoint_problem(config.endpoint.as_deref()) {
+            return Err(bad(problem.into()));
         }
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(RUNTIME_THREADS)
@@ -285,40 +275,18 @@ fn http_client(config: &Config) -> Result<SharedHttpClient, String> {
         context = context.with_trust_store(TrustStore::empty().with_pem_certificate(pem));
     }
     let context = context.build().map_err(|error| error.to_string())?;
-    let client = || {
-        let context = context.clone();
-        Builder::new().build_with_connector_fn(move |settings, components| {
-            let mut builder = Connector::builder();
-            builder.set_connector_settings(settings.cloned());
-            if let Some(components) = components {
-                builder.set_sleep_impl(components.sleep_impl());
-            }
-            builder.set_proxy_config(Some(ProxyConfig::from_env()));
-            builder.tls_provider(Provider::Rustls(CryptoMode::AwsLc)).tls_context(context.clone()).build()
-        })
-    };
+    let client = || lifeboat_aws::http_client(Some(context.clone()));
     Ok(SharedHttpClient::new(Lanes::new(client)))
 }
 
 async fn client(config: &Config, http: SharedHttpClient, observer: Observer) -> Client {
-    let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http);
-    if let Some(profile) = &config.profile {
-        let mut credentials = aws_config::profile::ProfileFileCredentialsProvider::builder().profile_name(profile);
-        if let Some(path) = &config.profile_file {
-            let files = EnvConfigFiles::builder().with_file(EnvConfigFileKind::Credentials, path).build();
-            credentials = credentials.profile_files(files.clone());
-            loader = loader.profile_files(files);
-        }
-        loader = loader.profile_name(profile).credentials_provider(credentials.build());
-    } else {
-        let chain = aws_config::default_provider::credentials::DefaultCredentialsChain::builder().imds_client(metadata()).build().await;
-        loader = loader.credentials_provider(chain);
-    }
-    loader = loader.region(region(config).await);
-    if let Some(endpoint) = &config.endpoint {
-        loader = loader.endpoint_url(endpoint);
-    }
-    let shared = loader.load().await;
+    let account = Account {
+        region: config.region.as_deref(),
+        endpoint: config.endpoint.as_deref(),
+        profile: config.profile.as_deref(),
+        profile_file: config.profile_file.as_deref(),
+    };
+    let shared = account.load(http).await;
     let other = config.endpoint.is_some() || shared.endpoint_url().is_some() || endpoint_of_service(&shared).is_some();
     let mut builder = aws_sdk_s3::config::Builder::from(&shared);
     if let Some(endpoint) = &config.endpoint {
@@ -342,32 +310,6 @@ async fn client(config: &Config, http: SharedHttpClient, observer: Observer) -> 
 fn endpoint_of_service(shared: &aws_config::SdkConfig) -> Option<String> {
     let key = ServiceConfigKey::builder().service_id("S3").env("AWS_ENDPOINT_URL").profile("endpoint_url").build().ok()?;
     shared.service_config()?.load_config(key)
-}
-
-fn metadata() -> aws_config::imds::Client {
-    aws_config::imds::Client::builder().max_attempts(1).connect_timeout(METADATA_CONNECT).read_timeout(METADATA_READ).build()
-}
-
-async fn region(config: &Config) -> Region {
-    use aws_config::environment::region::EnvironmentVariableRegionProvider;
-    use aws_config::profile::region::ProfileFileRegionProvider;
-    if let Some(region) = &config.region {
-        return Region::new(region.clone());
-    }
-    let mut profile = ProfileFileRegionProvider::builder();
-    if let Some(name) = &config.profile {
-        profile = profile.profile_name(name);
-    }
-    let chain = aws_config::meta::region::RegionProviderChain::first_try(EnvironmentVariableRegionProvider::new()).or_else(profile.build());
-    match chain.region().await {
-        Some(region) => region,
-        // A server of one's own takes any region, and stands on no instance that would know.
-        None if config.endpoint.is_some() => Region::from_static("us-east-1"),
-        None => {
-            let instance = aws_config::imds::region::ImdsRegionProvider::builder().imds_client(metadata()).build();
-            instance.region().await.unwrap_or(Region::from_static("us-east-1"))
-        }
-    }
 }
 
 #[cfg(test)]

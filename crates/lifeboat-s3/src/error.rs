@@ -2,9 +2,9 @@
 
 use std::error::Error;
 
-use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::http::Response;
+use lifeboat_aws::{Unsent, clean};
 
 /// What a caller does about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,9 +58,6 @@ pub struct S3Error {
     /// The error code of the answer.
     pub code: Option<String>,
 }
-
-/// The longest message of a server that is repeated.
-const MAX_MESSAGE: usize = 200;
 
 impl S3Error {
     pub(crate) fn new(kind: Kind, action: &'static str, key: &str, reason: impl Into<String>) -> Self {
@@ -135,40 +132,13 @@ impl S3Error {
 
     /// It never reached the server, or the answer never reached us.
     fn unsent(action: &'static str, key: &str, error: &(dyn Error + 'static)) -> Self {
-        let (mut next, mut last) = (Some(error), error);
-        while let Some(error) = next {
-            if let Some(credentials) = error.downcast_ref::<CredentialsError>() {
-                let reason = match credentials {
-                    CredentialsError::CredentialsNotLoaded(_) => {
-                        "no credentials found in environment, profile, web identity, container or instance".to_owned()
-                    }
-                    // The sources name profiles, files and roles; what they found there is not part of them.
-                    other => format!("credentials: {}", clean(&root(other).to_string())),
-                };
-                return Self::new(Kind::Denied, action, key, reason);
-            }
-            last = error;
-            next = error.source();
-        }
-        let reason = clean(&last.to_string());
-        // Trying again does not make a certificate better.
-        let certificate = reason.contains("certificate") || reason.contains("UnknownIssuer");
-        Self::new(if certificate { Kind::Other } else { Kind::Transient }, action, key, reason)
+        let (kind, reason) = match Unsent::of(error) {
+            Unsent::Credentials(reason) => (Kind::Denied, reason),
+            Unsent::Certificate(reason) => (Kind::Other, reason),
+            Unsent::Lost(reason) => (Kind::Transient, reason),
+        };
+        Self::new(kind, action, key, reason)
     }
-}
-
-fn root<'e>(error: &'e (dyn Error + 'static)) -> &'e (dyn Error + 'static) {
-    let mut last = error;
-    while let Some(source) = last.source() {
-        last = source;
-    }
-    last
-}
-
-/// One line of a bearable length.
-pub(crate) fn clean(text: &str) -> String {
-    let line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_MESSAGE).collect();
-    line.trim().trim_end_matches('.').to_owned()
 }
 
 #[cfg(test)]

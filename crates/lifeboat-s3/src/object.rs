@@ -351,7 +351,7 @@ impl Bucket {
                     return Err(lost(format!(
                         "the connection broke after {} of {whole} bytes: {}",
                         buffer.len(),
-                        crate::error::clean(&error.to_string())
+                        lifeboat_aws::clean(&error.to_string())
                     )));
                 }
             }
