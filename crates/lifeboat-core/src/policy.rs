@@ -322,6 +322,13 @@ pub struct PlanFacts {
     pub approvals: Vec<ApprovalFacts>,
 }
 
+impl PlanFacts {
+    /// A plan that nobody was asked about.
+    pub fn unapproved(digest: Sha256) -> Self {
+        Self { digest, requester: None, approvals: Vec::new() }
+    }
+}
+
 /// Somebody goes around the rules, and says why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BreakGlass {

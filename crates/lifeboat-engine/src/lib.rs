@@ -16,6 +16,7 @@ pub mod hold;
 pub mod keys;
 pub mod lease;
 pub mod opened_backup;
+pub mod owners;
 pub mod pin;
 pub mod policy;
 pub mod postgres;

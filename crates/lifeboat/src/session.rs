@@ -12,6 +12,7 @@ use lifeboat_core::repository::backup_id::BackupId;
 use lifeboat_engine::backup::Protection;
 use lifeboat_engine::keys::{self, Identities, Recipient};
 use lifeboat_engine::opened_backup;
+use lifeboat_engine::owners;
 use lifeboat_engine::policy::{OpaSettings, Policy, PolicySettings};
 use lifeboat_engine::repository::Repository;
 use lifeboat_engine::secret::Secret;
@@ -39,12 +40,8 @@ pub(crate) fn host() -> String {
 /// there does it mean anything, and root could have written it anyway.
 pub(crate) fn actor() -> Actor {
     let uid = rustix::process::getuid().as_raw();
-    let name = std::fs::read_to_string("/etc/passwd").ok().and_then(|text| {
-        let line = text.lines().find(|line| line.split(':').nth(2) == Some(uid.to_string().as_str()))?;
-        line.split(':').next().map(str::to_owned)
-    });
     let sudo_user = std::env::var("SUDO_USER").ok().filter(|name| uid == 0 && !name.is_empty());
-    Actor { user: name.unwrap_or_else(|| uid.to_string()), uid, sudo_user }
+    Actor { user: owners::user(uid).unwrap_or_else(|| uid.to_string()), uid, sudo_user }
 }
 
 /// The policy in force. One that cannot be loaded denies everything, and says why: that is no failure here.

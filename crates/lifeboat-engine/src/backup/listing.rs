@@ -12,7 +12,7 @@ use lifeboat_core::postgres::data_directory::{self, Disposition};
 use lifeboat_core::repository::file_table::{Kind, Meta};
 
 use super::BackupError;
-use super::owners::Owners;
+use crate::owners::Owners;
 
 /// What a listing found.
 #[derive(Debug, Default)]

@@ -15,9 +15,9 @@ use lifeboat_core::repository::manifest::{ChecksumsEntry, Physical, TablespaceEn
 use lifeboat_core::wal::{self, Segment, SegmentSize, SystemId};
 
 use super::listing::{self, meta, read_error};
-use super::owners::Owners;
 use super::{BackupError, CopiedDatabase, PostgresSource};
 use crate::copy::{self, CopyFile, CopySettings, Feeder, PageCheck};
+use crate::owners::Owners;
 use crate::postgres::{BackupSession, ChecksumState, ClusterFacts, Connection, Purpose, SessionOptions, StoppedBackup, WalHold};
 use crate::progress::Progress;
 use crate::store::Store;

@@ -7,7 +7,6 @@ mod artifact_set;
 mod listing;
 mod local;
 mod logical;
-pub(crate) mod owners;
 mod stream;
 
 use std::io;

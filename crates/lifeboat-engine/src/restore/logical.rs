@@ -13,8 +13,8 @@ use serde::Deserialize;
 use super::hydrate::Sink;
 use super::tree::{self, write_error};
 use super::{RestoreError, RestoreSettings, RestoredDatabase, Unlocked, server};
-use crate::backup::owners::number_of;
 use crate::opened_backup::VerifiedBackup;
+use crate::owners::number_of;
 use crate::progress::Progress;
 use crate::repository::Repository;
 

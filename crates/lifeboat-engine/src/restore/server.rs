@@ -110,7 +110,7 @@ pub(super) fn as_owner(program: &Path, directory: &Path) -> Command {
         (None, _) => Command::new(program),
         // With the groups that the owner is a member of: on Debian, `ssl-cert` is what opens the server's private key. Those are not to be
         // had from the standard library; setpriv becomes the program, so the process id is the server's.
-        (Some(found), Some(setpriv)) if crate::backup::owners::Owners::default().user(found.uid()).is_some() => {
+        (Some(found), Some(setpriv)) if crate::owners::user(found.uid()).is_some() => {
             let mut command = Command::new(setpriv);
             command
                 .arg(format!("--reuid={}", found.uid()))
@@ -290,7 +290,7 @@ fn ask_first(directory: &Path) -> Result<Option<Started>, PgError> {
         return Err(PgError::Unreachable { reason: "it does not take connections yet".into() });
     };
     let with_user = Dsn::parse(&dsn)?.with("connect_timeout", "5");
-    let owner = fs::metadata(directory).ok().and_then(|found| crate::backup::owners::Owners::default().user(found.uid()));
+    let owner = fs::metadata(directory).ok().and_then(|found| crate::owners::user(found.uid()));
     let mut tried = Connection::open(&with_user, Purpose::Sql);
     // Peer authentication knows the owner's name, and the superuser is usually called postgres.
     for user in [owner.as_deref(), Some("postgres")].into_iter().flatten() {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use lifeboat_core::repository::file_table::Meta;
 
 use super::RestoreError;
-use crate::backup::owners::number_of;
+use crate::owners::number_of;
 
 /// Stands in a directory while a restore writes there: proof that what is in it is ours to remove
 /// (c067), and that it is not complete (c068).

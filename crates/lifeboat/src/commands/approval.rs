@@ -126,7 +126,7 @@ pub(super) fn run(approval: &Approval, settings: &Settings, out: &Output) -> Res
     let question = match approval {
         Approval::Request(_) => Question::new(Operation::ApprovalRequest),
         Approval::Grant(grant) => {
-            let plan = PlanFacts { digest: grant.plan, requester: None, approvals: Vec::new() };
+            let plan = PlanFacts::unapproved(grant.plan);
             Question::new(Operation::ApprovalGrant).by_plan(plan)
         }
         Approval::List { .. } | Approval::Show { .. } | Approval::Text { .. } => Question::new(Operation::ApprovalList),

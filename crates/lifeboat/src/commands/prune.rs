@@ -47,7 +47,7 @@ pub(super) fn run(prune: &Prune, settings: &Settings, out: &Output) -> Result<u8
 /// What the policy is asked about a plan.
 fn question(plan: &Plan, prune: &Prune) -> Question {
     let deletion = DeletionFacts { backups: plan.backups.leaving.len() as u64, objects: plan.objects(), forget: prune.forget.clone() };
-    let nobody = PlanFacts { digest: plan.digest(), requester: None, approvals: Vec::new() };
+    let nobody = PlanFacts::unapproved(plan.digest());
     Question::new(Operation::Prune).without(deletion).by_plan(nobody)
 }
 

@@ -73,7 +73,7 @@ pub(super) fn run(restore: &Restore, settings: &Settings, out: &Output) -> Resul
         return print_plan(&plan, out);
     }
     let (backup, plan, probe) = planned(restore, settings, &repository)?;
-    let nobody = PlanFacts { digest: plan.digest(), requester: None, approvals: Vec::new() };
+    let nobody = PlanFacts::unapproved(plan.digest());
     let question = question(&plan, &backup, settings).by_plan(nobody);
     if restore.dry_run {
         gate::allow(settings, Some(&repository), question.dry_run(true))?;

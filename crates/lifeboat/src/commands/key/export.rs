@@ -65,7 +65,7 @@ pub(super) fn run(export: &Export, settings: &Settings, out: &Output) -> Result<
     let trust = session::trust(settings)?;
     let (backup, plan) = planned(&export.what, settings, &repository, &trust)?;
     let approvals = export.approved.map(|digest| Approvals::of(&plan, digest, settings)).transpose()?;
-    let nobody = || PlanFacts { digest: plan.digest(), requester: None, approvals: Vec::new() };
+    let nobody = || PlanFacts::unapproved(plan.digest());
     let facts = approvals.as_ref().map_or_else(nobody, |approvals| approvals.gathered.facts(plan.digest()));
     let question = Question::new(Operation::KeyExport).dry_run(export.dry_run).about(&backup).by_plan(facts);
     let doing = Doing { repository: &repository, trust: &trust, backup: &backup, plan: &plan, approvals: approvals.as_ref() };

@@ -1,4 +1,4 @@
-//! Names of users and groups, looked up once each.
+//! Names of users and groups, by number and back.
 
 use std::collections::HashMap;
 
@@ -16,6 +16,11 @@ fn look_up(file: &str, number: u32) -> Option<String> {
     line.split(':').next().map(str::to_owned)
 }
 
+/// The name of the user with this number, where this host knows one.
+pub fn user(uid: u32) -> Option<String> {
+    look_up("/etc/passwd", uid)
+}
+
 /// The number of a user or group in such a file.
 pub(crate) fn number_of(file: &str, name: &str) -> Option<u32> {
     let text = std::fs::read_to_string(file).ok()?;
@@ -25,7 +30,7 @@ pub(crate) fn number_of(file: &str, name: &str) -> Option<u32> {
 
 impl Owners {
     pub(crate) fn user(&mut self, uid: u32) -> Option<String> {
-        self.users.entry(uid).or_insert_with(|| look_up("/etc/passwd", uid)).clone()
+        self.users.entry(uid).or_insert_with(|| user(uid)).clone()
     }
 
     pub(crate) fn group(&mut self, gid: u32) -> Option<String> {
