@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
@@ -201,8 +201,13 @@ impl Reading {
     }
 
     fn text(&mut self, path: &Path) -> Result<String, LoadError> {
-        let file = fs::File::open(path).map_err(|error| missing(path, error.to_string()))?;
+        // Without waiting: a pipe opens when somebody writes into it, and every operation waits for the policy.
+        let options = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+        let file = fs::File::options().read(true).custom_flags(options).open(path).map_err(|error| missing(path, error.to_string()))?;
         let metadata = file.metadata().map_err(|error| missing(path, error.to_string()))?;
+        if !metadata.is_file() {
+            return Err(broken(path, "it is no regular file"));
+        }
         self.look_at(path, &metadata);
         let mut bytes = Vec::new();
         file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|error| missing(path, error.to_string()))?;

@@ -46,6 +46,23 @@ fn what_is_not_there_is_no_policy() {
 }
 
 #[test]
+fn a_pipe_is_no_policy_and_nobody_waits_for_what_comes_out_of_it() {
+    let directory = files(&[("one/other.rego", YES)]);
+    for name in ["pipe.rego", "one/pipe.rego"] {
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, directory.path().join(name), rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    }
+    for path in ["pipe.rego", "one"] {
+        let place = directory.path().join(path);
+        let (sender, said) = std::sync::mpsc::channel();
+        // On a thread of its own: an open that waits for a writer cannot be ended.
+        std::thread::spawn(move || sender.send(trouble(&embedded(&place), Code::Broken)));
+        let line = said.recv_timeout(std::time::Duration::from_secs(60)).expect("it does not wait, or says something else");
+        assert!(line.contains("pipe.rego") && line.contains("no regular file"), "{line}");
+    }
+}
+
+#[test]
 fn mistakes_are_named_with_file_and_line() {
     for (text, expected) in [
         ("package lifeboat\n\ndecision := {\"allow\": }\n", "policy.rego:3:"),
