@@ -109,16 +109,24 @@ fn both_engines_decide_alike() {
         let there = Policy::open(&remote(&opa.url));
         assert_eq!((here.trouble(), there.trouble()), (None, None));
         let mut counts = BTreeMap::<(Code, bool), usize>::new();
-        for _ in 0..150 {
+        let seen = |counts: &BTreeMap<(Code, bool), usize>, what| counts.get(&what).copied().unwrap_or(0);
+        // Until every kind of decision was compared often enough, however the dice fall: one in a hundred breaks glass.
+        for round in 0.. {
             let facts = facts(&mut dice);
             let (one, other) = (here.decide(&facts), there.decide(&facts));
             assert_eq!((one.code, &one.decision), (other.code, &other.decision), "{name}: {facts:#?}");
             assert!(matches!(one.code, Code::Allowed | Code::Denied), "{name}: {one:?}");
+            assert!(!one.decision.break_glass || name == "glass", "{name}: {one:?}");
             *counts.entry((one.code, one.decision.break_glass)).or_default() += 1;
+            let enough = seen(&counts, (Code::Allowed, false)) > 10
+                && seen(&counts, (Code::Denied, false)) > 10
+                && (name != "glass" || seen(&counts, (Code::Allowed, true)) > 0);
+            if round >= 150 && enough {
+                break;
+            }
+            assert!(round < 20_000, "{name} never decides otherwise: {counts:?}");
         }
         eprintln!("{name}: {counts:?}");
-        assert!(counts[&(Code::Allowed, false)] > 10 && counts[&(Code::Denied, false)] > 10, "{name}: {counts:?}");
-        assert_eq!(counts.contains_key(&(Code::Allowed, true)), name == "glass", "{counts:?}");
     }
 }
 
