@@ -81,21 +81,8 @@ fn is_timeout<E: AsRef<dyn std::error::Error + Send + Sync> + std::fmt::Display>
     matches!(limit, Some(LimitError::TimeLimitExceeded { .. })) || error.to_string().contains("execution exceeded time limit")
 }
 
-/// Makes an evaluator of a policy, with or without its tests.
-pub(super) fn load(sources: &Sources, with_tests: bool, limit: Duration) -> Result<(Engine, Places), LoadError> {
-    let files = || sources.files().iter().filter(|file| with_tests || !file.is_test());
-    let broken = |error: &dyn std::fmt::Display| LoadError::Broken(Places::default().one_line(error));
-    let mut engine = Engine::new();
-    // Each file as it is, so that what is no Rego is found where it is.
-    for file in files() {
-        if let Some(line) = scan::endless_expression(file) {
-            return Err(LoadError::Broken(format!("{}:{line}: an expression is too long: give its parts names", file.path)));
-        }
-        engine.add_policy(file.path.clone(), file.text.clone()).map_err(|error| broken(&error))?;
-    }
-    let modules = Modules::of(sources, with_tests)?;
-    let places = modules.places().clone();
-    let broken = |error: &dyn std::fmt::Display| LoadError::Broken(places.one_line(error));
+/// An evaluator without a policy: strict, silent, and without what is withheld.
+fn evaluator() -> Result<Engine, Box<dyn std::error::Error + Send + Sync>> {
     let mut engine = Engine::new();
     // An error is an error, as OPA is asked to have it too: not an undefined value that `not` makes true.
     engine.set_strict_builtin_errors(true);
@@ -106,16 +93,41 @@ pub(super) fn load(sources: &Sources, with_tests: bool, limit: Duration) -> Resu
             let problem = format!("{name} is not given to policies: {}", scan::instead(name));
             Err(std::io::Error::other(problem).into())
         };
-        engine.add_extension(name.to_owned(), arguments, Box::new(refuse)).map_err(|error| broken(&error))?;
+        engine.add_extension(name.to_owned(), arguments, Box::new(refuse))?;
     }
-    let mut asked = false;
-    for (name, text) in modules.texts {
-        let package = engine.add_policy(name.clone(), text).map_err(|error| broken(&error))?;
-        asked |= RULE.strip_prefix(&package).and_then(|rest| rest.strip_prefix('.')).is_some_and(|rule| {
+    Ok(engine)
+}
+
+/// Makes an evaluator of a policy, with or without its tests.
+pub(super) fn load(sources: &Sources, with_tests: bool, limit: Duration) -> Result<(Engine, Places), LoadError> {
+    let broken = |error: &dyn std::fmt::Display| LoadError::Broken(Places::default().one_line(error));
+    let mut engine = evaluator().map_err(|error| broken(&error))?;
+    let mut added = Vec::new();
+    // Each file as it is, so that what is no Rego is found where it is.
+    for file in sources.files().iter().filter(|file| with_tests || !file.is_test()) {
+        if let Some(line) = scan::endless_expression(file) {
+            return Err(LoadError::Broken(format!("{}:{line}: an expression is too long: give its parts names", file.path)));
+        }
+        let package = engine.add_policy(file.path.clone(), file.text.clone()).map_err(|error| broken(&error))?;
+        added.push((file.path.clone(), package));
+    }
+    let modules = Modules::of(sources, with_tests)?;
+    let places = modules.places().clone();
+    let broken = |error: &dyn std::fmt::Display| LoadError::Broken(places.one_line(error));
+    if modules.joined() {
+        engine = evaluator().map_err(|error| broken(&error))?;
+        added.clear();
+        for (name, text) in modules.texts {
+            let package = engine.add_policy(name.clone(), text).map_err(|error| broken(&error))?;
+            added.push((name, package));
+        }
+    }
+    let asked = added.iter().any(|(name, package)| {
+        RULE.strip_prefix(package.as_str()).and_then(|rest| rest.strip_prefix('.')).is_some_and(|rule| {
             // An error here is one of heads that cannot be told apart; another file may have the rule.
-            engine.has_declared_rule_rooted_at(&name, rule).unwrap_or(false)
-        });
-    }
+            engine.has_declared_rule_rooted_at(name, rule).unwrap_or(false)
+        })
+    });
     if let Some(refused) = scan::refused(sources, with_tests) {
         return Err(LoadError::Broken(refused));
     }

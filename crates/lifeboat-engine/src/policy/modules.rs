@@ -76,6 +76,11 @@ impl Modules {
         Ok(modules)
     }
 
+    /// Whether any module is more than one file.
+    pub(super) fn joined(&self) -> bool {
+        !self.places.0.is_empty()
+    }
+
     pub(super) fn places(&self) -> &Places {
         &self.places
     }
