@@ -11,6 +11,7 @@ pub mod attestation;
 pub mod audit;
 pub mod backup;
 pub mod doctor;
+pub mod drill;
 pub mod expire;
 pub mod export;
 pub mod hold;

@@ -227,6 +227,24 @@ pub fn visit(number: u64) -> Key {
     Key(format!("{VISITS}{number:010}.json"))
 }
 
+/// Where the evidence of drills stands.
+pub const DRILLS: &str = "drills/";
+
+/// Where everything about one drill stands.
+pub fn drill(id: &str) -> String {
+    format!("{DRILLS}{id}/")
+}
+
+/// `drills/<drill-id>/<name>`: `report.json`, `report.html`, `report.sigstore.json`, `test-result.sigstore.json`. The bundle of `report.json`
+/// is written before it.
+///
+/// # Errors
+///
+/// An id or a name that is no segment of a key.
+pub fn drill_object(id: &str, name: &str) -> Result<Key, FormatError> {
+    Key::parse(&format!("{DRILLS}{id}/{name}"))
+}
+
 /// Where the audit log stands.
 pub const AUDIT: &str = "audit/";
 
