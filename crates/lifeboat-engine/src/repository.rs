@@ -84,6 +84,12 @@ impl Repository {
         Self { store, descriptor }
     }
 
+    /// The same repository seen through another store: as it would be, if something were missing or damaged.
+    #[must_use]
+    pub fn seen(self, through: impl FnOnce(Box<dyn Store>) -> Box<dyn Store>) -> Self {
+        Self { store: through(self.store), descriptor: self.descriptor }
+    }
+
     /// What the repository says of itself.
     pub fn descriptor(&self) -> &Descriptor {
         &self.descriptor

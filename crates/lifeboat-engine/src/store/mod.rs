@@ -10,6 +10,7 @@ mod fault;
 mod journal;
 mod local;
 mod memory;
+mod overlay;
 pub mod probe;
 mod replicated;
 mod s3;
@@ -28,6 +29,7 @@ pub use journal::{Entry, Journal, Missed};
 pub use local::LocalStore;
 pub(crate) use local::sync_directory;
 pub use memory::MemoryStore;
+pub use overlay::{Change, Overlay};
 pub use replicated::{Access, Member, Opener, Part, ReplicaError, ReplicatedStore, Watch, journal_of, open_members};
 pub use s3::S3Store;
 
