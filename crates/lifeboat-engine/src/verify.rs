@@ -237,6 +237,46 @@ fn verify_database(
     Ok(())
 }
 
+/// Reads one pack and everything that stands in it, as [`run`] does with all of them. What is wrong is in the findings.
+///
+/// # Errors
+///
+/// It could not be looked at: the store failed, or no identity opens the backup.
+pub fn one_pack(
+    repository: &Repository,
+    backup: &VerifiedBackup,
+    identities: &Identities,
+    index: u32,
+    progress: &dyn Progress,
+) -> Result<Vec<Finding>, VerifyError> {
+    let key = |error: KeyError| VerifyError::Open(OpenBackupError::Key(error));
+    let tables = backup.unlock(KeyPurpose::Tables, identities).map_err(key)?;
+    let data = backup.unlock(KeyPurpose::Data, identities).map_err(key)?;
+    let hydration = Hydration { repository, backup, data: &data, workers: 1, progress, packs: &|pack| pack == index };
+    match check_pack(&hydration, index) {
+        Ok(()) => {}
+        Err(RestoreError::Damaged(finding)) => return Ok(vec![finding]),
+        Err(error) => return Err(Box::new(error).into()),
+    }
+    let findings = Mutex::new(Vec::new());
+    let collect = |error: RestoreError| match error {
+        RestoreError::Damaged(finding) => {
+            findings.lock().expect("no panic while held").push(finding);
+            Ok(())
+        }
+        error => Err(error),
+    };
+    for entry in &backup.manifest.tables {
+        let rows = backup.table(repository, entry, &tables).map_err(VerifyError::Open)?;
+        match hydration.table(rows, &Sink::Check(&collect)) {
+            Ok(()) => {}
+            Err(RestoreError::Damaged(finding)) => findings.lock().expect("no panic while held").push(finding),
+            Err(error) => return Err(Box::new(error).into()),
+        }
+    }
+    Ok(findings.into_inner().expect("no panic while held"))
+}
+
 /// The most files that findings name; beyond that the list is of no use to anybody.
 const MAX_NAMED: usize = 10_000;
 

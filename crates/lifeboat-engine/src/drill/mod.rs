@@ -1,0 +1,4 @@
+//! Drills: a restore into a place of its own, checked, measured, taken down, and what it proved.
+
+pub mod controls;
+pub mod ground;
