@@ -3,6 +3,8 @@
 //!
 //! `engine/src/drill/` runs one; [`Report`] is what it leaves (`docs/drill.md`).
 
+pub mod measure;
+pub mod plan;
 pub mod report;
 pub mod scenario;
 

@@ -98,7 +98,9 @@ fn bit_flipped(ground: &Ground<'_>) -> Result<Tried, String> {
 
 /// A segment in the middle of the way to the target.
 fn wal_missing(ground: &Ground<'_>) -> Result<Tried, String> {
-    let Some(way) = ground.way else { return Ok(Tried::not_applicable("there is no WAL archive on the way; the backup's own WAL is in its packs")) };
+    let Some(way) = ground.way else {
+        return Ok(Tried::not_applicable("there is no WAL archive on the way; the backup's own WAL is in its packs"));
+    };
     let segments = way.segments();
     let (segment, held) = segments[segments.len() / 2];
     let size = way.cluster.segment_size;
