@@ -19,11 +19,23 @@ use crate::wal::{self, Cluster, WalError, WalReader};
 use lifeboat_core::repository::layout::Key;
 use lifeboat_core::wal::catalog::Held;
 
+/// How a drill gets at the repository: as any restore would, and as it would be without some of it. Errors are one line for people.
+pub trait Places: Sync {
+    /// As any restore would.
+    fn open(&self) -> Result<Repository, String>;
+
+    /// Without the primary, from what is in the other places. `None`: there is no other.
+    fn without_primary(&self) -> Option<Result<Repository, String>>;
+
+    /// As if these objects had been deleted from the primary: what the store keeps of them, and what other places have, is still there.
+    fn primary_lost(&self, keys: &[Key]) -> Result<Repository, String>;
+}
+
 /// What a drill works on.
 #[derive(Clone, Copy)]
 pub struct Ground<'a> {
-    /// Opens the repository as any restore would. The error is one line for people.
-    pub open: &'a (dyn Fn() -> Result<Repository, String> + Sync),
+    /// The repository.
+    pub places: &'a dyn Places,
     /// Whom to believe.
     pub trust: &'a Trust,
     /// What opens the backup.
@@ -45,7 +57,7 @@ pub struct Ground<'a> {
 impl Ground<'_> {
     /// The repository, for reading only: whatever goes wrong in a drill, nothing is written through it.
     pub fn repository(&self) -> Result<Repository, String> {
-        read_only(self.open)
+        Ok(read_only(self.places.open()?))
     }
 
     /// The repository as it would be with these objects missing or damaged.
@@ -53,13 +65,13 @@ impl Ground<'_> {
         let view = |store: Box<dyn Store>| -> Box<dyn Store> {
             Box::new(changes.into_iter().fold(Overlay::new(store), |view, (key, change)| view.with(key, change)))
         };
-        Ok((self.open)()?.seen(view))
+        Ok(self.places.open()?.seen(view))
     }
 }
 
 /// A repository for reading only.
-pub fn read_only(open: &(dyn Fn() -> Result<Repository, String> + Sync)) -> Result<Repository, String> {
-    Ok(open()?.seen(|store| Box::new(Overlay::new(store))))
+pub fn read_only(repository: Repository) -> Repository {
+    repository.seen(|store| Box::new(Overlay::new(store)))
 }
 
 /// How recovery goes through the archive.
