@@ -22,5 +22,6 @@ pub mod replicate;
 pub mod repository;
 pub mod restore;
 pub mod trust;
+pub mod truth;
 pub mod verify;
 pub mod wal;

@@ -167,6 +167,7 @@ pub fn own_objects(id: &BackupId, listed: impl IntoIterator<Item = (Key, u64)>, 
             own.manifest.push((key, bytes));
         } else if key == layout::manifest_bundle(id)
             || key == layout::backup_manifest(id)
+            || key == layout::truth(id)
             || key.as_str().rsplit('/').next().is_some_and(table)
         {
             own.parts.push((key, bytes));

@@ -14,7 +14,7 @@ use crate::repository::{Sha256, backup_id::BackupId};
 pub enum Stage {
     /// Packs, blobs and WAL: they name nothing.
     Data,
-    /// Sealed objects of a backup: file tables and `backup_manifest`.
+    /// Sealed objects of a backup: file tables, `backup_manifest` and the truth.
     Table,
     /// Records of artifacts, which name blobs.
     Record,
@@ -56,7 +56,7 @@ impl Stage {
             id if id.parse::<BackupId>().is_ok() => Some(match rest {
                 "manifest.json" => Self::Manifest,
                 "manifest.sigstore.json" => Self::Bundle,
-                "backup_manifest" => Self::Table,
+                "backup_manifest" | "truth" => Self::Table,
                 rest if rest.starts_with("files/") => Self::Table,
                 _ => Self::Other,
             }),
@@ -191,10 +191,7 @@ pub fn judge(source: &Look, target: &Look) -> Verdict {
 
 /// Why a manifest must not be copied: the first object that it names and that the target did not get.
 pub fn lacks<'a>(manifest: &Manifest, refused: &'a BTreeSet<Key>) -> Option<&'a Key> {
-    let physical = manifest.postgres.as_ref().and_then(|postgres| postgres.physical.as_ref());
-    let objects = manifest.tables.iter().map(|table| table.object.as_str());
-    let objects = objects.chain(physical.and_then(|physical| physical.backup_manifest.as_ref()).map(|entry| entry.object.as_str()));
-    let objects = objects.filter_map(|object| Key::parse(object).ok());
+    let objects = manifest.sealed_objects().filter_map(|object| Key::parse(object).ok());
     let packs = manifest.packs.iter().map(|pack| layout::pack(pack.sha256));
     let runs = manifest.artifacts.iter().flat_map(|artifacts| &artifacts.runs).map(|run| layout::artifact_run(run.sha256));
     objects.chain(packs).chain(runs).find_map(|key| refused.get(&key))

@@ -498,6 +498,8 @@ fn check_target(manifest: &Manifest, target: &Target) -> Result<(), RestorePlanE
     let Some(physical) = manifest.postgres.as_ref().and_then(|p| p.physical.as_ref()) else { return Ok(()) };
     let before = match target {
         Target::Latest | Target::Immediate => return Ok(()),
+        // A drill's: its own WAL goes on to the moment whose truth is known.
+        Target::Name(name) if manifest.truth().is_some_and(|truth| truth.own_wal && truth.point == *name) => return Ok(()),
         Target::Lsn(lsn) if *lsn == physical.stop_lsn => return Ok(()),
         Target::Lsn(lsn) => *lsn < physical.stop_lsn,
         Target::Time(time) => *time < physical.consistent_at,

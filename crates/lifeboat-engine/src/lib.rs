@@ -34,5 +34,6 @@ pub mod secret;
 mod sha256;
 pub mod signing;
 pub mod store;
+pub mod truth;
 pub mod verify;
 pub mod wal;

@@ -170,10 +170,8 @@ fn named<'s>(repository: &Repository, trust: &Trust, staying: impl Iterator<Item
         let backup = opened_backup::open(repository, &one.candidate.id, trust).map_err(RetentionError::from)?;
         let manifest = backup.manifest;
         manifest.packs.iter().for_each(|pack| named.packs.insert(pack.sha256));
-        named.objects.extend(manifest.tables.iter().map(|table| table.object.clone()));
+        named.objects.extend(manifest.sealed_objects().map(str::to_owned));
         if let Some(postgres) = &manifest.postgres {
-            let list = postgres.physical.as_ref().and_then(|physical| physical.backup_manifest.as_ref());
-            named.objects.extend(list.map(|entry| entry.object.clone()));
             match postgres.system_id {
                 Some(system_id) => named.points.entry(system_id).or_default().extend(BackupPoint::of(&manifest, system_id)),
                 None if postgres.physical.is_some() => named.stray = Some(backup.id.clone()),

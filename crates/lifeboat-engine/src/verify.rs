@@ -219,15 +219,21 @@ fn verify_database(
     // Packs whose files could not be named, for want of a table or a key.
     let unnamed = bad_packs.into_iter().filter(|(pack, _)| !named.iter().any(|(other, _)| other == pack));
     report.findings.extend(unnamed.map(|(_, finding)| finding));
-    let physical = manifest.postgres.as_ref().and_then(|postgres| postgres.physical.as_ref());
-    if let Some(entry) = physical.and_then(|physical| physical.backup_manifest.as_ref()) {
+    // Neither is in a file table: PostgreSQL's own manifest, and what the tables held.
+    let beside = [("backup_manifest", manifest.backup_manifest()), ("truth", manifest.truth().map(|stored| &stored.entry))];
+    for (name, entry) in beside.into_iter().filter_map(|(name, entry)| Some((name, entry?))) {
         report.objects += 1;
         report.objects_total += 1;
         report.bytes += entry.bytes;
         let checked = verify_sealed(repository, backup, &entry.object, entry.sha256, entry.bytes).and_then(|sealed| match &data {
-            Some(data) => open_object(&sealed, &entry.object, data, 1 << 30).map(drop).map_err(|error| {
-                OpenBackupError::Damaged(backup.finding(FindingKind::Corrupt, &entry.object, Some("backup_manifest"), error.to_string()))
-            }),
+            Some(data) => {
+                let opened = open_object(&sealed, &entry.object, data, 1 << 30).map_err(|error| error.to_string());
+                let read = opened.and_then(|plain| match name {
+                    "truth" => crate::truth::decode(&plain, &backup.id).map(drop),
+                    _ => Ok(()),
+                });
+                read.map_err(|problem| OpenBackupError::Damaged(backup.finding(FindingKind::Corrupt, &entry.object, Some(name), problem)))
+            }
             None => Ok(()),
         });
         if let Err(error) = checked {

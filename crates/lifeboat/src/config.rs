@@ -3,6 +3,7 @@
 
 mod approvals;
 mod audit;
+mod drill;
 pub(crate) mod edit;
 mod policy;
 mod repositories;
@@ -23,6 +24,7 @@ use crate::failure::Failure;
 
 pub(crate) use approvals::{Approvals, ApprovalsTable};
 pub(crate) use audit::AuditSettings;
+pub(crate) use drill::DrillSettings;
 pub(crate) use policy::{PolicyTable, PolicyTerms};
 pub(crate) use repositories::{Repositories, RepositorySettings, RepositoryTable};
 pub(crate) use signing::{SigningSettings, SigningTable, TimestampPart, Token};
@@ -48,6 +50,7 @@ pub(crate) struct File {
     pub(crate) approvals: Option<ApprovalsTable>,
     pub(crate) policy: Option<PolicyTable>,
     pub(crate) audit: Option<audit::AuditTable>,
+    pub(crate) drill: Option<drill::DrillTable>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -309,6 +312,7 @@ pub(crate) struct Settings {
     pub(crate) approvals: Approvals,
     pub(crate) policy: PolicyTerms,
     pub(crate) audit: AuditSettings,
+    pub(crate) drill: DrillSettings,
     /// Why somebody goes around the approvals, if they do: for one command, and never from a file.
     pub(crate) break_glass: Option<String>,
     /// Where the user's own keys are, whether or not they are there.
@@ -665,6 +669,7 @@ impl Settings {
                 .unwrap_or(Setting { value: DEFAULT_GRACE, origin: Origin::Default }),
             policy: PolicyTerms::resolve(&source, file.policy.unwrap_or_default())?,
             approvals: Approvals::resolve(&source, file.approvals.unwrap_or_default())?,
+            drill: DrillSettings::resolve(&source, &file.drill.unwrap_or_default())?,
             audit: AuditSettings::resolve(&source, file.audit.unwrap_or_default(), &user_keys),
             break_glass: cli.break_glass.clone(),
             user_keys,
@@ -785,6 +790,7 @@ impl Settings {
         rows.extend(owned(self.policy.rows()));
         rows.extend(owned(last));
         rows.extend(self.audit.rows());
+        rows.extend(self.drill.rows());
         rows
     }
 }

@@ -76,6 +76,11 @@ pub fn backup_manifest(id: &BackupId) -> Key {
     Key(format!("{id}/backup_manifest"))
 }
 
+/// `<backup-id>/truth`
+pub fn truth(id: &BackupId) -> Key {
+    Key(format!("{id}/truth"))
+}
+
 /// `packs/<xx>/<sha256>`
 pub fn pack(digest: Sha256) -> Key {
     let digest = digest.to_string();

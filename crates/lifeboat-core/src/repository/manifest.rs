@@ -210,6 +210,37 @@ pub struct PostgresEntry {
     /// The C library of the host that copied it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub libc: Option<String>,
+    /// What the tables held at one moment of the backup, or why that is not known; older backups have neither.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub truth: Option<TruthEntry>,
+}
+
+/// Whether the truth about the tables was recorded ([`crate::truth`]).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TruthEntry {
+    /// It is this object.
+    Stored(StoredTruth),
+    /// It was not, for this reason.
+    Missing(String),
+}
+
+/// The truth about the tables, and the restore point that it is the truth of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredTruth {
+    /// The sealed object.
+    #[serde(flatten)]
+    pub entry: ObjectEntry,
+    /// Name of the restore point.
+    pub point: String,
+    /// Where its record ends.
+    pub lsn: Lsn,
+    /// Whether the backup's own WAL reaches it; else the archive's does.
+    pub own_wal: bool,
+    /// Tables that there were.
+    pub tables: u64,
+    /// Tables that were read, wholly or in part.
+    pub read: u64,
 }
 
 /// What a physical copy needs to come back.
@@ -377,8 +408,8 @@ impl Manifest {
         if let Some(index) = self.boot_packs.iter().find(|index| **index as usize >= self.packs.len()) {
             return bad(format!("boot pack {index} of {}", self.packs.len()));
         }
-        for table in &self.tables {
-            super::layout::Key::parse(&table.object)?;
+        for object in self.sealed_objects() {
+            super::layout::Key::parse(object)?;
         }
         if let Some(postgres) = &self.postgres
             && postgres.copy.is_physical() != postgres.physical.is_some()
@@ -389,6 +420,25 @@ impl Manifest {
             return bad("suite and keys do not go together".into());
         }
         Ok(())
+    }
+
+    /// The truth about its tables, where it was recorded.
+    pub fn truth(&self) -> Option<&StoredTruth> {
+        match &self.postgres.as_ref()?.truth {
+            Some(TruthEntry::Stored(stored)) => Some(stored),
+            Some(TruthEntry::Missing(_)) | None => None,
+        }
+    }
+
+    /// PostgreSQL's own manifest, where there is one.
+    pub fn backup_manifest(&self) -> Option<&ObjectEntry> {
+        self.postgres.as_ref()?.physical.as_ref()?.backup_manifest.as_ref()
+    }
+
+    /// Keys of the sealed objects that it names: file tables, `backup_manifest`, the truth. Packs and artifacts are others'.
+    pub fn sealed_objects(&self) -> impl Iterator<Item = &str> {
+        let entries = self.backup_manifest().into_iter().chain(self.truth().map(|stored| &stored.entry));
+        self.tables.iter().map(|table| table.object.as_str()).chain(entries.map(|entry| entry.object.as_str()))
     }
 
     /// The wrapped key for `purpose`, if the backup is encrypted.

@@ -10,9 +10,10 @@ use jiff::Timestamp;
 use lifeboat_core::backup::{check_tablespaces, plan_local_copy};
 use lifeboat_core::postgres::backup_manifest::{self, ManifestFacts};
 use lifeboat_core::postgres::control_file::{ControlFile, ControlFileError};
+use lifeboat_core::repository::backup_id::BackupId;
 use lifeboat_core::repository::file_table::{Kind, Meta};
 use lifeboat_core::repository::manifest::{ChecksumsEntry, Physical, TablespaceEntry, WalEntry};
-use lifeboat_core::wal::{self, Segment, SegmentSize, SystemId};
+use lifeboat_core::wal::{self, Lsn, Segment, SegmentSize, SystemId};
 
 use super::listing::{self, meta, read_error};
 use super::{BackupError, CopiedDatabase, PostgresSource};
@@ -77,6 +78,7 @@ pub(super) fn copy(
     root: &Path,
     settings: &CopySettings,
     label: &str,
+    id: &BackupId,
     progress: &dyn Progress,
 ) -> Result<LocalOutcome, BackupError> {
     let mut warnings = Vec::new();
@@ -133,7 +135,7 @@ pub(super) fn copy(
     let segment_size = control.segment_size;
     let wal_directory = listing.wal_directory;
     let known_tablespaces: Vec<String> = listing.tablespaces.iter().map(|(oid, _)| oid.clone()).collect();
-    let ((stopped, stop_control, wal, consistent_at), copied) = copy::run(store, settings, progress, |feeder| -> Result<_, BackupError> {
+    let ((stopped, stop_control, wal, consistent_at, truth), copied) = copy::run(store, settings, progress, |feeder| -> Result<_, BackupError> {
         for entry in outside_directories(&plan.files, facts.config_file.as_deref()) {
             feeder.entry(owned_by_cluster(entry, root))?;
         }
@@ -163,6 +165,7 @@ pub(super) fn copy(
             let replayed = connection.query("SELECT pg_last_wal_replay_lsn() AS lsn", &[])?.one()?.parse_opt("lsn")?;
             wal_end = replayed.map_or(wal_end, |replayed| wal_end.max(replayed));
         }
+        let mut moment = super::moment_of(source, id, &mut warnings);
         for (name, bytes) in [("backup_label", &stopped.backup_label), ("tablespace_map", &stopped.tablespace_map)] {
             if !bytes.is_empty() {
                 let meta = owned_by_cluster(plain_meta(name, Kind::File, bytes.len() as u64, 0o600), root);
@@ -177,7 +180,11 @@ pub(super) fn copy(
             size: segment_size,
             system_id: facts.system_id,
         };
-        let entry = feed_wal(feeder, &wal_directory, &wal)?;
+        let mut entry = feed_wal(feeder, &wal_directory, &wal)?;
+        if let Ok(moment) = &mut moment {
+            moment.point.own_wal =
+                moment.point.timeline == wal.timeline && feed_wal_on(feeder, &wal_directory, &wal, moment.point.lsn, &mut entry)?;
+        }
         feeder.drain()?;
         // Replay will make it, and needs its directory to be there (c029).
         for tablespace in tablespaces_now(&connection)? {
@@ -197,7 +204,8 @@ pub(super) fn copy(
         );
         meta.size = control_bytes.len() as u64;
         feeder.bytes(CopyFile { meta, source: None, pages: None, may_vanish: false, in_backup_manifest: true }, control_bytes)?;
-        Ok((stopped, stop_control, entry, consistent_at))
+        let truth = super::truth_at(source, moment, &mut warnings, progress);
+        Ok((stopped, stop_control, entry, consistent_at, truth))
     })?;
 
     // Checksums that were switched while we read prove nothing (c019).
@@ -238,6 +246,7 @@ pub(super) fn copy(
         facts: Some(facts),
         warnings,
         judge_pages: checked,
+        truth,
     };
     Ok(LocalOutcome { database, copied })
 }
@@ -363,6 +372,55 @@ pub(super) fn feed_bytes(feeder: &Feeder<'_, '_>, path: &str, bytes: Vec<u8>, in
     let meta = plain_meta(path, Kind::File, bytes.len() as u64, 0o600);
     feeder.bytes(CopyFile { meta, source: None, pages: None, may_vanish: false, in_backup_manifest }, bytes)?;
     Ok(())
+}
+
+/// A segment up to this size is read into memory, and cut where the truth ends.
+const CUT_BYTES: u64 = 64 << 20;
+
+/// Takes the WAL beyond the stop along up to `to`, the moment whose truth is recorded; false: it cannot be, and is in the archive only. The last segment
+/// is cut there: what follows is of no use, and often an older segment's bytes, which the server keeps to write over.
+fn feed_wal_on(feeder: &Feeder<'_, '_>, directory: &Path, range: &WalRange, to: Lsn, entry: &mut WalEntry) -> Result<bool, BackupError> {
+    let last = Segment::ending_at(range.timeline, range.stop, range.size).number;
+    let more: Vec<Segment> =
+        wal::segments_between(range.timeline, range.start, to, range.size).filter(|segment| segment.number > last).collect();
+    let mut found = Vec::new();
+    for segment in &more {
+        let path = directory.join(segment.file_name(range.size));
+        let mut header = [0; wal::LONG_HEADER_BYTES];
+        let mut look = || -> io::Result<fs::Metadata> {
+            let file = fs::File::open(&path)?;
+            std::os::unix::fs::FileExt::read_exact_at(&file, &mut header, 0)?;
+            file.metadata()
+        };
+        let Ok(metadata) = look() else { return Ok(false) };
+        if metadata.len() != range.size.bytes() || wal::check_segment_header(&header, *segment, range.size, range.system_id).is_err() {
+            return Ok(false);
+        }
+        found.push((*segment, path, metadata));
+    }
+    for (segment, path, metadata) in found {
+        let name = segment.file_name(range.size);
+        let file = CopyFile {
+            meta: meta(&format!("pg_wal/{name}"), Kind::File, &metadata, &mut Owners::default()),
+            source: None,
+            pages: None,
+            may_vanish: false,
+            in_backup_manifest: false,
+        };
+        let is_last = Segment::ending_at(range.timeline, to, range.size).number == segment.number;
+        if is_last && range.size.bytes() <= CUT_BYTES {
+            // To the end of a page: 64 KiB is the largest that PostgreSQL can be built with.
+            let kept = (to.0 - segment.number * range.size.bytes()).next_multiple_of(64 << 10).min(range.size.bytes());
+            let mut bytes = vec![0; range.size.bytes() as usize];
+            let source = fs::File::open(&path).map_err(|e| read_error(&path, e))?;
+            std::os::unix::fs::FileExt::read_exact_at(&source, &mut bytes[..kept as usize], 0).map_err(|e| read_error(&path, e))?;
+            feeder.bytes(file, bytes)?;
+        } else {
+            feeder.file(CopyFile { source: Some(path), ..file })?;
+        }
+        entry.last = name;
+    }
+    Ok(true)
 }
 
 struct WalRange {

@@ -21,6 +21,7 @@ use crate::copy::{self, Copied, CopyFile, CopySettings, Feeder};
 use crate::postgres::{ClusterFacts, Connection, Dsn, Purpose};
 use crate::progress::Progress;
 use crate::store::Store;
+use crate::truth::Recorded;
 
 /// libpq's environment variables for what a DSN may say, passwords apart.
 const ENVIRONMENT: [(&str, &str); 20] = [
@@ -223,8 +224,9 @@ pub(super) fn copy(
         }
         Ok(())
     })?;
+    let truth = Recorded::Missing("a logical copy has no LSN that a server could be brought to".into());
     let database =
-        CopiedDatabase { physical: None, backup_manifest: None, identity: None, facts: Some(facts), warnings, judge_pages: false };
+        CopiedDatabase { physical: None, backup_manifest: None, identity: None, facts: Some(facts), warnings, judge_pages: false, truth };
     Ok((database, copied))
 }
 

@@ -19,9 +19,10 @@ use lifeboat_core::postgres::control_file::ControlFileError;
 use lifeboat_core::repository::backup_id::{BackupId, SystemName};
 use lifeboat_core::repository::manifest::{
     BackupKind, CollationEntry, CopyMethod, DatabaseEntry, Encryption, ExtensionEntry, Manifest, ObjectEntry, PageFinding, Physical,
-    PostgresEntry, State, WrappedKey,
+    PostgresEntry, State, StoredTruth, TruthEntry, WrappedKey,
 };
 use lifeboat_core::repository::{FORMAT_VERSION, Sha256, layout, to_json};
+use lifeboat_core::truth::{Budget, MAX_TRUTH_BYTES, Truth};
 use lifeboat_core::wal::SystemId;
 
 use crate::copy::{Copied, CopyError, CopySettings};
@@ -32,7 +33,8 @@ use crate::progress::Progress;
 use crate::repository::{Repository, RepositoryError};
 use crate::seal::{Sealing, seal_object};
 use crate::signing::{SignError, Signer};
-use crate::store::{StoreError, create_or_mine};
+use crate::store::{Store, StoreError, create_or_mine};
+use crate::truth::{self, Moment, Recorded};
 
 pub use artifact_set::{compare as compare_references, complaints as sync_complaints};
 pub(crate) use local::OUTSIDE;
@@ -174,6 +176,8 @@ pub struct PostgresSource {
     pub record_only: bool,
     /// Check page checksums; off where pages are encrypted by the server (c046).
     pub check_pages: bool,
+    /// How much is read of the tables, to compare with when it was restored.
+    pub truth: Budget,
 }
 
 /// The artifacts to back up.
@@ -239,6 +243,8 @@ pub(super) struct CopiedDatabase {
     warnings: Vec<String>,
     /// Whether page findings count.
     judge_pages: bool,
+    /// What the tables held.
+    truth: Recorded,
 }
 
 /// A backup that was taken.
@@ -398,11 +404,11 @@ fn copy_database(
     let (database, mut copied) = match decision.method {
         CopyMethod::Local => {
             let root = source.data_directory.as_deref().ok_or(PlanError::NoDataDirectory)?;
-            let outcome = local::copy(store, source, root, settings, &label, progress)?;
+            let outcome = local::copy(store, source, root, settings, &label, id, progress)?;
             (outcome.database, outcome.copied)
         }
         CopyMethod::Stream => {
-            let outcome = stream::copy(store, source, settings, &label, progress)?;
+            let outcome = stream::copy(store, source, settings, &label, id, progress)?;
             (outcome.database, outcome.copied)
         }
         CopyMethod::Logical | CopyMethod::Recorded => logical::copy(store, source, settings, progress)?,
@@ -436,7 +442,61 @@ fn copy_database(
         entry.system_id = Some(system_id);
         entry.version_num = Some(version_num);
     }
+    entry.truth = Some(match database.truth {
+        Recorded::Truth(truth) => {
+            let plain = truth.encode();
+            if plain.len() > MAX_TRUTH_BYTES {
+                TruthEntry::Missing("there are too many tables".into())
+            } else {
+                let stored = store_truth(store, settings, &truth, &plain)?;
+                copied.stored_bytes += stored.entry.bytes;
+                TruthEntry::Stored(stored)
+            }
+        }
+        Recorded::Missing(why) => TruthEntry::Missing(why),
+    });
     Ok((entry, copied, warnings, findings))
+}
+
+fn store_truth(store: &dyn Store, settings: &CopySettings, truth: &Truth, plain: &[u8]) -> Result<StoredTruth, BackupError> {
+    let key = layout::truth(&truth.backup);
+    let sealed = seal_object(key.as_str(), &settings.data, plain);
+    store.create(&key, &sealed)?;
+    let (tables, read) = truth.counts();
+    Ok(StoredTruth {
+        entry: ObjectEntry { object: key.to_string(), sha256: Sha256::of(&sealed), bytes: sealed.len() as u64 },
+        point: truth.point.name.clone(),
+        lsn: truth.point.lsn,
+        own_wal: truth.point.own_wal,
+        tables,
+        read,
+    })
+}
+
+/// The moment whose truth is recorded, as soon as the backup has ended; why there is none otherwise.
+fn moment_of(source: &PostgresSource, id: &BackupId, warnings: &mut Vec<String>) -> Result<Moment, String> {
+    if source.truth.bytes == 0 {
+        return Err("it is turned off (drill.truth_bytes is 0)".into());
+    }
+    truth::take(&source.dsn, id).map_err(|refused| {
+        if refused.warn {
+            warnings.push(format!("what the tables hold was not recorded, so that no drill can compare it: {}", refused.reason));
+        }
+        refused.reason
+    })
+}
+
+/// What the tables hold at that moment.
+fn truth_at(source: &PostgresSource, moment: Result<Moment, String>, warnings: &mut Vec<String>, progress: &dyn Progress) -> Recorded {
+    match moment {
+        Ok(moment) => {
+            progress.phase("truth");
+            let (truth, found) = truth::read_moment(moment, source.truth);
+            warnings.extend(found);
+            Recorded::Truth(Box::new(truth))
+        }
+        Err(why) => Recorded::Missing(why),
+    }
 }
 
 /// Refuses to mix clusters under one name (c040): retention and "latest" would mean nothing.
@@ -492,6 +552,7 @@ fn postgres_entry(source: &PostgresSource, copy: CopyMethod, physical: Option<Ph
         extensions: Vec::new(),
         settings: std::collections::BTreeMap::new(),
         libc: None,
+        truth: None,
     };
     let Some(facts) = facts else { return entry };
     entry.libc = facts.collation_versions_now.get("c").and_then(|versions| versions.first().cloned());

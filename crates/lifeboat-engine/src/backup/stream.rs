@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use lifeboat_core::postgres::backup_manifest;
 use lifeboat_core::postgres::control_file::ControlFile;
 use lifeboat_core::postgres::data_directory::{self, Disposition, RelationFile};
+use lifeboat_core::repository::backup_id::BackupId;
 use lifeboat_core::repository::extent::EXTENT_BYTES;
 use lifeboat_core::repository::file_table::{Kind, Meta};
 use lifeboat_core::repository::manifest::{ChecksumsEntry, Physical, TablespaceEntry, WalEntry};
@@ -19,6 +20,7 @@ use crate::postgres::{
 };
 use crate::progress::Progress;
 use crate::store::Store;
+use crate::truth::Recorded;
 
 use super::local::LocalOutcome;
 
@@ -44,6 +46,7 @@ pub(super) fn copy(
     source: &PostgresSource,
     settings: &CopySettings,
     label: &str,
+    id: &BackupId,
     progress: &dyn Progress,
 ) -> Result<LocalOutcome, BackupError> {
     // A role that may only replicate cannot log in to a database: then the stream has to say all.
@@ -142,6 +145,13 @@ pub(super) fn copy(
     if copied.shrunk > 0 {
         warnings.push(format!("{} files were shorter than announced", copied.shrunk));
     }
+    // The stream ends where the backup does: the moment is in the archive's reach only.
+    let truth = if facts.is_none() {
+        Recorded::Missing("the role may only replicate".into())
+    } else {
+        let moment = super::moment_of(source, id, &mut warnings);
+        super::truth_at(source, moment, &mut warnings, progress)
+    };
     let checked = check_pages && control.checksums_on();
     let tablespaces = finished
         .tablespaces
@@ -177,6 +187,7 @@ pub(super) fn copy(
         facts,
         warnings,
         judge_pages: checked,
+        truth,
     };
     if database.facts.is_none() {
         database.warnings.push(format!(

@@ -153,8 +153,8 @@ impl Connection {
         self.query(sql, params).map(drop)
     }
 
-    /// Runs several statements without parameters and returns the rows of the last.
-    fn simple(&self, sql: &str) -> Result<Rows, PgError> {
+    /// Runs several statements without parameters in one message and returns the rows of the last.
+    pub(crate) fn simple(&self, sql: &str) -> Result<Rows, PgError> {
         let result = self.conn.exec(&c_text(sql)?);
         self.rows(result)
     }

@@ -599,10 +599,7 @@ impl Run<'_> {
 
     /// Asks the target for everything that a manifest names: the journal alone proves nothing.
     fn is_complete(&self, manifest: &Manifest) -> Result<Option<String>, ReplicateError> {
-        let physical = manifest.postgres.as_ref().and_then(|postgres| postgres.physical.as_ref());
-        let objects = manifest.tables.iter().map(|table| table.object.as_str());
-        let objects = objects.chain(physical.and_then(|physical| physical.backup_manifest.as_ref()).map(|entry| entry.object.as_str()));
-        let objects = objects.filter_map(|object| Key::parse(object).ok());
+        let objects = manifest.sealed_objects().filter_map(|object| Key::parse(object).ok());
         let packs = manifest.packs.iter().map(|pack| layout::pack(pack.sha256));
         let head = manifest.artifacts.as_ref().map(|artifacts| artifacts.head).filter(|head| *head > 0);
         for key in objects.chain(packs).chain(head.map(layout::artifact_head)) {

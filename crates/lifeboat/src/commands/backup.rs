@@ -268,6 +268,7 @@ fn postgres_source(backup: &Backup, settings: &Settings) -> Result<Option<Postgr
         fast_checkpoint: !backup.spread_checkpoint && settings.checkpoint.value == Checkpoint::Fast,
         record_only: backup.record_only,
         check_pages: settings.check_pages.value,
+        truth: settings.drill.truth(),
     }))
 }
 
