@@ -1,0 +1,3 @@
+//! Drills: what they leave, and how that is read again.
+
+pub mod evidence;
