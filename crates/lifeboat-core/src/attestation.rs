@@ -31,6 +31,9 @@ pub const ARTIFACT_PREDICATE_TYPE: &str = "https://lifeboat.dev/artifact/v1";
 /// The predicate type of the report of a drill.
 pub const DRILL_PREDICATE_TYPE: &str = "https://lifeboat.dev/drill/v1";
 
+/// The predicate type in which a drill tells tools of others how it went: in-toto's "Test Result".
+pub const TEST_RESULT_PREDICATE_TYPE: &str = "https://in-toto.io/attestation/test-result/v0.1";
+
 /// The predicate type of an approval of a plan.
 pub const APPROVAL_PREDICATE_TYPE: &str = "https://lifeboat.dev/approval/v1";
 
@@ -56,7 +59,7 @@ pub struct Statement {
     /// Always [`STATEMENT_TYPE`]; [`Statement::parse`] lets nothing else through.
     #[serde(rename = "_type")]
     pub type_: String,
-    /// What it speaks of. lifeboat writes exactly one.
+    /// What it speaks of: one thing, and several in the statements of drills.
     #[serde(deserialize_with = "subjects")]
     pub subject: Vec<Subject>,
     /// What kind of claim it is; says how to read the predicate.
@@ -78,6 +81,11 @@ pub struct Subject {
 }
 
 impl Subject {
+    /// Bytes with this SHA-256, called so.
+    pub fn new(name: &str, sha256: [u8; 32]) -> Self {
+        Self { name: name.to_owned(), digest: BTreeMap::from([("sha256".to_owned(), hex::encode(sha256))]) }
+    }
+
     /// Its SHA-256, if it names one.
     pub fn sha256(&self) -> Option<[u8; 32]> {
         parse_sha256(self.digest.get("sha256")?)
@@ -169,7 +177,7 @@ impl Statement {
     pub fn new(name: &str, sha256: [u8; 32], predicate_type: &str, predicate: Value) -> Self {
         Self {
             type_: STATEMENT_TYPE.to_owned(),
-            subject: vec![Subject { name: name.to_owned(), digest: BTreeMap::from([("sha256".to_owned(), hex::encode(sha256))]) }],
+            subject: vec![Subject::new(name, sha256)],
             predicate_type: predicate_type.to_owned(),
             predicate,
         }

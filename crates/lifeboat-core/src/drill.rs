@@ -3,16 +3,26 @@
 //!
 //! `engine/src/drill/` runs one; [`Report`] is what it leaves (`docs/drill.md`).
 
+pub mod history;
+pub mod id;
+pub mod judge;
 pub mod measure;
 pub mod plan;
 pub mod report;
+#[cfg(test)]
+pub(crate) mod samples;
 pub mod scenario;
+pub mod span;
+pub mod statement;
 
+pub use id::DrillId;
+pub use judge::judge;
 pub use report::{
     BackupSummary, CheckResult, ControlResult, Environment, Isolation, Objectives, Phase, Projection, Recovery, Report, Rpo, Rto,
     ScenarioResult, Scope, Verdict, WalSummary,
 };
 pub use scenario::{Control, Expected, Scenario};
+pub use span::span;
 
 use serde::{Deserialize, Serialize};
 

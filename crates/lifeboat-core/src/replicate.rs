@@ -32,6 +32,8 @@ pub enum Stage {
     Manifest,
     /// Whatever else stands there: it may be about a backup.
     Other,
+    /// The commit point of a drill's evidence: what signs it stands there by then.
+    Report,
 }
 
 impl Stage {
@@ -60,6 +62,7 @@ impl Stage {
                 rest if rest.starts_with("files/") => Self::Table,
                 _ => Self::Other,
             }),
+            "drills" if rest.ends_with("/report.json") => Some(Self::Report),
             _ => Some(Self::Other),
         }
     }
@@ -70,9 +73,9 @@ impl Stage {
     }
 
     /// Whether backups or the artifact set are incomplete without it. WAL stands for itself: every segment is found, or missed, by its name.
-    /// So does the audit log: no backup waits for it.
+    /// So do the audit log and the evidence of drills: no backup waits for them.
     pub fn is_named(key: &Key) -> bool {
-        Self::of(key).is_some_and(|stage| !matches!(stage, Self::Audit | Self::Checkpoint | Self::Other))
+        Self::of(key).is_some_and(|stage| !matches!(stage, Self::Audit | Self::Checkpoint | Self::Other | Self::Report))
             && !key.as_str().starts_with("wal/")
     }
 }
@@ -221,7 +224,8 @@ mod tests {
             "audit/checkpoint/0000000001".to_owned(),
             format!("{id}/manifest.sigstore.json"),
             format!("{id}/manifest.json"),
-            format!("{id}/pins/x.json"),
+            "drills/x/report.sigstore.json".to_owned(),
+            "drills/a/report.json".to_owned(),
         ];
         let stages: Vec<Stage> = ordered.iter().map(|text| Stage::of(&key(text)).unwrap()).collect();
         assert!(stages.is_sorted() && stages.windows(2).all(|pair| pair[0] != pair[1]), "{stages:?}");
@@ -234,7 +238,9 @@ mod tests {
         }
         for (text, expected) in [
             ("wal/1/00000001/00000001000000000000000A", Stage::Data),
-            ("drills/x/report.json", Stage::Other),
+            ("drills/x/report.html", Stage::Other),
+            ("drills/x/test-result.sigstore.json", Stage::Other),
+            ("drills/x/report.json", Stage::Report),
             ("approvals/ab/ab/used.json", Stage::Other),
         ] {
             assert_eq!(Stage::of(&key(text)), Some(expected), "{text}");

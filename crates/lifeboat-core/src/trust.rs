@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use crate::attestation::{
     APPROVAL_PREDICATE_TYPE, APPROVAL_REQUEST_PREDICATE_TYPE, ARTIFACT_PREDICATE_TYPE, BACKUP_PREDICATE_TYPE, DRILL_PREDICATE_TYPE,
-    Statement,
+    Statement, TEST_RESULT_PREDICATE_TYPE,
 };
 use crate::repository::artifact;
 use crate::repository::retention::{EXPIRY_PREDICATE_TYPE, PIN_END_PREDICATE_TYPE, PIN_PREDICATE_TYPE};
@@ -54,7 +54,8 @@ impl Kind {
             ARTIFACT_PREDICATE_TYPE => Self::Artifact,
             WAL_PREDICATE_TYPE => Self::Wal,
             EXPIRY_PREDICATE_TYPE | PIN_PREDICATE_TYPE | PIN_END_PREDICATE_TYPE => Self::Mark,
-            DRILL_PREDICATE_TYPE => Self::Drill,
+            // Of the many who may say how a test went, lifeboat reads what drills say.
+            DRILL_PREDICATE_TYPE | TEST_RESULT_PREDICATE_TYPE => Self::Drill,
             APPROVAL_PREDICATE_TYPE => Self::Approval,
             APPROVAL_REQUEST_PREDICATE_TYPE => Self::ApprovalRequest,
             _ => return None,
@@ -372,7 +373,8 @@ impl Identity {
 pub fn claimed(statement: &Statement) -> Option<Timestamp> {
     let time = |member: &str| statement.predicate.get(member).and_then(Value::as_str).and_then(|text| text.parse().ok());
     match Kind::of(&statement.predicate_type) {
-        Some(Kind::Backup | Kind::Drill) => time("finished"),
+        Some(Kind::Backup) => time("finished"),
+        Some(Kind::Drill) => time("finished").or_else(|| time("lifeboatFinished")),
         Some(Kind::Artifact) => statement.predicate.get("version").and_then(Value::as_str).and_then(artifact::created),
         // Early writers said only what is in the file: the latest commit in it is no later than the signature.
         Some(Kind::Wal) => time("signed").or_else(|| statement.predicate.get("summary")?.get("last_time")?.as_str()?.parse().ok()),

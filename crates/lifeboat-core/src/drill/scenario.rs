@@ -42,6 +42,18 @@ pub enum Expected {
     Reports,
 }
 
+impl Expected {
+    /// In words.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Restores => "all comes back",
+            Self::RestoresWithLoss => "it comes back as far as it can, and says what is lost",
+            Self::Refuses => "it is refused, and nothing is left behind",
+            Self::Reports => "what is bad is found and left out, and the rest comes back",
+        }
+    }
+}
+
 impl Scenario {
     /// All, in the order of the documentation.
     pub const ALL: [Self; 9] = [

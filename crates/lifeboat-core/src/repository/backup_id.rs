@@ -40,24 +40,33 @@ impl BackupId {
     }
 }
 
-fn whole_second(time: Timestamp) -> Timestamp {
+/// A moment as ids have it: `yyyymmddThhmmssZ`, in UTC.
+pub(crate) fn stamp(at: Timestamp) -> String {
+    let at = at.to_zoned(TimeZone::UTC);
+    format!("{:04}{:02}{:02}T{:02}{:02}{:02}Z", at.year(), at.month(), at.day(), at.hour(), at.minute(), at.second())
+}
+
+/// The moment of a stamp. Not every text that is taken is one that [`stamp`] writes: jiff takes second 60 for 59.
+pub(crate) fn of_stamp(text: &str) -> Option<Timestamp> {
+    let digits = |range: std::ops::Range<usize>| -> Option<i16> {
+        let part = text.get(range)?;
+        part.bytes().all(|b| b.is_ascii_digit()).then(|| part.parse().ok()).flatten()
+    };
+    let small = |range| digits(range).and_then(|v| i8::try_from(v).ok());
+    if text.len() != 16 || text.get(8..9) != Some("T") || text.get(15..16) != Some("Z") {
+        return None;
+    }
+    let date = civil::DateTime::new(digits(0..4)?, small(4..6)?, small(6..8)?, small(9..11)?, small(11..13)?, small(13..15)?, 0);
+    date.ok()?.to_zoned(TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
+}
+
+pub(crate) fn whole_second(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
 impl fmt::Display for BackupId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let at = self.at.to_zoned(TimeZone::UTC);
-        write!(
-            f,
-            "{}-backup-{:04}{:02}{:02}T{:02}{:02}{:02}Z",
-            self.name,
-            at.year(),
-            at.month(),
-            at.day(),
-            at.hour(),
-            at.minute(),
-            at.second()
-        )
+        write!(f, "{}-backup-{}", self.name, stamp(self.at))
     }
 }
 
@@ -68,19 +77,7 @@ impl FromStr for BackupId {
         let bad = || FormatError::malformed("backup id", format!("{:?} is not NAME-backup-YYYYMMDDThhmmssZ", clip(text)));
         let (name, at) = text.rsplit_once("-backup-").ok_or_else(bad)?;
         let name: SystemName = name.parse()?;
-        let digits = |range: std::ops::Range<usize>| -> Option<i16> {
-            let part = at.get(range)?;
-            part.bytes().all(|b| b.is_ascii_digit()).then(|| part.parse().ok()).flatten()
-        };
-        let small = |range| digits(range).and_then(|v| i8::try_from(v).ok());
-        let parse = || {
-            if at.len() != 16 || at.get(8..9) != Some("T") || at.get(15..16) != Some("Z") {
-                return None;
-            }
-            let date = civil::DateTime::new(digits(0..4)?, small(4..6)?, small(6..8)?, small(9..11)?, small(11..13)?, small(13..15)?, 0);
-            date.ok()?.to_zoned(TimeZone::UTC).ok().map(|zoned| zoned.timestamp())
-        };
-        let id = Self { name: name.0, at: parse().ok_or_else(bad)? };
+        let id = Self { name: name.0, at: of_stamp(at).ok_or_else(bad)? };
         // One spelling only: jiff would take second 60 for 59.
         if id.to_string() == text { Ok(id) } else { Err(bad()) }
     }

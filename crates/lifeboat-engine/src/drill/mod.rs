@@ -2,5 +2,6 @@
 
 pub mod clock;
 pub mod controls;
+pub mod evidence;
 pub mod ground;
 mod scenarios;
