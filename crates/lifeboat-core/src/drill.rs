@@ -3,8 +3,16 @@
 //!
 //! `engine/src/drill/` runs one; [`Report`] is what it leaves (`docs/drill.md`).
 
+pub mod assertion;
+pub mod plain;
 pub mod report;
+pub mod rotation;
 pub mod scenario;
+pub mod server_log;
+pub mod tool_output;
+
+pub use assertion::{Answer, Assertion, AssertionError, Expectation};
+pub use plain::plain;
 
 pub use report::{
     BackupSummary, CheckResult, ControlResult, Environment, Isolation, Objectives, Phase, Projection, Recovery, Report, Rpo, Rto,
