@@ -1,0 +1,3 @@
+//! Drills.
+
+pub mod checks;
