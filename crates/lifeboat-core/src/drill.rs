@@ -3,20 +3,27 @@
 //!
 //! `engine/src/drill/` runs one; [`Report`] is what it leaves (`docs/drill.md`).
 
+pub mod assertion;
 pub mod history;
 pub mod id;
 pub mod judge;
 pub mod measure;
+pub mod plain;
 pub mod plan;
 pub mod report;
+pub mod rotation;
 #[cfg(test)]
 pub(crate) mod samples;
 pub mod scenario;
+pub mod server_log;
 pub mod span;
 pub mod statement;
+pub mod tool_output;
 
+pub use assertion::{Answer, Assertion, AssertionError, Expectation};
 pub use id::DrillId;
 pub use judge::judge;
+pub use plain::plain;
 pub use report::{
     BackupSummary, CheckResult, ControlResult, Environment, Isolation, Objectives, Phase, Projection, Recovery, Report, Rpo, Rto,
     ScenarioResult, Scope, Verdict, WalSummary,

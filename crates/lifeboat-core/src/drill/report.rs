@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Check, Control, Expected, Outcome, Scenario};
+use super::{Check, Control, Expected, Outcome, Scenario, plain};
 use crate::policy::Actor;
 use crate::repository::{Id, Sha256};
 use crate::wal::{Lsn, SystemId, Timeline};
@@ -297,9 +297,9 @@ impl CheckResult {
     /// The most findings that a report keeps of one check.
     pub const MAX_FINDINGS: usize = 20;
 
-    /// A check without scope, tool and findings.
-    pub fn new(check: Check, outcome: Outcome, reason: impl Into<String>) -> Self {
-        Self { check, outcome, reason: reason.into(), seconds: 0.0, scope: None, tool: None, findings: Vec::new() }
+    /// A check without scope, tool and findings. Names in the reason are the database's: it is made [`plain`].
+    pub fn new(check: Check, outcome: Outcome, reason: impl AsRef<str>) -> Self {
+        Self { check, outcome, reason: plain(reason.as_ref()), seconds: 0.0, scope: None, tool: None, findings: Vec::new() }
     }
 
     /// With what it looked at.
@@ -312,14 +312,21 @@ impl CheckResult {
     /// With the program that did it.
     #[must_use]
     pub fn by(mut self, tool: impl Into<String>) -> Self {
-        self.tool = Some(tool.into());
+        self.tool = Some(plain(&tool.into()));
         self
     }
 
-    /// With the first of what it found.
+    /// With the first of what it found, each of them made [`plain`].
     #[must_use]
     pub fn with(mut self, findings: impl IntoIterator<Item = String>) -> Self {
-        self.findings = findings.into_iter().take(Self::MAX_FINDINGS).collect();
+        self.findings = findings.into_iter().take(Self::MAX_FINDINGS).map(|finding| plain(&finding)).collect();
+        self
+    }
+
+    /// With the time it took.
+    #[must_use]
+    pub fn took(mut self, seconds: f64) -> Self {
+        self.seconds = seconds;
         self
     }
 }

@@ -1,5 +1,6 @@
 //! Drills: a restore into a place of its own, checked, measured, taken down, and what it proved.
 
+pub mod checks;
 pub mod clock;
 pub mod controls;
 pub mod evidence;

@@ -168,7 +168,8 @@ fn deleted_objects(ground: &Ground<'_>, restores: &dyn Restores) -> Result<Playe
         return Ok(Fails("it came back, and nobody said that objects were missing".into()));
     }
     let gone = keys.len();
-    Ok(whole(&trial, ground).map_or_else(Fails, |said| Holds(format!("{said}; {gone} objects were read from other copies, and that was said"))))
+    Ok(whole(&trial, ground)
+        .map_or_else(Fails, |said| Holds(format!("{said}; {gone} objects were read from other copies, and that was said"))))
 }
 
 fn last_wal_damaged(ground: &Ground<'_>, restores: &dyn Restores) -> Result<Played, String> {
@@ -251,7 +252,8 @@ fn artifact_tampered(ground: &Ground<'_>) -> Result<Played, String> {
     let reader = Reader::new(&repository, ground.trust, ground.identities.clone());
     let set = ArtifactSet::new(repository.store(), entry.runs.clone());
     let sample = Sample { percent: 100, seed: ground.seed, open: true };
-    let report = artifacts::verify_set(&reader, set, (entry.count, entry.bytes), sample, ground.workers, ground.progress).map_err(one_line)?;
+    let report =
+        artifacts::verify_set(&reader, set, (entry.count, entry.bytes), sample, ground.workers, ground.progress).map_err(one_line)?;
     let findings: Vec<Finding> = report.findings.first.iter().map(|finding| artifact_finding(Some(&ground.backup.id), finding)).collect();
     let corrupt: Vec<&Finding> = findings.iter().filter(|finding| finding.kind == FindingKind::Corrupt).collect();
     // The same bytes may be several artifacts: all of them are hit.
