@@ -3,8 +3,10 @@
 //!
 //! `engine/src/drill/` runs one; [`Report`] is what it leaves (`docs/drill.md`).
 
+pub mod place;
 pub mod report;
 pub mod scenario;
+pub mod server;
 
 pub use report::{
     BackupSummary, CheckResult, ControlResult, Environment, Isolation, Objectives, Phase, Projection, Recovery, Report, Rpo, Rto,
