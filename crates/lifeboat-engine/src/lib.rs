@@ -10,6 +10,7 @@ pub mod backup;
 pub mod causes;
 pub mod copy;
 pub mod doctor;
+pub mod drill;
 pub mod expire;
 pub mod export;
 pub mod hold;
