@@ -8,6 +8,7 @@ pub mod history;
 pub mod id;
 pub mod judge;
 pub mod measure;
+pub mod place;
 pub mod plain;
 pub mod plan;
 pub mod report;
@@ -15,6 +16,7 @@ pub mod rotation;
 #[cfg(test)]
 pub(crate) mod samples;
 pub mod scenario;
+pub mod server;
 pub mod server_log;
 pub mod span;
 pub mod statement;

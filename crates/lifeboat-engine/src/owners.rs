@@ -28,6 +28,13 @@ pub(crate) fn number_of(file: &str, name: &str) -> Option<u32> {
     line.split(':').nth(2)?.parse().ok()
 }
 
+/// Number and first group of the user with this name.
+pub(crate) fn ids_of(name: &str) -> Option<(u32, u32)> {
+    let text = std::fs::read_to_string("/etc/passwd").ok()?;
+    let fields: Vec<&str> = text.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| fields[0] == name)?;
+    Some((fields.get(2)?.parse().ok()?, fields.get(3)?.parse().ok()?))
+}
+
 impl Owners {
     pub(crate) fn user(&mut self, uid: u32) -> Option<String> {
         self.users.entry(uid).or_insert_with(|| user(uid)).clone()

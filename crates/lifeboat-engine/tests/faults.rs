@@ -1012,6 +1012,7 @@ mod database {
             probe: None,
             spool: None,
             temporary: world.place.path().to_owned(),
+            owner: None,
         };
         match restore::run(repository, &backup, &plan, &settings, &Unwatched) {
             Ok(_) => Said::Done,

@@ -53,6 +53,36 @@ pub enum ClusterState {
     Other(u32),
 }
 
+/// Settings that a server in recovery must have at least as high as the server whose WAL it replays, or it takes no queries (manual,
+/// "Hot Standby", "Administrator's Overview").
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// `max_connections`.
+    pub connections: u32,
+    /// `max_worker_processes`.
+    pub worker_processes: u32,
+    /// `max_wal_senders`.
+    pub wal_senders: u32,
+    /// `max_prepared_transactions`.
+    pub prepared_transactions: u32,
+    /// `max_locks_per_transaction`.
+    pub locks_per_transaction: u32,
+}
+
+impl Limits {
+    /// The higher of both, setting by setting.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            connections: self.connections.max(other.connections),
+            worker_processes: self.worker_processes.max(other.worker_processes),
+            wal_senders: self.wal_senders.max(other.wal_senders),
+            prepared_transactions: self.prepared_transactions.max(other.prepared_transactions),
+            locks_per_transaction: self.locks_per_transaction.max(other.locks_per_transaction),
+        }
+    }
+}
+
 /// The parts of the control file that a backup tool needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ControlFile {
@@ -74,6 +104,10 @@ pub struct ControlFile {
     pub min_recovery_point: Lsn,
     /// The timeline of that.
     pub min_recovery_timeline: Timeline,
+    /// What a standby needs.
+    pub limits: Limits,
+    /// `track_commit_timestamp` of the server that wrote the WAL.
+    pub track_commit_timestamp: bool,
     /// Bytes of a block.
     pub block_size: u32,
     /// Blocks in one file of a relation.
@@ -128,6 +162,14 @@ impl ControlFile {
             timeline: Timeline(u32_at(bytes, 48)),
             min_recovery_point: Lsn(u64_at(bytes, 136)),
             min_recovery_timeline: Timeline(u32_at(bytes, 144)),
+            limits: Limits {
+                connections: u32_at(bytes, 180),
+                worker_processes: u32_at(bytes, 184),
+                wal_senders: u32_at(bytes, 188),
+                prepared_transactions: u32_at(bytes, 192),
+                locks_per_transaction: u32_at(bytes, 196),
+            },
+            track_commit_timestamp: bytes[200] != 0,
             block_size: u32_at(bytes, 216),
             relation_segment_blocks: u32_at(bytes, 220),
             segment_size: SegmentSize::new(u32_at(bytes, 228)).map_err(|_| ControlFileError::SegmentSize)?,
@@ -169,6 +211,9 @@ mod tests {
         put(32, &0x16_B374_D848u64.to_le_bytes());
         put(40, &0x16_B374_D800u64.to_le_bytes());
         put(48, &3u32.to_le_bytes());
+        for (at, value) in [(180, 100u32), (184, 8), (188, 10), (192, 3), (196, 64), (200, 1)] {
+            put(at, &value.to_le_bytes());
+        }
         put(208, &1_234_567.0f64.to_le_bytes());
         put(216, &8192u32.to_le_bytes());
         put(220, &131_072u32.to_le_bytes());
@@ -188,7 +233,10 @@ mod tests {
                 (control.timeline, control.checkpoint, control.state),
                 (Timeline(3), Lsn(0x16_B374_D848), ClusterState::InProduction)
             );
-            assert!(control.checksums_on());
+            assert!(control.checksums_on() && control.track_commit_timestamp);
+            let limits =
+                Limits { connections: 100, worker_processes: 8, wal_senders: 10, prepared_transactions: 3, locks_per_transaction: 64 };
+            assert_eq!(control.limits, limits);
         }
         assert_eq!(ControlFile::decode(&sample(1201)), Err(ControlFileError::Version(1201)));
     }

@@ -4,3 +4,4 @@ pub mod backup_manifest;
 pub mod control_file;
 pub mod data_directory;
 pub mod page;
+pub mod superusers;

@@ -4,5 +4,7 @@ pub mod checks;
 pub mod clock;
 pub mod controls;
 pub mod evidence;
+pub mod feeder;
 pub mod ground;
+pub mod place;
 mod scenarios;

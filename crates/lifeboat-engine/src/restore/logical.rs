@@ -54,7 +54,7 @@ pub(super) fn restore(
     let bin = find_programs(settings.bin_directory.as_deref(), major)?;
     tree::prepare(&root)?;
     let root = fs::canonicalize(&root).map_err(write_error(&root))?;
-    own(&root)?;
+    own(&root, settings.owner)?;
     // Beside the cluster while it is made: initdb wants an empty directory.
     let dump = root.join(DUMP);
     let cluster_directory = root.join("cluster");
@@ -148,14 +148,14 @@ fn find_programs(bin_directory: Option<&Path>, major: u32) -> Result<PathBuf, Re
     Err(last.map_or_else(|| RestoreError::Program { program: "initdb".into(), problem: "not found".into() }, RestoreError::from))
 }
 
-/// As root, the new cluster belongs to the directory's owner, or else to the user postgres.
-fn own(root: &Path) -> Result<(), RestoreError> {
+/// As root, the new cluster belongs to whom the caller wants, or to the directory's owner, or else to the user postgres.
+fn own(root: &Path, wanted: Option<(u32, u32)>) -> Result<(), RestoreError> {
     use std::os::unix::fs::MetadataExt as _;
     if !rustix::process::geteuid().is_root() || fs::metadata(root).is_ok_and(|found| found.uid() != 0) {
         return Ok(());
     }
     let parent = root.parent().and_then(|parent| fs::metadata(parent).ok()).filter(|found| found.uid() != 0);
-    let owner = parent.map(|found| (found.uid(), found.gid())).or_else(|| {
+    let owner = wanted.or_else(|| parent.map(|found| (found.uid(), found.gid()))).or_else(|| {
         let user = number_of("/etc/passwd", "postgres")?;
         Some((user, number_of("/etc/group", "postgres").unwrap_or(user)))
     });

@@ -131,6 +131,8 @@ pub struct RestoreSettings {
     pub spool: Option<PathBuf>,
     /// A directory for a socket, which has to have a short path and be within reach of the server's owner.
     pub temporary: PathBuf,
+    /// As root: user and group that own everything, whoever owned it when it was backed up.
+    pub owner: Option<(u32, u32)>,
 }
 
 /// What a restored database came to.
@@ -356,7 +358,7 @@ fn restore_files(
         tree::prepare(to)?;
     }
     let syncer = Syncer::new(std::iter::once(places.root.as_path()).chain(places.tablespaces.values().map(PathBuf::as_path)))?;
-    let ownership = Ownership::new(&places.root)?;
+    let ownership = Ownership::new(&places.root, settings.owner)?;
     let mut target = Target { places, ownership, held: HeldBack::default() };
     let hydration = unlocked.hydration();
     syncer.during(|| {

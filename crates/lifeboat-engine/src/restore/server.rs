@@ -236,7 +236,7 @@ fn last_words(log: &Path, status: &str) -> String {
 
 /// `postmaster.pid`: process, directory, start time, port, socket directory, address, … (manual, "Database
 /// File Layout"; `src/include/utils/pidfile.h`).
-fn server_lines(directory: &Path) -> Option<Vec<String>> {
+pub(crate) fn server_lines(directory: &Path) -> Option<Vec<String>> {
     let text = fs::read_to_string(directory.join("postmaster.pid")).ok()?;
     Some(text.lines().map(str::to_owned).collect())
 }

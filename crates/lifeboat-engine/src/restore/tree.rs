@@ -84,12 +84,14 @@ pub(crate) fn set_mode(file: &File, mode: u32) -> io::Result<()> {
 #[derive(Debug)]
 pub(super) struct Ownership {
     root: bool,
+    all: Option<(u32, u32)>,
     fallback: (u32, u32),
     pub(super) unknown: Option<String>,
 }
 
 impl Ownership {
-    pub(super) fn new(directory: &Path) -> Result<Self, RestoreError> {
+    /// `all`: who owns everything instead.
+    pub(super) fn new(directory: &Path, all: Option<(u32, u32)>) -> Result<Self, RestoreError> {
         let found = fs::metadata(directory).map_err(write_error(directory))?;
         let mut fallback = (found.uid(), found.gid());
         if fallback.0 == 0
@@ -97,13 +99,16 @@ impl Ownership {
         {
             fallback = (parent.uid(), parent.gid());
         }
-        Ok(Self { root: rustix::process::geteuid().is_root(), fallback, unknown: None })
+        Ok(Self { root: rustix::process::geteuid().is_root(), all, fallback, unknown: None })
     }
 
     /// The numbers for a file, if they have to be set.
     pub(super) fn of(&mut self, meta: &Meta) -> Option<(u32, u32)> {
         if !self.root {
             return None;
+        }
+        if self.all.is_some() {
+            return self.all;
         }
         // A cluster whose files root owns cannot start; no server wrote it so.
         let user = meta.owner.as_deref().filter(|name| *name != "root").and_then(|name| number_of("/etc/passwd", name));

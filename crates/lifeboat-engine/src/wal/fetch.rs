@@ -151,7 +151,8 @@ impl<'a> Fetcher<'a> {
         Err(StoreError::NotFound { key: key.to_string() }.into())
     }
 
-    fn whole(&self, file: WalFile, target: &Path) -> Result<(), FetchError> {
+    /// Brings a file that the archive has whole; everything else is an error ([`WalError::is_absence`]).
+    pub(crate) fn whole(&self, file: WalFile, target: &Path) -> Result<(), FetchError> {
         // Begun anew with every copy: the bytes of a damaged one have landed when it shows.
         let land = |store: &dyn Store| {
             let mut landing = Landing::new(target)?;

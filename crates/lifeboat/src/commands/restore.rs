@@ -529,6 +529,7 @@ fn execute(
         spool: plan.database.as_ref().filter(|_| probe.is_some()).and_then(|database| spool(Path::new(&database.pgdata), settings)),
         probe,
         temporary: std::env::temp_dir(),
+        owner: None,
     };
     begin()?;
     let progress = Shown::new();
