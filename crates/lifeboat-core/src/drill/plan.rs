@@ -67,7 +67,7 @@ pub fn plan(manifest: &Manifest, digest: Sha256, request: DrillRequest) -> Resul
     steps.extend(restore.steps.iter().cloned());
     if restore.database.is_some() {
         steps.push("compare what was written with PostgreSQL's own manifest of it".into());
-        if true {
+        if manifest.truth().is_some() {
             steps.push("recover to the moment at which the rows of the tables were counted, and count again".into());
         }
         steps.push(format!("recover to {}, and take the time of the first query", restore::describe(&wanted.target)));

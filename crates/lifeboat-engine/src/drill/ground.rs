@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use lifeboat_core::restore::RestoreRequest;
+use lifeboat_core::repository::manifest::{CopyMethod, Manifest};
+use lifeboat_core::restore::{ArchiveRecovery, RestoreRequest};
 use lifeboat_core::wal::catalog::{Archive, BackupPoint};
 use lifeboat_core::wal::target::Choice;
 use lifeboat_core::wal::{Segment, segments_between};
@@ -117,7 +118,26 @@ pub fn way(
     Ok((!way.segments().is_empty()).then_some(way))
 }
 
+/// A request for everything that a backup has, into the directory of a place: data directory, every tablespace, artifacts.
+pub fn into_place(mut request: RestoreRequest, manifest: &Manifest, directory: &Path) -> RestoreRequest {
+    let text = |name: &str| directory.join(name).display().to_string();
+    let database = manifest.postgres.as_ref().is_some_and(|postgres| postgres.copy != CopyMethod::Recorded);
+    request.pgdata = database.then(|| text("pgdata"));
+    request.artifacts = manifest.artifacts.as_ref().map(|_| text("artifacts"));
+    let physical = manifest.postgres.as_ref().and_then(|postgres| postgres.physical.as_ref());
+    let tablespaces = physical.map_or(&[][..], |physical| &physical.tablespaces);
+    let elsewhere = tablespaces.iter().filter(|tablespace| tablespace.location.starts_with('/'));
+    request.tablespaces =
+        elsewhere.map(|tablespace| (tablespace.oid.to_string(), text(&format!("tablespaces/{}", tablespace.oid)))).collect();
+    request
+}
+
 impl Way {
+    /// The way as a restore plans with it. The command brings nothing: a drill's server is told where its WAL comes from when it is started.
+    pub fn recovery(&self) -> ArchiveRecovery {
+        ArchiveRecovery { choice: self.choice.clone(), restore_command: "false # a drill brings WAL itself".to_owned() }
+    }
+
     /// The segments of the archive that recovery reads, oldest first, with how much of each there is.
     pub fn segments(&self) -> Vec<(Segment, Held)> {
         let Ok(path) = self.archive.path(self.choice.timeline) else { return Vec::new() };

@@ -7,4 +7,9 @@ pub mod evidence;
 pub mod feeder;
 pub mod ground;
 pub mod place;
+mod restored;
+mod run;
 mod scenarios;
+mod trial;
+
+pub use run::{DrillError, DrillSettings, Drilled, run};
