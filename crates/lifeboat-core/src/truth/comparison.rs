@@ -111,8 +111,8 @@ impl Comparison {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::example;
     use super::super::RowsHash;
+    use super::super::tests::example;
     use super::*;
 
     fn compare(seen: [Seen; 3]) -> CheckResult {
@@ -132,7 +132,10 @@ mod tests {
     fn what_is_as_it_was_passes_and_nothing_else() {
         let unread = || Seen::NotCompared("x".into());
         let passed = compare([found(3, u64::MAX), found(5, 9), unread()]);
-        assert_eq!((passed.outcome, passed.reason.as_str()), (Outcome::Passed, "2 tables of 3, 1 of them in part have the 8 rows that they had"));
+        assert_eq!(
+            (passed.outcome, passed.reason.as_str()),
+            (Outcome::Passed, "2 tables of 3, 1 of them in part have the 8 rows that they had")
+        );
         assert_eq!(passed.scope.unwrap().seed, Some(7));
         for (bad, says) in [
             (found(2, u64::MAX), "app.public.orders: 2 rows, and there were 3"),

@@ -135,78 +135,80 @@ pub(super) fn copy(
     let segment_size = control.segment_size;
     let wal_directory = listing.wal_directory;
     let known_tablespaces: Vec<String> = listing.tablespaces.iter().map(|(oid, _)| oid.clone()).collect();
-    let ((stopped, stop_control, wal, consistent_at, truth), copied) = copy::run(store, settings, progress, |feeder| -> Result<_, BackupError> {
-        for entry in outside_directories(&plan.files, facts.config_file.as_deref()) {
-            feeder.entry(owned_by_cluster(entry, root))?;
-        }
-        for entry in plan.entries {
-            feeder.entry(entry)?;
-        }
-        for file in plan.files {
-            let source = sources.remove(&file.meta.path).unwrap_or_else(|| root.join(&file.meta.path));
-            feeder.file(CopyFile {
-                source: Some(source),
-                pages: file.first_block.filter(|_| check_pages).map(|first_block| PageCheck { first_block, suspect_from: None }),
-                may_vanish: file.may_vanish,
-                in_backup_manifest: true,
-                meta: file.meta,
-            })?;
-        }
-        feeder.drain()?;
-        // Last of all, when every other file has been read (c007).
-        let (control_bytes, stop_control) = read_control_file(&control_file_path(root))?;
-        // Before the stop: what is committed between it and our next line is not in the backup, and must not be promised.
-        let consistent_at = Timestamp::now();
-        let (stopped, connection) = session.stop(false)?;
-        let mut wal_end = stopped.stop_lsn;
-        if started.in_recovery {
-            // A standby's copy is consistent from where its files are on disk, long before what it has replayed and shown to
-            // everybody: without the WAL between them, commits that were seen would be gone (c037).
-            let replayed = connection.query("SELECT pg_last_wal_replay_lsn() AS lsn", &[])?.one()?.parse_opt("lsn")?;
-            wal_end = replayed.map_or(wal_end, |replayed| wal_end.max(replayed));
-        }
-        let mut moment = super::moment_of(source, id, &mut warnings);
-        for (name, bytes) in [("backup_label", &stopped.backup_label), ("tablespace_map", &stopped.tablespace_map)] {
-            if !bytes.is_empty() {
-                let meta = owned_by_cluster(plain_meta(name, Kind::File, bytes.len() as u64, 0o600), root);
-                feeder.bytes(CopyFile { meta, source: None, pages: None, may_vanish: false, in_backup_manifest: true }, bytes.clone())?;
+    let ((stopped, stop_control, wal, consistent_at, truth), copied) =
+        copy::run(store, settings, progress, |feeder| -> Result<_, BackupError> {
+            for entry in outside_directories(&plan.files, facts.config_file.as_deref()) {
+                feeder.entry(owned_by_cluster(entry, root))?;
             }
-        }
-        progress.phase("wal");
-        let wal = WalRange {
-            timeline: started.timeline,
-            start: started.start_lsn,
-            stop: wal_end,
-            size: segment_size,
-            system_id: facts.system_id,
-        };
-        let mut entry = feed_wal(feeder, &wal_directory, &wal)?;
-        if let Ok(moment) = &mut moment {
-            moment.point.own_wal =
-                moment.point.timeline == wal.timeline && feed_wal_on(feeder, &wal_directory, &wal, moment.point.lsn, &mut entry)?;
-        }
-        feeder.drain()?;
-        // Replay will make it, and needs its directory to be there (c029).
-        for tablespace in tablespaces_now(&connection)? {
-            if !known_tablespaces.contains(&tablespace.0) {
-                warnings.push(format!(
-                    "tablespace {} was made while the backup ran: {} must exist where it is restored",
-                    tablespace.1, tablespace.2
-                ));
+            for entry in plan.entries {
+                feeder.entry(entry)?;
             }
-        }
-        drop(connection);
-        let mut meta = listing::meta(
-            "global/pg_control",
-            Kind::File,
-            &fs::metadata(control_file_path(root)).map_err(|e| read_error(&control_file_path(root), e))?,
-            &mut Owners::default(),
-        );
-        meta.size = control_bytes.len() as u64;
-        feeder.bytes(CopyFile { meta, source: None, pages: None, may_vanish: false, in_backup_manifest: true }, control_bytes)?;
-        let truth = super::truth_at(source, moment, &mut warnings, progress);
-        Ok((stopped, stop_control, entry, consistent_at, truth))
-    })?;
+            for file in plan.files {
+                let source = sources.remove(&file.meta.path).unwrap_or_else(|| root.join(&file.meta.path));
+                feeder.file(CopyFile {
+                    source: Some(source),
+                    pages: file.first_block.filter(|_| check_pages).map(|first_block| PageCheck { first_block, suspect_from: None }),
+                    may_vanish: file.may_vanish,
+                    in_backup_manifest: true,
+                    meta: file.meta,
+                })?;
+            }
+            feeder.drain()?;
+            // Last of all, when every other file has been read (c007).
+            let (control_bytes, stop_control) = read_control_file(&control_file_path(root))?;
+            // Before the stop: what is committed between it and our next line is not in the backup, and must not be promised.
+            let consistent_at = Timestamp::now();
+            let (stopped, connection) = session.stop(false)?;
+            let mut wal_end = stopped.stop_lsn;
+            if started.in_recovery {
+                // A standby's copy is consistent from where its files are on disk, long before what it has replayed and shown to
+                // everybody: without the WAL between them, commits that were seen would be gone (c037).
+                let replayed = connection.query("SELECT pg_last_wal_replay_lsn() AS lsn", &[])?.one()?.parse_opt("lsn")?;
+                wal_end = replayed.map_or(wal_end, |replayed| wal_end.max(replayed));
+            }
+            let mut moment = super::moment_of(source, id, &mut warnings);
+            for (name, bytes) in [("backup_label", &stopped.backup_label), ("tablespace_map", &stopped.tablespace_map)] {
+                if !bytes.is_empty() {
+                    let meta = owned_by_cluster(plain_meta(name, Kind::File, bytes.len() as u64, 0o600), root);
+                    feeder
+                        .bytes(CopyFile { meta, source: None, pages: None, may_vanish: false, in_backup_manifest: true }, bytes.clone())?;
+                }
+            }
+            progress.phase("wal");
+            let wal = WalRange {
+                timeline: started.timeline,
+                start: started.start_lsn,
+                stop: wal_end,
+                size: segment_size,
+                system_id: facts.system_id,
+            };
+            let mut entry = feed_wal(feeder, &wal_directory, &wal)?;
+            if let Ok(moment) = &mut moment {
+                moment.point.own_wal =
+                    moment.point.timeline == wal.timeline && feed_wal_on(feeder, &wal_directory, &wal, moment.point.lsn, &mut entry)?;
+            }
+            feeder.drain()?;
+            // Replay will make it, and needs its directory to be there (c029).
+            for tablespace in tablespaces_now(&connection)? {
+                if !known_tablespaces.contains(&tablespace.0) {
+                    warnings.push(format!(
+                        "tablespace {} was made while the backup ran: {} must exist where it is restored",
+                        tablespace.1, tablespace.2
+                    ));
+                }
+            }
+            drop(connection);
+            let mut meta = listing::meta(
+                "global/pg_control",
+                Kind::File,
+                &fs::metadata(control_file_path(root)).map_err(|e| read_error(&control_file_path(root), e))?,
+                &mut Owners::default(),
+            );
+            meta.size = control_bytes.len() as u64;
+            feeder.bytes(CopyFile { meta, source: None, pages: None, may_vanish: false, in_backup_manifest: true }, control_bytes)?;
+            let truth = super::truth_at(source, moment, &mut warnings, progress);
+            Ok((stopped, stop_control, entry, consistent_at, truth))
+        })?;
 
     // Checksums that were switched while we read prove nothing (c019).
     let checked = check_pages && stop_control.checksums_on();

@@ -39,7 +39,8 @@ pub fn compare(dsn: &Dsn, truth: &Truth, progress: &dyn Progress) -> CheckResult
 /// The server could not be asked.
 pub fn is_at(connection: &Connection, truth: &Truth) -> Result<Option<String>, PgError> {
     // From 14 on it is known whether replay has paused, before that only that it shall (pg_get_wal_replay_pause_state).
-    let paused = if connection.server_version() >= 140_000 { "pg_get_wal_replay_pause_state() = 'paused'" } else { "pg_is_wal_replay_paused()" };
+    let paused =
+        if connection.server_version() >= 140_000 { "pg_get_wal_replay_pause_state() = 'paused'" } else { "pg_is_wal_replay_paused()" };
     let sql = format!(
         "SELECT pg_is_in_recovery() AS recovering, CASE WHEN pg_is_in_recovery() THEN {paused} ELSE false END AS paused, \
          pg_last_wal_replay_lsn() AS lsn"
@@ -76,7 +77,8 @@ fn doubt(connection: &Connection, snapshot: &Snapshot) -> Result<Option<String>,
     if xmax.saturating_sub(snapshot.xmax) > MAX_DOUBTS {
         return Ok(Some(format!("the server has seen transactions up to {xmax}, and those below {} were known", snapshot.xmax)));
     }
-    let sql = "SELECT xid FROM generate_series($1::bigint, $2::bigint - 1) AS xid WHERE pg_xact_status(xid::text::xid8) = 'committed' LIMIT 1";
+    let sql =
+        "SELECT xid FROM generate_series($1::bigint, $2::bigint - 1) AS xid WHERE pg_xact_status(xid::text::xid8) = 'committed' LIMIT 1";
     let rows = connection.query(sql, &[Some(&snapshot.xmax.to_string()), Some(&xmax.to_string())])?;
     let row = rows.iter().next();
     row.map_or(Ok(None), |row| Ok(doubtful(row.get("xid")?)))

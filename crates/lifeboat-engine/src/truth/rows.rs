@@ -115,7 +115,10 @@ pub(super) fn hash(connection: &Connection, table: &Listed, ranges: &[(u32, u32)
 }
 
 fn statement(table: &Listed, ranges: &[(u32, u32)], seed: u64) -> String {
-    let row = format!("hashtextextended(ROW({})::pg_catalog.text COLLATE pg_catalog.\"C\", {seed}) AS h FROM ONLY {}", table.columns, table.quoted);
+    let row = format!(
+        "hashtextextended(ROW({})::pg_catalog.text COLLATE pg_catalog.\"C\", {seed}) AS h FROM ONLY {}",
+        table.columns, table.quoted
+    );
     let parts: Vec<String> = ranges
         .iter()
         .map(|(from, to)| {
