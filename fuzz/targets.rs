@@ -19,6 +19,7 @@ use lifeboat_core::repository::retention::{Condemned, Mark, Pin, PinEnd, Word, s
 use lifeboat_core::repository::{Descriptor, Id, Sha256, extent, file_table, pack, sealed, to_json};
 use lifeboat_core::restore::{auto_conf, tablespace_map};
 use lifeboat_core::trust::{Identity, SubjectRule, Terms};
+use lifeboat_core::truth::Truth;
 use lifeboat_core::wal::file::{GapRecord, WalCluster, WalFile, WalPredicate};
 use lifeboat_core::wal::history::History;
 use lifeboat_core::wal::record::{Search, Summarizer, Summary, Wanted};
@@ -31,7 +32,7 @@ use lifeboat_engine::signing::{PublicKey, Roots, SigningKey, Trust};
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub(crate) const TARGETS: [Target; 33] = [
+pub(crate) const TARGETS: [Target; 34] = [
     ("descriptor", descriptor),
     ("manifest", manifest),
     ("file_table", file_table_rows),
@@ -65,6 +66,7 @@ pub(crate) const TARGETS: [Target; 33] = [
     ("backup_manifest", postgres_manifest),
     ("data_directory", data_directory),
     ("auto_conf", recovery_settings),
+    ("truth", truth),
 ];
 
 /// Runs the target of that name.
@@ -86,6 +88,12 @@ fn descriptor(bytes: &[u8]) {
 fn manifest(bytes: &[u8]) {
     if let Ok(found) = Manifest::decode(bytes) {
         assert_eq!(Manifest::decode(&to_json(&found)), Ok(found));
+    }
+}
+
+fn truth(bytes: &[u8]) {
+    if let Ok(found) = Truth::decode(bytes) {
+        assert_eq!(Truth::decode(&found.encode()), Ok(found));
     }
 }
 

@@ -3,6 +3,7 @@
 -- For PostgreSQL 13 to 18; run once, as a superuser, in the database that postgres.dsn names:
 --
 --   psql -d postgres -f writer.sql
+--   psql -d postgres -v truth=1 -f writer.sql     also reads tables, so that drills can compare what was restored (docs/drill-truth.md)
 --
 -- and then set a password, which so reaches neither a file nor a log:   \password lifeboat_backup
 --
@@ -28,10 +29,16 @@ BEGIN
     GRANT EXECUTE ON FUNCTION pg_start_backup(text, boolean, boolean), pg_stop_backup(boolean, boolean) TO lifeboat_backup;
   END IF;
 
-  -- lifeboat restore-point, which ends its segment so that the point reaches the archive.
+  -- lifeboat restore-point, which ends its segment so that the point reaches the archive; and backup, which writes one at the moment at which it
+  -- looks at tables.
   GRANT EXECUTE ON FUNCTION pg_create_restore_point(text), pg_switch_wal() TO lifeboat_backup;
 
   -- lifeboat wal status: how much WAL waits to be archived.
   GRANT EXECUTE ON FUNCTION pg_ls_waldir(), pg_ls_archive_statusdir() TO lifeboat_backup;
 END
 $$;
+
+\if :{?truth}
+-- Every table, in every database, from version 14 on. Tables with row security stay closed: BYPASSRLS is not given here.
+GRANT pg_read_all_data TO lifeboat_backup;
+\endif

@@ -589,6 +589,14 @@ class Backup:
             return None
         return safe_path(member(entry, "object", str, self.key), self.key), hexes(entry, "sha256", 64, self.key)
 
+    def truth(self):
+        """(key, sha256) of what the tables held, which a restore does not need (15)."""
+        entry = self.postgres().get("truth")
+        stored = entry.get("stored") if isinstance(entry, dict) else None
+        if stored is None:
+            return None
+        return safe_path(member(stored, "object", str, self.key), self.key), hexes(stored, "sha256", 64, self.key)
+
     def content(self, key: str, sha256: str, data_key):
         """The plain bytes of an object that the manifest names, in pieces."""
         self.repo.expect(key, sha256)
@@ -1583,6 +1591,8 @@ def command_check(repo: Repo, arguments) -> int:
         attempt(check_sealed, key, sha256)
     if backup.postgres_manifest():
         attempt(check_sealed, *backup.postgres_manifest())
+    if backup.truth():
+        attempt(check_sealed, *backup.truth())
     if isinstance(backup.text.get("artifacts"), dict):
         attempt(check_artifacts)
     print(f"{backup.id}: {count} checks, {len(toll.codes)} failed")

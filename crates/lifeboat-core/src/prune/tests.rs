@@ -127,12 +127,13 @@ fn what_stands_under_a_backup_goes_in_an_order_that_can_be_interrupted() {
         "pins/audit.ended.json",
         "pins/audit.json",
         "pins/Audit.json",
+        "truth",
     ];
     let named = BTreeSet::from([key("files/7").to_string()]);
     let own = own_objects(&id, names.iter().map(|name| (key(name), 1)), &named);
     let keys = |listed: &[(Key, u64)]| listed.iter().map(|(key, _)| key.as_str()[26..].to_owned()).collect::<Vec<_>>();
     assert_eq!(keys(&own.manifest), ["manifest.json"]);
-    assert_eq!(keys(&own.parts), ["backup_manifest", "files/0", "manifest.sigstore.json"]);
+    assert_eq!(keys(&own.parts), ["backup_manifest", "files/0", "manifest.sigstore.json", "truth"]);
     assert_eq!(keys(&own.words), ["pins/audit.json", "pins/audit.ended.json", "expired/0000000001.json", "expired/0000000002.json"]);
     assert_eq!(own.unknown, [key("expired/x.json"), key("files/01"), key("notes.txt"), key("pins/Audit.json")]);
 }

@@ -89,8 +89,10 @@ pub(crate) fn take(dsn: &Dsn, backup: &BackupId) -> Result<Moment, Refused> {
     }
     let rows = watcher.query("SELECT datname FROM pg_database WHERE datallowconn AND datname <> 'template0' ORDER BY datname", &[])?;
     let mut names = rows.iter().map(|row| row.get("datname").map(str::to_owned)).collect::<Result<Vec<_>, _>>()?;
-    // Whose turn it is, where there are too many.
-    names.sort_by_key(|name| rank(seed, name, "", ""));
+    // Whose turn it is, where there are too many. The connection string's own always: there the role may write a restore point, since what a
+    // role may execute is said in each database for itself.
+    let own = watcher.query("SELECT current_database() AS name", &[])?.one()?.get("name")?.to_owned();
+    names.sort_by_key(|name| (*name != own, rank(seed, name, "", "")));
     let mut sessions: Vec<Session> = names
         .into_iter()
         .enumerate()
@@ -107,6 +109,7 @@ pub(crate) fn take(dsn: &Dsn, backup: &BackupId) -> Result<Moment, Refused> {
             Session { database, connection }
         })
         .collect();
+    sessions.reverse();
     let (name, lsn, snapshot, tries) = agree(backup, &mut sessions, &watcher)?;
     sessions.sort_by(|a, b| a.database.cmp(&b.database));
     // A restore point is written to disk when somebody commits, which on a quiet server may be nobody.
@@ -128,23 +131,21 @@ pub(crate) fn take(dsn: &Dsn, backup: &BackupId) -> Result<Moment, Refused> {
     Ok(Moment { backup: backup.clone(), point, seed, sessions })
 }
 
-/// Tries until all sessions, and one that looks after the restore point was written, have one snapshot.
+/// Tries until all sessions, the last of which writes the restore point, and one that looks after that, have one snapshot.
 fn agree(backup: &BackupId, sessions: &mut [Session], watcher: &Connection) -> Result<(String, Lsn, Snapshot, u32), Refused> {
     for attempt in 1..=TRIES {
         let again = if attempt == 1 { "" } else { "ROLLBACK; " };
         if attempt % 10 == 0 {
             std::thread::sleep(Duration::from_millis(20));
         }
-        let live = sessions.iter().filter(|session| session.connection.is_ok()).count();
-        if live == 0 {
-            return refused("no database could be connected to");
+        let last_of_all = sessions.len().saturating_sub(1);
+        if let Some(Err(why)) = sessions.last().map(|session| &session.connection) {
+            return refused(why.clone());
         }
         let (mut seen, mut equal, mut written) = (None::<String>, true, None);
-        let mut number = 0;
-        for session in sessions.iter_mut() {
+        for (number, session) in sessions.iter_mut().enumerate() {
             let Ok(connection) = &session.connection else { continue };
-            number += 1;
-            let last = number == live;
+            let last = number == last_of_all;
             let name = point_name(backup, attempt);
             // The snapshot of a statement is taken before anything of it runs.
             let point = if last && equal { format!(", pg_create_restore_point('{name}') AS lsn") } else { String::new() };

@@ -36,6 +36,7 @@ mod signing;
 #[expect(dead_code, reason = "shared with the tests of the signers, which use more of it")]
 mod sigstore;
 mod threats;
+mod truth;
 mod verify;
 mod wal_fetch;
 mod wal_push;

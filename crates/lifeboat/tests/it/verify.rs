@@ -68,6 +68,7 @@ enum Kind {
     Bundle,
     Table,
     BackupManifest,
+    Truth,
     BootPack,
     Pack,
     Blob,
@@ -207,6 +208,7 @@ impl Scene {
                 [backup, "manifest.json"] => (Kind::Manifest, backup == id),
                 [backup, "manifest.sigstore.json"] => (Kind::Bundle, backup == id),
                 [backup, "backup_manifest"] => (Kind::BackupManifest, backup == id),
+                [backup, "truth"] => (Kind::Truth, backup == id),
                 [backup, "files", _] => (Kind::Table, backup == id),
                 ["packs", _, name] if boot.iter().any(|boot| *boot == name) => (Kind::BootPack, true),
                 ["packs", _, name] => (Kind::Pack, packs.iter().any(|pack| pack == name)),
@@ -432,7 +434,8 @@ fn check_restore(output: &Output, restored: &Restored, whole: &Restored, kind: K
         (Kind::Descriptor, code) => {
             assert!(code == Some(0) && matches!(damage, Damage::FlipMiddle | Damage::Shorter) && all_there, "{case}\n{output}")
         }
-        (Kind::Head | Kind::Lease, code) => assert!(code == Some(0) && all_there, "{case}\n{output}"),
+        // Nothing of what is restored stands in the truth either: drills read it.
+        (Kind::Head | Kind::Lease | Kind::Truth, code) => assert!(code == Some(0) && all_there, "{case}\n{output}"),
         // Not a byte of what is restored stands there.
         (Kind::Pack | Kind::BootPack, Some(0)) => {
             assert!(all_there && matches!(damage, Damage::Longer | Damage::FlipFirst), "{case}\n{output}");
@@ -452,7 +455,7 @@ fn every_damage_to_a_local_copy_is_noticed() {
     let scene = Scene::of_cluster("local", "");
     check_every_damage(&scene, &[Kind::BootPack, Kind::Pack], &DAMAGES);
     let damages = [Damage::Delete, Damage::Empty, Damage::Longer, Damage::FlipMiddle, Damage::Swap, Damage::Foreign];
-    check_every_damage(&scene, &[Kind::Table, Kind::BackupManifest], &damages);
+    check_every_damage(&scene, &[Kind::Table, Kind::BackupManifest, Kind::Truth], &damages);
     // The rest is the same with and without a database; what a restore leaves behind is not.
     check_every_damage(&scene, &[Kind::Manifest, Kind::Bundle, Kind::Blob], &[Damage::Delete]);
 }
@@ -474,7 +477,7 @@ fn every_damage_to_plain_artifacts_is_noticed() {
 fn every_damage_to_a_plain_copy_is_noticed() {
     let scene = Scene::of_cluster("local", "encryption.none = \"I accept plain backups\"");
     check_every_damage(&scene, &[Kind::BootPack, Kind::Pack], &[Damage::Delete, Damage::FlipMiddle, Damage::FlipLast, Damage::Replace]);
-    check_every_damage(&scene, &[Kind::Table, Kind::BackupManifest], &[Damage::FlipMiddle]);
+    check_every_damage(&scene, &[Kind::Table, Kind::BackupManifest, Kind::Truth], &[Damage::FlipMiddle]);
 }
 
 #[test]
