@@ -405,6 +405,16 @@ fn nothing_of_a_restored_cluster_acts_and_nobody_comes_in() {
         // What runs a program runs it behind the wall, and reaches nothing.
         let reach = format!("COPY (SELECT 1) TO PROGRAM 'exec 3<>/dev/tcp/127.0.0.1/{port}'");
         assert!(connection.execute(&reach, &[]).is_err());
+        let finds = |path: &Path| {
+            connection.execute(&format!("COPY (SELECT 1) TO PROGRAM 'cat > /dev/null; ls {}/* > /dev/null'", path.display()), &[])
+        };
+        finds(Path::new("/usr")).unwrap();
+        if is_root() {
+            // Sockets of other programs, and production's files, are not there to be found, whatever their permissions are.
+            fs::set_permissions(cluster.data(), fs::Permissions::from_mode(0o755)).unwrap();
+            assert!(cluster.data().join("base").is_dir() && finds(&cluster.data()).is_err());
+            assert!(finds(Path::new("/run")).is_err());
+        }
         drop(connection);
         let recovered = server.recovered().unwrap();
         assert!(
