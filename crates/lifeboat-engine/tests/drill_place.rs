@@ -406,7 +406,7 @@ fn nothing_of_a_restored_cluster_acts_and_nobody_comes_in() {
         let reach = format!("COPY (SELECT 1) TO PROGRAM 'exec 3<>/dev/tcp/127.0.0.1/{port}'");
         assert!(connection.execute(&reach, &[]).is_err());
         let finds = |path: &Path| {
-            connection.execute(&format!("COPY (SELECT 1) TO PROGRAM 'cat > /dev/null; ls {}/* > /dev/null'", path.display()), &[])
+            connection.execute(&format!("COPY (SELECT 1) TO PROGRAM 'cat > /dev/null; ls -d {}/* > /dev/null'", path.display()), &[])
         };
         finds(Path::new("/usr")).unwrap();
         if is_root() {
@@ -760,6 +760,60 @@ fn what_is_left_behind_is_named_and_ended() {
     let dropped = Place::make(&settings(home.path(), "dropped")).unwrap();
     drop(dropped);
     assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
+}
+
+/// Not a test by itself: what the next one runs as somebody who is not root.
+#[test]
+#[ignore = "run by another test, in a process of its own"]
+fn a_drill_of_an_ordinary_user() {
+    let Some(parent) = std::env::var_os("LIFEBOAT_TEST_DRILL_PARENT") else { return };
+    let (major, bin) = versions().remove(0);
+    let cluster = Cluster::init_by(&bin);
+    let place = Place::make(&settings(Path::new(&parent), "ordinary")).unwrap();
+    assert_eq!(place.owner(), None);
+    plant(&place, &cluster);
+    let server = Server::start(&place, Some(&bin), major, &plain_start()).unwrap();
+    let found = held(&server.isolation());
+    assert!(!found["user"].0 && found["user"].1.contains("root"), "{found:?}");
+    let mut probe = Command::new("unshare");
+    let possible = probe.args(["--user", "--map-current-user", "--net", "true"]).stderr(Stdio::null()).status().is_ok_and(|s| s.success());
+    assert_eq!(found["network"].0, possible, "{found:?}");
+    for what in ["socket", "archive", "replication", "jobs"] {
+        assert!(found[what].0, "{found:?}");
+    }
+    let other = PlaceSettings { user: Some("somebody-else".into()), ..settings(Path::new(&parent), "other") };
+    assert!(matches!(Place::make(&other), Err(PlaceError::User { .. })));
+    if !possible {
+        let strict = PlaceSettings { require_network: true, ..settings(Path::new(&parent), "strict") };
+        assert!(matches!(Place::make(&strict), Err(PlaceError::Network(_))));
+    }
+    server.stop(StopMode::Fast).unwrap();
+    let result = place.remove();
+    assert_eq!(result.outcome, Outcome::Passed, "{result:?}");
+    println!("\nit was one, network {possible}");
+}
+
+#[test]
+fn somebody_who_is_not_root_drills_as_far_as_that_goes_and_it_is_said() {
+    let home = parent();
+    let program = std::env::current_exe().unwrap();
+    let mut command = if is_root() {
+        std::os::unix::fs::chown(home.path(), Some(65534), Some(65534)).unwrap();
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(&program);
+        command
+    } else {
+        Command::new(&program)
+    };
+    command.args(["--exact", "a_drill_of_an_ordinary_user", "--ignored", "--nocapture"]);
+    command.env("LIFEBOAT_TEST_DRILL_PARENT", home.path()).env("TMPDIR", home.path()).current_dir(home.path());
+    let output = command.output().unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    if said.contains("Permission denied") && !said.contains("running 1 test") {
+        eprintln!("the test program cannot be reached by other users here");
+        return;
+    }
+    assert!(output.status.success() && said.contains("it was one"), "{said}");
 }
 
 #[test]

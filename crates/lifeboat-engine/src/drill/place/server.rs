@@ -581,7 +581,8 @@ fn dsn(ground: &Ground, major: u32, user: &str, database: &str) -> Dsn {
         ("sslmode", "disable"),
         ("gssencmode", "disable"),
         ("target_session_attrs", "any"),
-        ("passfile", "/dev/null"),
+        // Not there: nobody asks for a password, and libpq warns of everything else that is no plain file.
+        ("passfile", &ground.configuration("no-passwords")),
         ("connect_timeout", "30"),
         ("options", &planning::session_options(major)),
     ]
