@@ -37,7 +37,12 @@ pub(crate) fn give_to_server(path: &Path) {
 
 /// A program of PostgreSQL, to be run as the server's user, blind to the environment of whoever runs the tests.
 pub(crate) fn program(name: &str) -> Command {
-    let mut command = Command::new(bin_directory().join(name));
+    program_of(&bin_directory(), name)
+}
+
+/// The same of another installation.
+pub(crate) fn program_of(bin: &Path, name: &str) -> Command {
+    let mut command = Command::new(bin.join(name));
     command.env_clear().env("LC_ALL", "C").env("TZ", "UTC").current_dir("/").stdin(Stdio::null());
     if let Some((uid, gid)) = server_user() {
         command.uid(uid).gid(gid);
@@ -54,14 +59,21 @@ pub(crate) struct Cluster {
     // Dropped after `drop` ended the server.
     directory: tempfile::TempDir,
     pub(crate) port: u16,
+    bin: PathBuf,
     server: Option<Child>,
 }
 
 impl Cluster {
     /// A cluster that is not started.
     pub(crate) fn init() -> Self {
-        let cluster = Self::empty();
-        run(program("initdb").arg("-D").arg(cluster.data()).args([
+        Self::init_by(&bin_directory())
+    }
+
+    /// A cluster of another version.
+    pub(crate) fn init_by(bin: &Path) -> Self {
+        let mut cluster = Self::empty();
+        bin.clone_into(&mut cluster.bin);
+        run(program_of(bin, "initdb").arg("-D").arg(cluster.data()).args([
             "-U",
             "postgres",
             "-A",
@@ -83,7 +95,7 @@ impl Cluster {
         give_to_server(directory.path());
         // Free now; nobody else on the machine is likely to be given it before the server asks.
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let cluster = Self { directory, port, server: None };
+        let cluster = Self { directory, port, bin: bin_directory(), server: None };
         cluster.make_directory("data");
         fs::set_permissions(cluster.data(), fs::Permissions::from_mode(0o700)).unwrap();
         cluster
@@ -124,7 +136,7 @@ impl Cluster {
     /// False where the server ends by itself.
     pub(crate) fn try_start(&mut self) -> bool {
         let log = fs::File::create(self.directory.path().join("log")).unwrap();
-        let mut command = program("postgres");
+        let mut command = program_of(&self.bin, "postgres");
         command.arg("-D").arg(self.data()).args(["-p", &self.port.to_string(), "-k"]).arg(self.directory.path());
         command.args(["-c", "listen_addresses=127.0.0.1"]).stdout(log.try_clone().unwrap()).stderr(log);
         self.server = Some(command.spawn().unwrap());

@@ -217,7 +217,7 @@ impl Place {
         theirs(&socket)?;
         let unfinished_socket = Unfinished(long.then(|| socket.clone()));
         configure(&directory, &user)?;
-        let wall = Wall::find(&user, &socket);
+        let wall = Wall::find(&user, &directory, &socket, &settings.forbidden);
         if let Err(problem) = wall.enter(&user, &socket) {
             return Err(PlaceError::OutOfReach { parent: parent.display().to_string(), user: user.to_string(), problem });
         }
@@ -468,6 +468,13 @@ impl Ground {
             _ => format!("apart from {}", self.checked.join(", ")),
         };
         let directory = format!("{}, made for this drill and closed to others; {kept}", self.directory.display());
+        let directory = match self.wall.hidden() {
+            [] => directory,
+            hidden => {
+                let names: Vec<String> = hidden.iter().map(|path| path.display().to_string()).collect();
+                format!("{directory}; the server finds nothing in {}", names.join(", "))
+            }
+        };
         let user = match (&self.user, self.owned.as_slice()) {
             (user, _) if !user.switched => (false, format!("{user}, who also runs lifeboat: to change the user it would have to be root")),
             (user, [owned, ..]) => (false, format!("{user}, who owns {owned}")),
@@ -476,7 +483,7 @@ impl Ground {
         };
         let network = match &self.wall {
             Wall::None(why) => (false, why.clone()),
-            Wall::Root | Wall::User => (true, format!("{}, without any address", self.wall.words())),
+            Wall::Root(_) | Wall::User => (true, format!("{}, without any address", self.wall.words())),
         };
         vec![is("directory", !self.checked.is_empty(), directory), is("user", user.0, user.1), is("network", network.0, network.1)]
     }

@@ -248,6 +248,8 @@ struct Starting<'a> {
     superuser: Option<(String, String)>,
     times: StartTimes,
     proof: Option<Result<String, String>>,
+    /// What its log said when it had so many bytes.
+    read: (u64, LogMoments),
 }
 
 /// What a look at a starting server showed.
@@ -330,6 +332,7 @@ impl Server {
                 superuser: None,
                 times: StartTimes::default(),
                 proof: None,
+                read: (0, LogMoments::default()),
             };
             if starting.wait()? {
                 let child = starting.child.take().expect("it was started");
@@ -578,7 +581,8 @@ fn dsn(ground: &Ground, major: u32, user: &str, database: &str) -> Dsn {
         ("sslmode", "disable"),
         ("gssencmode", "disable"),
         ("target_session_attrs", "any"),
-        ("passfile", "/dev/null"),
+        // Not there: nobody asks for a password, and libpq warns of everything else that is no plain file.
+        ("passfile", &ground.configuration("no-passwords")),
         ("connect_timeout", "30"),
         ("options", &planning::session_options(major)),
     ]
@@ -647,9 +651,14 @@ fn listening(pid: u32) -> Option<u16> {
 }
 
 impl Starting<'_> {
-    fn moments(&self) -> Result<LogMoments, ServerError> {
-        let bytes = fs::read(&self.log).map_err(file_error(&self.log))?;
-        Ok(moments(&String::from_utf8_lossy(&bytes)))
+    fn moments(&mut self) -> Result<LogMoments, ServerError> {
+        let length = fs::metadata(&self.log).map_err(file_error(&self.log))?.len();
+        if length != self.read.0 {
+            // A line for each segment: read again only where there is more.
+            let bytes = fs::read(&self.log).map_err(file_error(&self.log))?;
+            self.read = (bytes.len() as u64, moments(&String::from_utf8_lossy(&bytes)));
+        }
+        Ok(self.read.1.clone())
     }
 
     /// Waits for the goal; false: it has to be started anew, with higher limits.
@@ -727,6 +736,11 @@ impl Starting<'_> {
         if !matches!(state.as_str(), "ready" | "standby") {
             return Ok(Seen::NotYet(format!("the server is {state}")));
         }
+        // It is known to answer, and is left alone until there is something to ask.
+        let waits = state == "standby" && self.times.first_read.is_some();
+        if waits && (self.start.goal == Goal::Writable || moments.paused.is_none()) {
+            return Ok(Seen::NotYet("it is in recovery".into()));
+        }
         let connection = match self.log_in() {
             Ok(Some(connection)) => connection,
             Ok(None) => return Ok(Seen::NotYet("it does not take connections yet".into())),
@@ -770,7 +784,7 @@ impl Starting<'_> {
         let pid = self.child.as_ref().and_then(|child| i32::try_from(child.id()).ok()).unwrap_or(0);
         let proof = match &self.ground.wall {
             Wall::None(why) => Err(why.clone()),
-            Wall::Root | Wall::User => Ok(wall::prove(pid).map_err(ServerError::NotIsolated)?),
+            Wall::Root(_) | Wall::User => Ok(wall::prove(pid).map_err(ServerError::NotIsolated)?),
         };
         self.proof = Some(proof);
         Ok(())

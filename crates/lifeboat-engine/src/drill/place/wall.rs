@@ -12,12 +12,33 @@ use super::user::PlaceUser;
 /// How the server is kept off the network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Wall {
-    /// A network namespace, made by root.
-    Root,
+    /// A network namespace, made by root, in which these directories are empty: a socket with a path leads out of any network, to a server
+    /// of production as well, and what is production's is not there to be read either.
+    Root(Vec<PathBuf>),
     /// One inside a user namespace, which an ordinary user may make where the system allows it.
     User,
     /// None, and why.
     None(String),
+}
+
+/// Where programs of a host have their sockets.
+const SOCKETS: [&str; 2] = ["/run", "/tmp"];
+
+/// Puts nothing in the place of directories, as many as its first argument says, and becomes the program behind them.
+const HIDE: &str = "n=$1; shift; while [ \"$n\" -gt 0 ]; do mount -t tmpfs -o ro,mode=0,size=4k lifeboat \"$1\" || exit 1; shift; n=$((n - 1)); done; exec \"$@\"";
+
+/// What is hidden from the server: what it must not touch, and where sockets are, without what it needs itself.
+fn hidden(forbidden: &[PathBuf], needed: &[&Path]) -> Vec<PathBuf> {
+    let real = |path: &Path| fs::canonicalize(path).ok().filter(|path| path.is_dir());
+    let needed: Vec<PathBuf> = needed.iter().filter_map(|path| real(path)).collect();
+    let mut all: Vec<PathBuf> = SOCKETS.iter().map(Path::new).chain(forbidden.iter().map(PathBuf::as_path)).filter_map(real).collect();
+    all.retain(|path| !needed.iter().any(|needed| needed.starts_with(path)));
+    all.sort();
+    all.dedup();
+    // What is in a hidden directory is not there to be hidden.
+    let outer = all.clone();
+    all.retain(|path| !outer.iter().any(|other| other != path && path.starts_with(other)));
+    all
 }
 
 fn tool(name: &str) -> Option<PathBuf> {
@@ -26,14 +47,14 @@ fn tool(name: &str) -> Option<PathBuf> {
 
 impl Wall {
     /// The first one that can be had, tried with a program that does nothing.
-    pub(super) fn find(user: &PlaceUser, socket: &Path) -> Self {
+    pub(super) fn find(user: &PlaceUser, directory: &Path, socket: &Path, forbidden: &[PathBuf]) -> Self {
         if tool("unshare").is_none() {
             return Self::None("not isolated: there is no unshare (util-linux) here".into());
         }
         let ours = network_of("self").unwrap_or_default();
         let mut problems = Vec::new();
-        for wall in [Self::Root, Self::User] {
-            if wall == Self::Root && !rustix::process::geteuid().is_root() {
+        for wall in [Self::Root(hidden(forbidden, &[directory, socket])), Self::Root(Vec::new()), Self::User] {
+            if matches!(wall, Self::Root(_)) && !rustix::process::geteuid().is_root() {
                 continue;
             }
             match wall.run(user, socket, "exec readlink /proc/self/ns/net") {
@@ -48,9 +69,17 @@ impl Wall {
     /// In words.
     pub(crate) const fn words(&self) -> &'static str {
         match self {
-            Self::Root => "a network namespace of its own",
+            Self::Root(_) => "a network namespace of its own",
             Self::User => "a network namespace of its own, in a user namespace",
             Self::None(_) => "the network of this host",
+        }
+    }
+
+    /// The directories that are empty behind it.
+    pub(crate) fn hidden(&self) -> &[PathBuf] {
+        match self {
+            Self::Root(hidden) => hidden,
+            Self::User | Self::None(_) => &[],
         }
     }
 
@@ -86,10 +115,18 @@ impl Wall {
             line.push("--".into());
         };
         // The System V memory of a server that is killed goes with the namespace.
-        let root_net = ["--net", "--ipc"].map(str::to_owned);
+        let root_net = ["--net", "--ipc", "--mount"].map(str::to_owned);
         let user_net = ["--user", "--map-current-user", "--net", "--ipc"].map(str::to_owned);
-        if let (Self::Root, Some(unshare)) = (self, &unshare) {
-            put(&mut line, unshare, &root_net);
+        if let (Self::Root(hidden), Some(unshare)) = (self, &unshare) {
+            // Not what the program itself is in.
+            let hidden: Vec<String> =
+                hidden.iter().filter(|path| !program.starts_with(path)).map(|path| path.display().to_string()).collect();
+            put(&mut line, unshare, if hidden.is_empty() { &root_net[..2] } else { &root_net });
+            if !hidden.is_empty() {
+                line.extend(["/bin/sh", "-c", HIDE, "sh"].map(str::to_owned));
+                line.push(hidden.len().to_string());
+                line.extend(hidden);
+            }
         }
         match &setpriv {
             // Nothing that it runs becomes more than it is: no sudo, no setuid program.
