@@ -747,6 +747,17 @@ fn what_is_left_behind_is_named_and_ended() {
     assert_eq!(result.outcome, Outcome::Failed);
     assert!(result.findings.iter().any(|finding| finding.contains(&format!("process {pid}")) && finding.contains("sleep")), "{result:?}");
     assert!(!home.path().join("dirty").exists());
+    // Somebody of this host who looks around there is named, and lives.
+    let place = Place::make(&settings(home.path(), "visited")).unwrap();
+    let mut visitor = Command::new("sleep").arg("600").current_dir(place.directory()).spawn().unwrap();
+    let result = place.remove();
+    assert!(visitor.try_wait().unwrap().is_none());
+    visitor.kill().unwrap();
+    visitor.wait().unwrap();
+    assert!(
+        result.outcome == Outcome::Failed && result.reason.contains(&format!("process {} (sleep) stands in", visitor.id())),
+        "{result:?}"
+    );
     // As when the process is told to end, from another thread, with a server that runs.
     let (major, bin) = versions().remove(0);
     let cluster = Cluster::init_by(&bin);
@@ -832,10 +843,10 @@ fn a_setting_that_undoes_the_isolation_is_refused_and_others_are_taken() {
     assert!(error.contains("work_mem"), "{error}");
     let server = with("work_mem", "7MB").unwrap();
     assert_eq!(one(&server, "SHOW work_mem"), "7MB");
-    let environment = place.environment(server.isolation(), server.settings().to_vec(), vec!["postgres".into()]);
+    let environment = place.environment(server.isolation(), server.settings().to_vec(), &[bin.join("postgres"), "/nonexistent".into()]);
+    assert!(environment.programs.iter().any(|program| program.contains("postgres (PostgreSQL) 15.")), "{environment:?}");
     assert!(environment.processors > 0 && environment.memory_bytes > 0 && environment.system.contains("Linux"), "{environment:?}");
     assert!(environment.settings.iter().any(|(name, value)| name == "archive_mode" && value == "off"));
-    // Killed under us: the next look says so.
     assert_eq!(place.remove().outcome, Outcome::Passed, "it stops the server itself");
     drop(server);
 }

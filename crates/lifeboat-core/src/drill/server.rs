@@ -228,7 +228,12 @@ fn list_entry(text: &str) -> String {
 /// Where the operator wants one of those that a drill decides over.
 pub fn settings(server: &ServerSettings<'_>) -> Result<Vec<(String, String)>, SettingError> {
     let fixed = fixed(server);
-    let mut all: Vec<(String, String)> = vec![("shared_buffers".into(), "128MB".into()), ("cluster_name".into(), "lifeboat drill".into())];
+    // Sizes and pages of production need not be there on the host of a drill.
+    let sized = [("shared_buffers", "128MB"), ("huge_pages", "try"), ("cluster_name", "lifeboat drill")];
+    let mut all: Vec<(String, String)> = sized.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    if server.major >= 14 {
+        all.push(("min_dynamic_shared_memory".into(), "0".into()));
+    }
     let limits = server.limits;
     let floors =
         [limits.connections, limits.worker_processes, limits.wal_senders, limits.prepared_transactions, limits.locks_per_transaction];

@@ -19,7 +19,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -218,8 +218,10 @@ impl Place {
         let unfinished_socket = Unfinished(long.then(|| socket.clone()));
         configure(&directory, &user)?;
         let wall = Wall::find(&user, &directory, &socket, &settings.forbidden);
-        if let Err(problem) = wall.enter(&user, &socket) {
-            return Err(PlaceError::OutOfReach { parent: parent.display().to_string(), user: user.to_string(), problem });
+        for entered in [&socket, &directory.join("wal/want")] {
+            if let Err(problem) = wall.enter(&user, entered) {
+                return Err(PlaceError::OutOfReach { parent: parent.display().to_string(), user: user.to_string(), problem });
+            }
         }
         if let (Wall::None(why), true) = (&wall, settings.require_network) {
             return Err(PlaceError::Network(why.clone()));
@@ -297,8 +299,9 @@ impl Place {
         self.ground.isolation()
     }
 
-    /// Where a drill worked. `isolation`: of the server, where there was one.
-    pub fn environment(&self, isolation: Vec<Isolation>, settings: Vec<(String, String)>, programs: Vec<String>) -> Environment {
+    /// Where a drill worked. `isolation` and `settings`: of the server, where there was one. `programs`: those that were run; they are asked
+    /// for their versions, as are those that made the wall.
+    pub fn environment(&self, isolation: Vec<Isolation>, settings: Vec<(String, String)>, programs: &[PathBuf]) -> Environment {
         let memory = || {
             let text = fs::read_to_string("/proc/meminfo").ok()?;
             let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
@@ -309,7 +312,7 @@ impl Place {
             user: self.ground.user.to_string(),
             isolation,
             settings,
-            programs,
+            programs: programs.iter().cloned().chain(self.ground.wall.tools()).filter_map(|program| version(&program)).collect(),
             processors: std::thread::available_parallelism().map_or(0, |count| u32::try_from(count.get()).unwrap_or(u32::MAX)),
             memory_bytes: memory().unwrap_or(0),
             system: operating_system(),
@@ -439,6 +442,14 @@ fn configure(directory: &Path, user: &PlaceUser) -> Result<(), PlaceError> {
     Ok(())
 }
 
+/// The first line that a program says of its version, after its path.
+fn version(program: &Path) -> Option<String> {
+    let output =
+        Command::new(program).arg("--version").env_clear().stdin(Stdio::null()).output().ok().filter(|output| output.status.success())?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Some(format!("{}: {}", program.display(), text.lines().next()?.trim()))
+}
+
 fn operating_system() -> String {
     let text = ["/etc/os-release", "/usr/lib/os-release"].iter().find_map(|path| fs::read_to_string(path).ok()).unwrap_or_default();
     let name = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME=")).map(|name| name.trim_matches('"').to_owned());
@@ -478,7 +489,7 @@ impl Ground {
         let user = match (&self.user, self.owned.as_slice()) {
             (user, _) if !user.switched => (false, format!("{user}, who also runs lifeboat: to change the user it would have to be root")),
             (user, [owned, ..]) => (false, format!("{user}, who owns {owned}")),
-            (user, []) if user.dedicated => (true, format!("{user}, which no other process and no file outside of the drill has")),
+            (user, []) if user.dedicated => (true, format!("{user}, a number that no user, group or process of this host had")),
             (user, []) => (true, format!("{user}, as configured; it owns nothing of what was named as production's")),
         };
         let network = match &self.wall {

@@ -86,8 +86,16 @@ pub(super) fn stop_server(pgdata: &Path) -> Option<String> {
     Some(format!("the server, process {pid}, did not stop and was killed"))
 }
 
-/// Ends whatever else runs in a directory, or as a user who is only this drill's. Gives what it found.
+/// Ends whatever else runs in a place, or as a user who is only this drill's, and gives what it found. Somebody who merely stands there,
+/// to look at something, is named and lives.
 pub(super) fn sweep(directory: &Path, user: Option<u32>) -> Vec<String> {
+    let pgdata = directory.join("pgdata");
+    let uid = |pid: i32| fs::metadata(format!("/proc/{pid}")).ok().map(|found| found.uid());
+    let is_ours = |process: &Found| match uid(process.pid) {
+        None | Some(0) => false,
+        found if user.is_some() && found == user => true,
+        Some(_) => fs::read_link(format!("/proc/{}/cwd", process.pid)).is_ok_and(|cwd| cwd.starts_with(&pgdata)),
+    };
     // What the server started goes with it, a moment later.
     let begun = Instant::now();
     let mut left = find(directory, user);
@@ -97,6 +105,10 @@ pub(super) fn sweep(directory: &Path, user: Option<u32>) -> Vec<String> {
     }
     let mut findings = Vec::new();
     for process in left {
+        if !is_ours(&process) {
+            findings.push(format!("process {} ({}) stands in {}", process.pid, process.name, directory.display()));
+            continue;
+        }
         process.signal(Signal::KILL);
         let gone = if process.wait(GONE) { "it was killed" } else { "it cannot be killed" };
         findings.push(format!("process {} ({}) was still running; {gone}", process.pid, process.name));

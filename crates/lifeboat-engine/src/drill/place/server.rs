@@ -215,6 +215,9 @@ pub struct Server {
     proof: Result<String, String>,
 }
 
+/// What a look at the running server showed: how something holds, or why it does not; or that it could not be looked at.
+type Looked = Result<Result<String, String>, PgError>;
+
 fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> ServerError {
     let path = path.display().to_string();
     move |source| ServerError::File { path, source }
@@ -457,7 +460,7 @@ impl Server {
         let asked = self.connect(&self.database).map_err(|error| format!("it could not be asked: {error}"));
         match asked {
             Ok(connection) => {
-                let with = |check: &dyn Fn(&Connection) -> Result<Result<String, String>, PgError>| {
+                let with = |check: &dyn Fn(&Connection) -> Looked| {
                     check(&connection).unwrap_or_else(|error| Err(format!("it could not be asked: {error}")))
                 };
                 is("socket", with(&|connection| self.socket_alone(connection)));
@@ -470,7 +473,7 @@ impl Server {
         all
     }
 
-    fn socket_alone(&self, connection: &Connection) -> Result<Result<String, String>, PgError> {
+    fn socket_alone(&self, connection: &Connection) -> Looked {
         let found = shown(connection, &["listen_addresses", "unix_socket_directories"])?;
         if !found[0].1.is_empty() {
             return Ok(Err(format!("it listens on {}", found[0].1)));
@@ -482,7 +485,7 @@ impl Server {
         Ok(Ok(format!("no address; only {}, in a directory that is closed to others", socket.display())))
     }
 
-    fn runs_nothing(&self, connection: &Connection) -> Result<Result<String, String>, PgError> {
+    fn runs_nothing(&self, connection: &Connection) -> Looked {
         // Kinds of processes that belong to any server (`BackendType` in `src/include/miscadmin.h`).
         let rows = connection.query(
             "SELECT DISTINCT backend_type FROM pg_stat_activity WHERE backend_type NOT IN ('client backend', 'background writer', \
@@ -598,7 +601,7 @@ fn shown(connection: &Connection, names: &[&str]) -> Result<Vec<(String, String)
     names.iter().map(ask).collect()
 }
 
-fn archives_nothing(connection: &Connection) -> Result<Result<String, String>, PgError> {
+fn archives_nothing(connection: &Connection) -> Looked {
     let found =
         shown(connection, &["archive_mode", "archive_command", "archive_library", "archive_cleanup_command", "recovery_end_command"])?;
     let set = found
@@ -610,7 +613,7 @@ fn archives_nothing(connection: &Connection) -> Result<Result<String, String>, P
     })
 }
 
-fn replicates_nothing(connection: &Connection) -> Result<Result<String, String>, PgError> {
+fn replicates_nothing(connection: &Connection) -> Looked {
     let found =
         shown(connection, &["primary_conninfo", "primary_slot_name", "synchronous_standby_names", "max_logical_replication_workers"])?;
     if let Some((name, _)) = found.iter().find(|(_, value)| !matches!(value.as_str(), "" | "0")) {

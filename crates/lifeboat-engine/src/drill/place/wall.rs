@@ -75,6 +75,12 @@ impl Wall {
         }
     }
 
+    /// The programs that make it.
+    pub(super) fn tools(&self) -> Vec<PathBuf> {
+        let unshare = tool("unshare").filter(|_| !matches!(self, Self::None(_)));
+        unshare.into_iter().chain(tool("setpriv")).collect()
+    }
+
     /// The directories that are empty behind it.
     pub(crate) fn hidden(&self) -> &[PathBuf] {
         match self {
