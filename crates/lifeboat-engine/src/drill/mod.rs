@@ -1,3 +1,4 @@
 //! Drills: what they leave, and how that is read again.
 
 pub mod evidence;
+pub mod page;
