@@ -15,6 +15,7 @@ pub mod drill;
 pub mod expire;
 pub mod export;
 pub mod hold;
+pub mod plain;
 pub mod policy;
 pub mod postgres;
 pub mod prune;

@@ -13,6 +13,11 @@ use jiff::Timestamp;
 use lifeboat_core::attestation::{
     ARTIFACT_PREDICATE_TYPE, BACKUP_PREDICATE_TYPE, Expected, Statement, artifact_statement, backup_statement,
 };
+use lifeboat_core::attestation::{DRILL_PREDICATE_TYPE, TEST_RESULT_PREDICATE_TYPE};
+use lifeboat_core::drill::Report;
+use lifeboat_core::drill::statement::{Digests, drill_statement, test_result_statement};
+use lifeboat_core::repository::Sha256;
+use lifeboat_engine::drill::evidence::report_bytes;
 use lifeboat_engine::signing::{
     KeyFileSigner, KeylessConfig, KeylessSigner, PublicKey, Reach, Roots, SecretSource, SignError, Signer, SigningKey, StampConfig,
     StampedSigner, TransitConfig, TransitSigner, Trust, VerifyError,
@@ -40,6 +45,11 @@ fn artifact() -> Statement {
 }
 
 /// Patient enough for a busy machine, and without long waits where something is broken on purpose.
+fn drill() -> Report {
+    let path = format!("{}/../../testdata/drills/passed.json", env!("CARGO_MANIFEST_DIR"));
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
 fn reach() -> Reach {
     Reach { connect_timeout: Duration::from_secs(20), timeout: Duration::from_secs(60), max_attempts: 3, ..Reach::default() }
 }
@@ -190,8 +200,18 @@ fn three_stock_verifiers_agree_on_certificates() {
     let instance = Sigstore::start();
     let signer = instance.signer("signing_config.json", "token");
     let desk = Desk::new(&instance);
-    for (statement, bytes, predicate_type) in [(backup(), MANIFEST, BACKUP_PREDICATE_TYPE), (artifact(), ARTIFACT, ARTIFACT_PREDICATE_TYPE)]
-    {
+    // Statements of drills have three subjects: each verifier has to find the one that it was given.
+    let drilled = drill();
+    let (report, page) = (report_bytes(&drilled), b"<!doctype html>".as_slice());
+    let digests = Digests { report: Sha256(sha256(&report)), page: Sha256(sha256(page)) };
+    let (numbers, generic) = (drill_statement(&drilled, digests), test_result_statement(&drilled, digests));
+    for (statement, bytes, predicate_type) in [
+        (backup(), MANIFEST, BACKUP_PREDICATE_TYPE),
+        (artifact(), ARTIFACT, ARTIFACT_PREDICATE_TYPE),
+        (numbers.clone(), report.as_slice(), DRILL_PREDICATE_TYPE),
+        (numbers, page, DRILL_PREDICATE_TYPE),
+        (generic, report.as_slice(), TEST_RESULT_PREDICATE_TYPE),
+    ] {
         let (file, other) = (desk.write("file", bytes), desk.write("other", b"something else"));
         let good = parsed(&sign(&signer, &statement));
         let bundle = desk.write("good.sigstore.json", good.to_string().as_bytes());
@@ -199,8 +219,11 @@ fn three_stock_verifiers_agree_on_certificates() {
         for (who, verdict) in desk.judge(&claim) {
             verdict.unwrap_or_else(|why| panic!("{who} refuses: {why}"));
         }
-        // Bundles of artifacts are built alike: what is wrong with one is wrong with both.
-        if predicate_type == ARTIFACT_PREDICATE_TYPE {
+        for (who, verdict) in desk.judge(&Claim { file: &other, ..claim }) {
+            assert!(verdict.is_err(), "{who} accepts another file for {predicate_type}: {verdict:?}");
+        }
+        // All bundles are built alike: what is wrong with one is wrong with all.
+        if predicate_type != BACKUP_PREDICATE_TYPE {
             continue;
         }
         let mut refused = vec![

@@ -10,6 +10,9 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use lifeboat_core::attestation::{
     ARTIFACT_PREDICATE_TYPE, BACKUP_PREDICATE_TYPE, PAYLOAD_TYPE, Statement, artifact_statement, backup_statement,
 };
+use lifeboat_core::drill::Report;
+use lifeboat_core::repository::Sha256;
+use lifeboat_engine::drill::evidence::{self, History};
 use lifeboat_engine::signing::{Expected, KeyFileSigner, MAX_BUNDLE_BYTES, Mismatch, PublicKey, Signer, SigningKey, Trust, VerifyError};
 use serde_json::{Value, json};
 
@@ -397,4 +400,88 @@ fn the_recipe_with_openssl_works() {
             assert!(!ok, "{what}: {text}");
         }
     }
+}
+
+/// A drill's evidence in a directory: `report.json`, `report.html`, both bundles, `cosign.pub`, `manifest` for a file that is no subject.
+fn drill_evidence(directory: &Path, signer: &KeyFileSigner) -> Report {
+    let text = fs::read(project().join("testdata/drills/failed.json")).unwrap();
+    let store = lifeboat_engine::store::open(&format!("file://{}", directory.join("repository").display()), &Default::default(), true);
+    let repository = lifeboat_engine::repository::Repository::init(store.unwrap(), jiff::Timestamp::UNIX_EPOCH, "test").unwrap();
+    let report = Report { repository: repository.descriptor().repository, ..serde_json::from_slice(&text).unwrap() };
+    let digest = Sha256(sha256(&evidence::report_bytes(&report)));
+    let nothing = History { entries: Vec::new(), older: 0, findings: Vec::new() };
+    let page = lifeboat_engine::drill::page::render(&report, digest, &nothing);
+    for object in evidence::store(&repository, &report, &page, signer).unwrap().objects {
+        let name = object.rsplit('/').next().unwrap();
+        fs::copy(directory.join("repository").join(&object), directory.join(name)).unwrap();
+    }
+    fs::write(directory.join("cosign.pub"), signer.public_key().to_pem()).unwrap();
+    report
+}
+
+#[test]
+fn the_stock_verifier_reads_what_drills_say() {
+    let (stock, signer) = (StockVerifier::install(), signer());
+    let directory = tempfile::tempdir().unwrap();
+    drill_evidence(directory.path(), &signer);
+    let path = |name: &str| directory.path().join(name);
+    let verify = |file: &str, bundle: &str| stock.verify(&path(file), &path(bundle), &path("cosign.pub"));
+    for (bundle, kind) in [
+        ("report.sigstore.json", "https://lifeboat.dev/drill/v1"),
+        ("test-result.sigstore.json", "https://in-toto.io/attestation/test-result/v0.1"),
+    ] {
+        for file in ["report.json", "report.html"] {
+            assert_eq!(verify(file, bundle), Ok(format!("VERIFIED {kind} {file}\n")));
+        }
+        assert!(verify("cosign.pub", bundle).unwrap_err().contains("no subject has the digest"));
+        // A verdict that was improved in the statement, and one in the report.
+        let good = fs::read_to_string(path(bundle)).unwrap();
+        let mut bad: Value = serde_json::from_str(&good).unwrap();
+        let payload = String::from_utf8(BASE64.decode(bad["dsseEnvelope"]["payload"].as_str().unwrap()).unwrap()).unwrap();
+        let better = payload.replace("\"FAILED\"", "\"PASSED\"").replace("\"verdict\":\"failed\"", "\"verdict\":\"passed\"");
+        assert_ne!(better, payload);
+        bad["dsseEnvelope"]["payload"] = BASE64.encode(better).into();
+        fs::write(path("bad.sigstore.json"), bad.to_string()).unwrap();
+        assert!(verify("report.json", "bad.sigstore.json").unwrap_err().contains("SIGNATURE_ERROR"));
+    }
+    let better = fs::read_to_string(path("report.json")).unwrap().replacen("\"verdict\": \"failed\"", "\"verdict\": \"passed\"", 1);
+    assert_ne!(better, fs::read_to_string(path("report.json")).unwrap());
+    fs::write(path("report.json"), better).unwrap();
+    assert!(verify("report.json", "report.sigstore.json").is_err());
+}
+
+/// The recipe that stands on the page itself and in `docs/drill-report.md`, run as it stands there.
+#[test]
+fn the_recipe_of_the_page_works() {
+    let signer = signer();
+    let directory = tempfile::tempdir().unwrap();
+    drill_evidence(directory.path(), &signer);
+    let page = fs::read_to_string(directory.path().join("report.html")).unwrap();
+    let script = page.split("id=\"openssl\"><code>").nth(1).unwrap().split("</code>").next().unwrap();
+    let script = script.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&amp;", "&");
+    let documented = fs::read_to_string(project().join("docs/drill-report.md")).unwrap();
+    assert!(documented.contains(&script), "docs/drill-report.md has another recipe than the page:\n{script}");
+    let recipe = || {
+        let output = Command::new("sh").args(["-ec", &script]).current_dir(directory.path()).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let (ok, text) = recipe();
+    assert!(ok && text.contains("Verified OK"), "{text}");
+    for name in ["report.json", "report.html", "report.sigstore.json"] {
+        let path = directory.path().join(name);
+        let good = fs::read(&path).unwrap();
+        let other = match name {
+            "report.sigstore.json" => fs::read(directory.path().join("test-result.sigstore.json")).unwrap(),
+            _ => [good.as_slice(), b" "].concat(),
+        };
+        // The other statement of the drill is genuine as well; with another key it is not.
+        if name != "report.sigstore.json" {
+            fs::write(&path, &other).unwrap();
+            let (ok, text) = recipe();
+            assert!(!ok && text.contains("is not what was signed"), "{name}: {text}");
+        }
+        fs::write(&path, &good).unwrap();
+    }
+    fs::write(directory.path().join("cosign.pub"), self::signer().public_key().to_pem()).unwrap();
+    assert!(!recipe().0, "another key passed");
 }

@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal as _, Write as _};
 
+pub(crate) use lifeboat_core::plain::plain;
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -88,15 +89,6 @@ pub(crate) fn seconds(duration: std::time::Duration) -> String {
     format!("{:.2} s", duration.as_secs_f64())
 }
 
-/// Text from elsewhere, for a terminal: nothing in it moves the cursor, changes colours, hides itself or turns the direction of writing around.
-pub(crate) fn plain(text: &str) -> String {
-    let is_hidden = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{00AD}' | '\u{061C}' | '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2060}'..='\u{206F}' | '\u{FEFF}' | '\u{E0000}'..='\u{E007F}')
-    };
-    text.chars().flat_map(|c| if is_hidden(c) { c.escape_unicode().collect::<Vec<char>>() } else { vec![c] }).collect()
-}
-
 /// Lines of a table, its columns aligned.
 pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let widths: Vec<usize> =
@@ -110,15 +102,4 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
         text.push_str(&line(row.iter().map(String::as_str).collect()));
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::plain;
-
-    #[test]
-    fn nothing_in_text_from_elsewhere_acts_on_a_terminal() {
-        assert_eq!(plain("/srv/größe"), "/srv/größe");
-        assert_eq!(plain("a\u{1b}[2Kb\rc\nd\u{202e}e\u{200b}"), "a\\u{1b}[2Kb\\u{d}c\\u{a}d\\u{202e}e\\u{200b}");
-    }
 }

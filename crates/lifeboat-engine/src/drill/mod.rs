@@ -6,6 +6,7 @@ pub mod controls;
 pub mod evidence;
 pub mod feeder;
 pub mod ground;
+pub mod page;
 pub mod place;
 mod restored;
 mod run;
