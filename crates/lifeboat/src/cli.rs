@@ -51,6 +51,9 @@ pub(crate) enum Command {
     Verify(Verify),
     /// Restore a backup
     Restore(Restore),
+    /// Prove that backups restore: restore into a place of its own, check, measure, leave signed evidence
+    #[command(subcommand)]
+    Drill(crate::commands::drill::Drill),
     /// Bring replicas to what the primary has: compare, copy, heal
     Replicate(Replicate),
     /// Mark the backups that no rule keeps, to be pruned after a grace period; or undo that

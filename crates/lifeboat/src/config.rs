@@ -69,6 +69,8 @@ pub(crate) struct Retention {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Objectives {
     pub(crate) rpo: Option<String>,
+    pub(crate) rto: Option<String>,
+    pub(crate) drill: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -292,6 +294,9 @@ pub(crate) struct Settings {
     pub(crate) bandwidth: Option<Setting<u64>>,
     pub(crate) compression_level: Setting<i32>,
     pub(crate) rpo: Setting<Duration>,
+    pub(crate) rto: Setting<Duration>,
+    /// How old the last successful drill may be.
+    pub(crate) drill_every: Setting<Duration>,
     pub(crate) wal_mode: Setting<WalMode>,
     pub(crate) wal_durability: Setting<Durability>,
     pub(crate) wal_on_fallout: Setting<OnFallout>,
@@ -593,6 +598,11 @@ impl Settings {
             .map(PathBuf::from)
             .or_else(|| environment("HOME").map(|home| Path::new(&home).join(".local/state")))
             .map_or_else(|| PathBuf::from("/var/spool/lifeboat"), |base| base.join("lifeboat/spool"));
+        let objectives = file.objectives.unwrap_or_default();
+        let or_default_span = |text: Option<&str>, seconds: u64| -> Result<Setting<Duration>, Failure> {
+            let configured = source.pick(None, None, text.map(parse_days).transpose()?);
+            Ok(configured.unwrap_or(Setting { value: Duration::from_secs(seconds), origin: Origin::Default }))
+        };
         let or_default = |setting: Option<Setting<_>>, value| setting.unwrap_or(Setting { value, origin: Origin::Default });
         let scratch_default = std::env::var_os("XDG_CACHE_HOME")
             .map(PathBuf::from)
@@ -636,9 +646,9 @@ impl Settings {
             workers: source.pick(None, None, workers).unwrap_or(Setting { value: cores, origin: Origin::Default }),
             bandwidth: source.pick(None, None, limits.bandwidth.as_deref().map(parse_bytes).transpose()?),
             compression_level: source.pick(None, None, level).unwrap_or(Setting { value: 1, origin: Origin::Default }),
-            rpo: source
-                .pick(None, None, file.objectives.unwrap_or_default().rpo.as_deref().map(parse_span).transpose()?)
-                .unwrap_or(Setting { value: Duration::from_secs(24 * 60 * 60), origin: Origin::Default }),
+            rpo: or_default_span(objectives.rpo.as_deref(), 24 * 60 * 60)?,
+            rto: or_default_span(objectives.rto.as_deref(), 4 * 60 * 60)?,
+            drill_every: or_default_span(objectives.drill.as_deref(), 90 * 24 * 60 * 60)?,
             wal_mode: source.pick(None, None, wal.mode).unwrap_or(Setting { value: WalMode::Archive, origin: Origin::Default }),
             wal_durability: source
                 .pick(None, None, wal.durability)
@@ -669,7 +679,7 @@ impl Settings {
                 .unwrap_or(Setting { value: DEFAULT_GRACE, origin: Origin::Default }),
             policy: PolicyTerms::resolve(&source, file.policy.unwrap_or_default())?,
             approvals: Approvals::resolve(&source, file.approvals.unwrap_or_default())?,
-            drill: DrillSettings::resolve(&source, &file.drill.unwrap_or_default())?,
+            drill: DrillSettings::resolve(&source, file.drill.unwrap_or_default())?,
             audit: AuditSettings::resolve(&source, file.audit.unwrap_or_default(), &user_keys),
             break_glass: cli.break_glass.clone(),
             user_keys,
@@ -731,6 +741,8 @@ impl Settings {
             maybe("limits.bandwidth", self.bandwidth.as_ref(), |bytes| json!(bytes)),
             of("limits.compression_level", &self.compression_level, |level| json!(level)),
             of("objectives.rpo", &self.rpo, |span| shown_span(*span)),
+            of("objectives.rto", &self.rto, |span| shown_span(*span)),
+            of("objectives.drill", &self.drill_every, |span| shown_span(*span)),
             maybe("retention.keep_last", self.keep_last.as_ref(), |count| *count),
             maybe("retention.keep_daily", self.keep_daily.as_ref(), |count| *count),
             maybe("retention.keep_weekly", self.keep_weekly.as_ref(), |count| *count),

@@ -1,5 +1,7 @@
 //! What goes wrong, in one line with a hint that names a command, and the exit code that scripts see.
 
+mod drill;
+
 use std::error::Error;
 
 use lifeboat_core::backup::PlanError;
@@ -51,6 +53,8 @@ pub(crate) const EXIT_DENIED: u8 = 20;
 pub(crate) const EXIT_UNVERIFIED: u8 = 21;
 /// The recovery target cannot be reached.
 pub(crate) const EXIT_UNREACHABLE: u8 = 22;
+/// An objective was missed.
+pub(crate) const EXIT_OBJECTIVE: u8 = 23;
 /// A bug.
 pub(crate) const EXIT_BUG: u8 = 70;
 /// Interrupted.

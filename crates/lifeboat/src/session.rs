@@ -134,6 +134,21 @@ fn open_watched(settings: &Settings, access: Access, watch: Box<dyn Fn(&Note) + 
     Ok(store::open_members(members, access, &settings.wal_spool.value, watch)?)
 }
 
+/// Changes what a place is seen as, by its number: 0 is the primary. An error is that of a place that cannot be opened.
+pub(crate) type Through = Arc<dyn Fn(usize, Box<dyn Store>) -> Result<Box<dyn Store>, store::OpenError> + Send + Sync>;
+
+/// The repository for reading, seen through something; what happens to its places is not said here, but stands in its notes.
+pub(crate) fn read_through(settings: &Settings, through: Through) -> Result<Repository, Failure> {
+    primary(settings)?;
+    let member = |(index, one): (usize, &RepositorySettings)| {
+        let (place, through) = (one.clone(), Arc::clone(&through));
+        let open = Box::new(move || through(index, place.open()?));
+        Member { name: one.name.value.clone(), url: one.url.value.clone(), part: one.part.value, open }
+    };
+    let members = settings.repositories.used.iter().enumerate().map(member).collect();
+    Ok(store::open_members(members, Access::Read, &settings.wal_spool.value, Box::new(|_| {}))?)
+}
+
 /// Opens one place by itself: its damage shows, and nothing is read from elsewhere.
 pub(crate) fn alone(one: &RepositorySettings) -> Result<Repository, Failure> {
     Ok(Repository::open(one.open()?)?)

@@ -436,6 +436,19 @@ impl Archive {
         held.recorded.push(gap);
     }
 
+    /// The same without a segment that is there and cannot be used, as `gap` says.
+    #[must_use]
+    pub fn without(&self, segment: Segment, gap: GapRecord) -> Self {
+        let mut other = self.clone();
+        if let Some(held) = other.timelines.get_mut(&segment.timeline) {
+            held.whole.remove(segment.number, segment.number.saturating_add(1));
+            held.pieces.remove(&segment.number);
+            held.partials.remove(&segment.number);
+        }
+        other.add_gap(gap);
+        other
+    }
+
     /// Says where the last whole record of a `.partial` ends (its `summary.end`). Until somebody does, it counts as far as
     /// the places where timelines are known to have branched off in it: a server that is promoted archives it because of them.
     pub fn set_partial_end(&mut self, segment: Segment, end: Option<Lsn>) {

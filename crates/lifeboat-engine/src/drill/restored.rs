@@ -1,6 +1,6 @@
 //! The restored server of a drill, from its first start to its last check.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use jiff::Timestamp;
@@ -33,7 +33,7 @@ pub(super) struct Served {
     pub(super) recovery: Option<Recovery>,
     pub(super) isolation: Vec<Isolation>,
     pub(super) server_settings: Vec<(String, String)>,
-    pub(super) programs: Vec<String>,
+    pub(super) programs: Vec<PathBuf>,
 }
 
 /// Runs `work` with somebody who brings WAL, where there is an archive; then what was brought.
@@ -83,7 +83,7 @@ pub(super) fn serve(run: &mut Run<'_>) -> Served {
     recovery(run, &mut served, &database, &server, &fed);
     served.isolation = server.isolation();
     served.server_settings = server.settings().to_vec();
-    served.programs = programs(&server);
+    served.programs = programs(run, server.major());
     artifacts(run);
     let checking = Instant::now();
     run.settings.ground.progress.phase("check");
@@ -321,11 +321,10 @@ fn application_dsn(run: &Run<'_>, server: &Server) -> Option<Dsn> {
     Some(server.dsn(run.settings.database.as_deref().unwrap_or(server.database())))
 }
 
-fn programs(server: &Server) -> Vec<String> {
-    let version = |connection: Connection| -> Result<String, PgError> {
-        Ok(connection.query("SELECT version() AS version", &[])?.one()?.get("version")?.to_owned())
-    };
-    server.connect(server.database()).and_then(version).into_iter().collect()
+/// The programs of the server's version that a drill uses, as far as they are installed.
+fn programs(run: &Run<'_>, major: u32) -> Vec<PathBuf> {
+    let names = ["postgres", "pg_verifybackup", "pg_amcheck", "pg_checksums"];
+    names.iter().filter_map(|name| crate::restore::server::program(run.settings.bin_directory, major, name).ok()).collect()
 }
 
 /// Everything that is asked of the running server, the cheap first; what writes, last. `None`: it does not run any more.
@@ -457,11 +456,8 @@ fn row_changed(run: &Run<'_>, server: &Server) -> Tried {
     let candidates = truth.databases.iter().flat_map(|database| database.tables.iter().map(move |table| (database, table)));
     let counted = candidates.filter(|(_, table)| table.found.as_ref().is_some_and(|found| found.rows > 0));
     for (database, table) in counted.take(MOST_TABLES) {
-        let mut one = truth.clone();
-        one.databases.retain(|other| other.name == database.name);
-        one.databases.iter_mut().for_each(|kept| kept.tables.retain(|other| other == table));
         // Changed since by the WAL that was replayed: what it says now proves nothing.
-        if truth::compare_tables(&dsn, &one, &Unwatched).outcome != Outcome::Passed {
+        if truth::compare_table(&dsn, &truth, database, table).outcome != Outcome::Passed {
             continue;
         }
         let place = format!("table {}.{} of database {}", table.schema, table.name, database.name);
@@ -470,7 +466,7 @@ fn row_changed(run: &Run<'_>, server: &Server) -> Tried {
             Ok(false) => continue,
             Err(error) => return Tried::not_checked(format!("{place}: {error}")),
         }
-        let result = truth::compare_tables(&dsn, &one, &Unwatched);
+        let result = truth::compare_table(&dsn, &truth, database, table);
         return match result.outcome {
             Outcome::Failed => Tried::red(place, result.reason),
             Outcome::Passed => Tried::green(place, "the rows were counted as before"),

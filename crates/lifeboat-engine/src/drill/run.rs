@@ -185,7 +185,7 @@ pub fn run(plan: &DrillPlan, settings: &DrillSettings<'_>) -> Result<Drilled, Dr
     let came_back = !run.checks.iter().any(|check| check.outcome == Outcome::Failed);
     let isolation = isolation(&mut served, &run, &place);
     let Run { watch, mut checks, mut controls, notes, .. } = run;
-    let environment = place.environment(isolation, std::mem::take(&mut served.server_settings), std::mem::take(&mut served.programs));
+    let environment = place.environment(isolation, std::mem::take(&mut served.server_settings), &served.programs);
 
     progress.phase("controls");
     controls.extend(controls::on_repository(&settings.ground));
@@ -404,7 +404,9 @@ fn host_lost(plan: &DrillPlan, checks: &[CheckResult], served: &Served) -> Scena
     let (outcome, observed) = match (failed, plan.restore.database.is_some(), served.first_query) {
         (Some(check), ..) => (Outcome::Failed, format!("the check {} failed: {}", check.check.name(), check.reason)),
         (None, true, None) => (Outcome::Failed, "no server answered".to_owned()),
-        (None, true, Some(seconds)) => (Outcome::Passed, format!("a server answered, and took writes, {seconds:.1} s after the disaster")),
+        (None, true, Some(_)) => {
+            (Outcome::Passed, "everything came back from the repository, and a server answered and took writes".to_owned())
+        }
         (None, false, _) => (Outcome::Passed, "everything that the backup has came back".to_owned()),
     };
     let seconds = served.first_query.unwrap_or_default();

@@ -16,7 +16,7 @@ use lifeboat_core::wal::Lsn;
 use lifeboat_core::wal::file::WalFile;
 
 use super::controls::one_line;
-use super::ground::{self, Ground};
+use super::ground::{self, Ground, WayError};
 use crate::artifacts::{self, ArtifactSet, Reader, Sample};
 use crate::keys::{self, Identities, KeyError};
 use crate::opened_backup::{self, OpenBackupError};
@@ -25,14 +25,15 @@ use crate::store::Change;
 use crate::verify::artifact_finding;
 use crate::wal::WalReader;
 use crate::wal::fetch::{Fetched, Fetcher};
+use crate::wal::locate::LocateError;
 
 /// What a restore in a place of its own came to.
 #[derive(Debug, Default)]
 pub(super) struct Trial {
     /// Where recovery ended.
     pub(super) reached: Option<Lsn>,
-    /// The last commit that was replayed.
-    pub(super) last_commit: Option<Timestamp>,
+    /// Where it was planned to end.
+    pub(super) planned: Option<Lsn>,
     /// Artifacts that came back, of so many.
     pub(super) artifacts: (u64, u64),
     /// Objects that were read from another place or an older version.
@@ -133,8 +134,11 @@ fn yesterdays_accident(ground: &Ground<'_>, restores: &dyn Restores) -> Result<P
     let request = RestoreRequest { target: Target::Lsn(moment), inclusive: false, ..RestoreRequest::default() };
     let repository = ground.repository()?;
     let trial = restores.trial(&repository, &request, Scenario::YesterdaysAccident)?;
+    // The first record from there on is what is not replayed; behind a switch of segments it is the next segment's.
+    let end = trial.planned.unwrap_or(moment);
     Ok(match trial.reached {
-        Some(reached) if reached > moment => Fails(format!("recovery was to end before {moment} and ended at {reached}")),
+        Some(reached) if reached > end => Fails(format!("recovery was to end at {end} and ended at {reached}")),
+        Some(reached) if reached >= to => Fails(format!("recovery was to end before {moment} and went to the end, {reached}")),
         Some(reached) if reached < from => Fails(format!("recovery ended at {reached}, before the copy is consistent")),
         Some(reached) => Holds(format!("asked for the moment before {moment}, recovery ended at {reached}; what came later is not there")),
         None => Fails("nobody knows where recovery ended".into()),
@@ -191,20 +195,24 @@ fn last_wal_damaged(ground: &Ground<'_>, restores: &dyn Restores) -> Result<Play
         Ok(Fetched::AfterEnd) => return Ok(Fails("a server would have been told that the archive ends before the damage".into())),
         Ok(_) => return Ok(Fails("the damaged segment was handed to the server".into())),
     };
-    // Then: everything before it comes back when it is asked for, and the loss has a number.
-    let end = last.start(size);
-    let stop = ground.backup.manifest.postgres.as_ref().and_then(|postgres| postgres.physical.as_ref()).map(|physical| physical.stop_lsn);
-    if stop.is_some_and(|stop| end < stop) {
-        return Ok(NotHere(format!("the last segment is one that the backup itself needs; a server would stop: {stopped}")));
-    }
-    let request = RestoreRequest { target: Target::Lsn(end), inclusive: false, ..RestoreRequest::default() };
+    // Then: whoever asks for everything is refused, and told what there is instead; and that is there.
+    let wanted = ground::into_place(RestoreRequest::default(), &ground.backup.manifest, ground.temporary);
+    let refused = ground::way(&repository, ground.trust, ground.identities, ground.backup, &wanted, ground.temporary);
+    let nearest = match refused {
+        Err(WayError::Locate(LocateError::Unreachable(refused))) => refused.nearest.iter().map(|one| one.lsn).max(),
+        Err(error) => return Ok(Fails(format!("nobody was told what can be reached instead: {}", one_line(error)))),
+        Ok(_) => return Ok(Fails("a restore to the end would be planned, through the damage".into())),
+    };
+    let Some(nearest) = nearest else { return Ok(Fails("nothing was named that can be reached instead".into())) };
+    let request = RestoreRequest { target: Target::Lsn(nearest), ..RestoreRequest::default() };
     let trial = restores.trial(&repository, &request, Scenario::LastWalDamaged)?;
+    let start = last.start(size);
     Ok(match trial.reached {
-        Some(reached) if reached <= end => Holds(format!(
-            "recovery to the end stops instead of promoting ({stopped}); asked for {end}, it ended at {reached}: {} bytes of WAL are lost",
+        Some(reached) if reached <= start.max(nearest) => Holds(format!(
+            "recovery to the end stops instead of promoting ({stopped}); {nearest} was named instead, and recovery to it ended at {reached}: {} bytes of WAL are lost",
             way.choice.end.0.saturating_sub(reached.0)
         )),
-        Some(reached) => Fails(format!("recovery went to {reached}, through the damage at {end}")),
+        Some(reached) => Fails(format!("recovery went to {reached}, into the damage at {start}")),
         None => Fails("nobody knows where recovery ended".into()),
     })
 }

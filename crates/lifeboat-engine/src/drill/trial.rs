@@ -85,7 +85,7 @@ impl Trials<'_> {
             if database.copy.is_physical() {
                 let recovered = server.recovered().map_err(one_line)?;
                 trial.reached = Some(recovered.lsn);
-                trial.last_commit = recovered.last_commit;
+                trial.planned = way.as_ref().map(|way| way.choice.end);
             }
             server.stop(StopMode::Immediate).map_err(one_line)?;
         }

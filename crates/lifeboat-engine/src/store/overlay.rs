@@ -1,6 +1,6 @@
 //! A store as it would be if something were missing or damaged: for drills, which break things on purpose and must not touch the store.
 //!
-//! Nothing can be written through it. What it changes has no other copies, unless it was told that it has.
+//! Nothing can be written through it. What it changes is changed in every copy, unless it was told otherwise.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -23,15 +23,15 @@ pub enum Change {
 }
 
 /// A view of a store in which some objects are others. It is for reading only.
-pub struct Overlay {
-    inner: Box<dyn Store>,
+pub struct Overlay<'s> {
+    inner: Box<dyn Store + 's>,
     changes: BTreeMap<Key, Change>,
     other_copies: bool,
 }
 
-impl Overlay {
+impl<'s> Overlay<'s> {
     /// A view in which nothing is changed yet: the store, for reading only.
-    pub fn new(inner: Box<dyn Store>) -> Self {
+    pub fn new(inner: Box<dyn Store + 's>) -> Self {
         Self { inner, changes: BTreeMap::new(), other_copies: false }
     }
 
@@ -73,7 +73,7 @@ impl Overlay {
     }
 }
 
-impl Store for Overlay {
+impl Store for Overlay<'_> {
     fn url(&self) -> &str {
         self.inner.url()
     }
@@ -172,10 +172,15 @@ impl Store for Overlay {
     }
 
     fn alternatives<'a>(&'a self, key: &Key) -> Result<Vec<Box<dyn Store + 'a>>, StoreError> {
-        if self.changes.contains_key(key) && !self.other_copies {
-            return Ok(Vec::new());
+        let copies = self.inner.alternatives(key)?;
+        if self.other_copies {
+            return Ok(copies);
         }
-        self.inner.alternatives(key)
+        // Another place, or an older version: there the changed objects are as changed as here.
+        let changed = |copy: Box<dyn Store + 'a>| -> Box<dyn Store + 'a> {
+            Box::new(Overlay { inner: copy, changes: self.changes.clone(), other_copies: false })
+        };
+        Ok(copies.into_iter().map(changed).collect())
     }
 
     fn note(&self, note: Note) {

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use lifeboat_core::drill::{Check, CheckResult, Outcome};
-use lifeboat_core::truth::{Comparison, Database, Seen, Snapshot, Truth};
+use lifeboat_core::truth::{Comparison, Database, Seen, Snapshot, Table, Truth};
 use lifeboat_core::wal::Lsn;
 
 use super::rows::{BEGIN, Listed, SAVEPOINT, excuse, hash, list, prepare, release};
 use crate::postgres::{Connection, Dsn, PgError, Purpose};
-use crate::progress::Progress;
+use crate::progress::{Progress, Unwatched};
 
 /// Transactions that may have begun between the snapshot and the restore point: more than that is not what a moment can be.
 const MAX_DOUBTS: u64 = 1_000_000;
@@ -90,12 +90,28 @@ pub fn compare_tables(dsn: &Dsn, truth: &Truth, progress: &dyn Progress) -> Chec
     let mut comparison = Comparison::new(truth);
     progress.total(truth.counts().0, 0);
     for database in truth.databases.iter().filter(|database| database.unknown.is_none()) {
-        compare_database(&dsn.clone().with("dbname", &database.name), truth, database, &mut comparison, progress);
+        compare_database(&dsn.clone().with("dbname", &database.name), truth, database, &mut comparison, false, progress);
     }
     CheckResult { seconds: begun.elapsed().as_secs_f64(), ..comparison.result() }
 }
 
-fn compare_database(dsn: &Dsn, truth: &Truth, database: &Database, comparison: &mut Comparison, progress: &dyn Progress) {
+/// The same of one table alone, whatever else is there.
+pub fn compare_table(dsn: &Dsn, truth: &Truth, database: &Database, table: &Table) -> CheckResult {
+    let alone = Truth { databases: vec![Database { tables: vec![table.clone()], ..database.clone() }], ..truth.clone() };
+    let mut comparison = Comparison::new(&alone);
+    let dsn = dsn.clone().with("dbname", &database.name);
+    compare_database(&dsn, &alone, &alone.databases[0], &mut comparison, true, &Unwatched);
+    comparison.result()
+}
+
+fn compare_database(
+    dsn: &Dsn,
+    truth: &Truth,
+    database: &Database,
+    comparison: &mut Comparison,
+    others_may_be: bool,
+    progress: &dyn Progress,
+) {
     let open = || -> Result<_, PgError> {
         let connection = Connection::open(dsn, Purpose::Sql)?;
         // Here nobody replaces tables: a server that cannot refuse views is good enough.
@@ -141,7 +157,7 @@ fn compare_database(dsn: &Dsn, truth: &Truth, database: &Database, comparison: &
         comparison.table(&database.name, table, seen);
         progress.add(1, 0);
     }
-    for (schema, name) in there.into_keys() {
+    for (schema, name) in there.into_keys().filter(|_| !others_may_be) {
         comparison.unexpected(&database.name, schema, name);
     }
 }

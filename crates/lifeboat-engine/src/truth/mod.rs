@@ -14,7 +14,7 @@ use lifeboat_core::repository::manifest::KeyPurpose;
 use lifeboat_core::truth::{MAX_TRUTH_BYTES, Truth};
 use lifeboat_core::verify::FindingKind;
 
-pub use compare::{compare, compare_tables, is_at};
+pub use compare::{compare, compare_table, compare_tables, is_at};
 pub(crate) use moment::{Moment, take};
 pub(crate) use record::{Recorded, read_moment};
 

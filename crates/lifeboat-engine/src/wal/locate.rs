@@ -6,9 +6,10 @@
 use std::io::{self, Write};
 
 use jiff::SignedDuration;
+use lifeboat_core::repository::layout::Key;
 use lifeboat_core::restore::Target;
 use lifeboat_core::wal::catalog::{Archive, BackupPoint, Held, Path, Reach};
-use lifeboat_core::wal::file::WalFile;
+use lifeboat_core::wal::file::{GapRecord, WalFile};
 use lifeboat_core::wal::record::{Found, RecordError, Search, Summary, Wanted};
 use lifeboat_core::wal::target::{self, Choice, Edge, Evidence, Located, Place, RecoveryRequest, Unreachable};
 use lifeboat_core::wal::{Lsn, Segment};
@@ -52,7 +53,49 @@ pub enum LocateError {
 }
 
 /// Finds out how a target is reached: from which backup, along which WAL. `temporary` takes one open segment for a moment.
+///
+/// # Errors
+///
+/// [`LocateError::Unreachable`] with what can be reached instead, also where a segment on the way is damaged: then with its damage as the
+/// reason. Whoever is told only that a segment is damaged does not know what to ask for.
 pub fn choose(
+    reader: &WalReader<'_>,
+    archive: &Archive,
+    backups: &[BackupPoint],
+    request: &RecoveryRequest,
+    temporary: &std::path::Path,
+) -> Result<Choice, LocateError> {
+    let first = choose_in(reader, archive, backups, request, temporary);
+    let Err(LocateError::Wal(error)) = &first else { return first };
+    let Some((segment, gap)) = damaged(reader, archive, error) else { return first };
+    match choose_in(reader, &archive.without(segment, gap), backups, request, temporary) {
+        // More than one that cannot be used is no damaged segment: a key that nobody trusts, for example.
+        Err(LocateError::Wal(_) | LocateError::Fetch(_)) => first,
+        other => other,
+    }
+}
+
+/// The segment that an error is about, and what becomes of the archive by it.
+fn damaged(reader: &WalReader<'_>, archive: &Archive, error: &WalError) -> Option<(Segment, GapRecord)> {
+    let key = match error {
+        WalError::Unverified { key, .. } | WalError::Damaged { key, .. } => Key::parse(key).ok()?,
+        _ => return None,
+    };
+    let size = archive.segment_size();
+    let segment = WalFile::from_key(&key, reader.cluster().system_id, size)?.segment()?;
+    let gap = GapRecord {
+        format: 1,
+        timeline: segment.timeline,
+        from: segment.start(size),
+        to: segment.next().start(size),
+        found: jiff::Timestamp::now(),
+        by: "this restore".into(),
+        reason: crate::causes::joined(error),
+    };
+    Some((segment, gap))
+}
+
+fn choose_in(
     reader: &WalReader<'_>,
     archive: &Archive,
     backups: &[BackupPoint],

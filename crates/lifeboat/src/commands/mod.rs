@@ -7,6 +7,7 @@ mod backup;
 mod config;
 mod demo;
 mod doctor;
+pub(crate) mod drill;
 mod expire;
 mod init;
 pub(crate) mod key;
@@ -57,6 +58,7 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
         Command::Show(show) => show::run(show, &settings, out),
         Command::Verify(verify) => verify::run(verify, &settings, out),
         Command::Restore(restore) => restore::run(restore, &settings, out),
+        Command::Drill(drill) => drill::run(drill, &settings, out),
         Command::Replicate(replicate) => replicate::run(replicate, &settings, out),
         Command::Expire(expire) => expire::run(expire, &settings, out),
         Command::Prune(prune) => prune::run(prune, &settings, out),
