@@ -970,6 +970,7 @@ mod wal {
 mod database {
     use lifeboat_core::backup::CopyChoice;
     use lifeboat_core::restore::{RestoreRequest, plan};
+    use lifeboat_core::truth::Budget;
     use lifeboat_engine::backup::PostgresSource;
     use lifeboat_engine::restore::{self, RestoreError, RestoreSettings};
 
@@ -989,6 +990,7 @@ mod database {
             fast_checkpoint: true,
             record_only: false,
             check_pages: true,
+            truth: Budget::default(),
         }
     }
 
