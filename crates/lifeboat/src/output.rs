@@ -90,10 +90,7 @@ pub(crate) fn seconds(duration: std::time::Duration) -> String {
 
 /// Text from elsewhere, for a terminal: nothing in it moves the cursor, changes colours, hides itself or turns the direction of writing around.
 pub(crate) fn plain(text: &str) -> String {
-    let is_hidden = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{00AD}' | '\u{061C}' | '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2060}'..='\u{206F}' | '\u{FEFF}' | '\u{E0000}'..='\u{E007F}')
-    };
+    let is_hidden = lifeboat_core::drill::plain::is_hidden;
     text.chars().flat_map(|c| if is_hidden(c) { c.escape_unicode().collect::<Vec<char>>() } else { vec![c] }).collect()
 }
 
