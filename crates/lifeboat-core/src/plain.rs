@@ -3,11 +3,13 @@
 /// The text with everything spelled out that does not stand for itself: nothing in it moves a cursor, changes colours, hides itself or turns the
 /// direction of writing around.
 pub fn plain(text: &str) -> String {
-    let is_hidden = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{00AD}' | '\u{061C}' | '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2060}'..='\u{206F}' | '\u{FEFF}' | '\u{E0000}'..='\u{E007F}')
-    };
     text.chars().flat_map(|c| if is_hidden(c) { c.escape_unicode().collect::<Vec<char>>() } else { vec![c] }).collect()
+}
+
+/// Control characters, and those that are nothing to see but change what is seen around them.
+pub(crate) fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{00AD}' | '\u{061C}' | '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2060}'..='\u{206F}' | '\u{FEFF}' | '\u{E0000}'..='\u{E007F}')
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Text from elsewhere, as a report may carry it.
 
+use crate::plain::is_hidden;
+
 /// The most characters of one sentence of a report. Names are at most 63 bytes long in PostgreSQL, but messages quote whole values.
 pub const MAX_CHARS: usize = 600;
 
@@ -24,12 +26,6 @@ pub fn plain(text: &str) -> String {
         count += 1;
     }
     out
-}
-
-/// Control characters, and those that are nothing to see but change what is seen around them.
-pub fn is_hidden(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{00AD}' | '\u{061C}' | '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2060}'..='\u{206F}' | '\u{FEFF}' | '\u{E0000}'..='\u{E007F}')
 }
 
 #[cfg(test)]

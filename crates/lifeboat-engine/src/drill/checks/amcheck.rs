@@ -65,7 +65,8 @@ pub fn amcheck(target: &Target<'_>, depth: Depth, jobs: u32) -> CheckResult {
         let how = if depth == Depth::Full { "with every row looked for in every index" } else { "each page for itself" };
         let good = format!("{} of {} tables with their indexes are sound ({how})", chosen.relations.len(), chosen.of);
         let tool = program.map_or_else(|_| "amcheck, by its functions".to_owned(), |program| program.words);
-        gathered.result(Check::Amcheck, good).by(tool).of(chosen.bytes, chosen.of_bytes, "bytes", chosen.seed(target))
+        let bytes = gathered.bytes;
+        gathered.result(Check::Amcheck, good).by(tool).of(bytes, chosen.of_bytes, "bytes", chosen.seed(target))
     })
 }
 
@@ -85,11 +86,13 @@ fn by_program(target: &Target<'_>, program: &Program, depth: Depth, jobs: u32, c
         }
     }
     // In quotes, everything in a pattern is itself (manual, psql, "Patterns").
-    let tables: Vec<String> = chosen.of_database(number).map(|relation| format!("--table={}", relation.quoted())).collect();
-    let runs: Vec<&[String]> = if chosen.is_all() { vec![&[]] } else { tables.chunks(TABLES_PER_RUN).collect() };
-    for tables in runs {
+    let relations: Vec<_> = chosen.of_database(number).collect();
+    let runs: Vec<_> = if chosen.is_all() { vec![&relations[..]] } else { relations.chunks(TABLES_PER_RUN).collect() };
+    for relations in runs {
         let mut arguments = common.clone();
-        arguments.extend_from_slice(tables);
+        if !chosen.is_all() {
+            arguments.extend(relations.iter().map(|relation| format!("--table={}", relation.quoted())));
+        }
         // A name alone would be taken for a connection string if it looks like one.
         arguments.push(format!("dbname={}", conninfo_value(database)));
         let environment = vec![("PGOPTIONS".into(), SESSION_OPTIONS.into()), ("PGAPPNAME".into(), "lifeboat drill".into())];
@@ -105,8 +108,16 @@ fn by_program(target: &Target<'_>, program: &Program, depth: Depth, jobs: u32, c
         // what it read.
         let gone = ["server closed the connection", "terminating connection", "connection to server was lost", "could not receive data"];
         let lost = complaints.iter().any(|line| gone.iter().any(|words| line.contains(words)));
+        if matches!(ended.how, How::Code(0 | 2)) {
+            gathered.bytes += relations.iter().map(|relation| relation.bytes).sum::<u64>();
+        }
         match ended.how {
-            How::Code(0) => {}
+            // It passes over databases that it cannot check, with a warning and a 0.
+            How::Code(0) => {
+                if let Some(line) = complaints.iter().find(|line| line.contains("skipping")) {
+                    gathered.unable(format!("database {database}: {line}"));
+                }
+            }
             How::Code(2) => {
                 findings.into_iter().for_each(|finding| gathered.bad(finding));
                 if gathered.bad_count == 0 {
@@ -151,7 +162,10 @@ fn by_functions(target: &Target<'_>, depth: Depth, schema: &str, chosen: &Chosen
                 gathered.error(&what, &error);
                 connection = Some(connection_now);
             }
-            Ok(()) => connection = Some(connection_now),
+            Ok(()) => {
+                gathered.bytes += relation.bytes;
+                connection = Some(connection_now);
+            }
         }
     }
 }

@@ -74,7 +74,8 @@ fn run(manifest: &Manifest, pgdata: &Path, ours: &[&str], programs: &Programs<'_
             result(Outcome::NotChecked, format!("{}: {last}", no_answer("pg_verifybackup", &how)))
         }
     };
-    outcome.by(program.words).of(manifest.files, manifest.files, "files", None).with(complaints)
+    let files = if outcome.outcome == Outcome::NotChecked { 0 } else { manifest.files };
+    outcome.by(program.words).of(files, manifest.files, "files", None).with(complaints)
 }
 
 /// Whether every segment that the backup needs stands in `pg_wal`.

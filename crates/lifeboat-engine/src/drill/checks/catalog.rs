@@ -100,7 +100,8 @@ fn cluster(connection: &Connection, postgres: &PostgresEntry, later: bool, gathe
     }
     let recorded: BTreeSet<&str> = postgres.databases.iter().map(|database| database.name.as_str()).collect();
     for name in here.values().filter(|name| physical && !recorded.is_empty() && !recorded.contains(name.as_str())) {
-        differs(gathered, later, format!("database {name} was not there"));
+        // Made while the backup was taken, or since. Nothing is lost.
+        gathered.note(format!("database {name} was not there when the backup began"));
     }
     if let Some(physical) = &postgres.physical {
         let rows = connection.query("SELECT oid, spcname FROM pg_tablespace", &[])?;

@@ -86,7 +86,8 @@ fn run(of: &ChecksumsOf<'_>) -> CheckResult {
                 result(Outcome::NotChecked, format!("{}: {why}", no_answer("pg_checksums", &how)))
             }
         };
-        return outcome.by(program.words.as_str()).of(rotation.bytes, rotation.of_bytes, "bytes", None).with(complaints);
+        let bytes = if outcome.outcome == Outcome::NotChecked { 0 } else { rotation.bytes };
+        return outcome.by(program.words.as_str()).of(bytes, rotation.of_bytes, "bytes", None).with(complaints);
     }
     if control.block_size as usize != PAGE_BYTES {
         return result(Outcome::NotChecked, format!("pages have {} bytes; {}", control.block_size, program.err().unwrap_or_default()));
@@ -95,7 +96,8 @@ fn run(of: &ChecksumsOf<'_>) -> CheckResult {
     let (gathered, pages) = by_ourselves(of, &chosen, control.relation_segment_blocks);
     let seed = (!rotation.is_all(files.len())).then_some(of.budget.seed);
     let good = format!("all {pages} pages of {} of {} files have their checksum", chosen.len(), files.len());
-    gathered.result(Check::Checksums, good).of(rotation.bytes, rotation.of_bytes, "bytes", seed)
+    let bytes = gathered.bytes;
+    gathered.result(Check::Checksums, good).of(bytes, rotation.of_bytes, "bytes", seed)
 }
 
 /// A file of a relation.
@@ -146,8 +148,9 @@ fn by_ourselves(of: &ChecksumsOf<'_>, chosen: &[&Relation], segment_blocks: u32)
                         continue;
                     }
                     let checked = check_file(of.pgdata, file, segment_blocks, &pages, &gathered);
+                    let mut gathered = gathered.lock().expect("no panic while held");
+                    gathered.bytes += file.bytes;
                     if let Err(error) = checked {
-                        let mut gathered = gathered.lock().expect("no panic while held");
                         // EIO: what the disk does not give back is damage of what was restored.
                         gathered.bad(format!("read {}: {error}", file.path));
                     }

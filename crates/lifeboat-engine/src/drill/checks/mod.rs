@@ -170,6 +170,8 @@ struct Gathered {
     unable: Vec<String>,
     /// What an operator should know, and is not bad.
     notes: Vec<String>,
+    /// Bytes that were looked at.
+    bytes: u64,
 }
 
 impl Gathered {

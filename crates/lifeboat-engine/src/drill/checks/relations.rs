@@ -36,8 +36,6 @@ pub(super) struct Chosen {
     pub(super) relations: Vec<Relation>,
     /// How many there are.
     pub(super) of: usize,
-    /// Bytes of the chosen ones.
-    pub(super) bytes: u64,
     /// Bytes of all.
     pub(super) of_bytes: u64,
 }
@@ -89,13 +87,7 @@ pub(super) fn choose(target: &Target<'_>, counted: Counted, gathered: &mut Gathe
     let rotation = rotate(&sizes, target.budget.bytes, target.budget.seed);
     let of = all.len();
     let relations = rotation.chosen.iter().map(|index| all[*index].clone()).collect();
-    Chosen {
-        databases: databases.into_iter().map(|(_, name)| name).collect(),
-        relations,
-        of,
-        bytes: rotation.bytes,
-        of_bytes: rotation.of_bytes,
-    }
+    Chosen { databases: databases.into_iter().map(|(_, name)| name).collect(), relations, of, of_bytes: rotation.of_bytes }
 }
 
 fn list(connection: &Connection, database: usize, counted: Counted) -> Result<Vec<Relation>, PgError> {
@@ -128,9 +120,14 @@ fn list(connection: &Connection, database: usize, counted: Counted) -> Result<Ve
 
 /// Makes sure that an extension is in a database, and returns the schema that it is in; `None`: its files are not here.
 pub(super) fn extension(connection: &Connection, name: &str) -> Result<Option<String>, PgError> {
-    let find = "SELECT n.nspname AS schema FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = $1";
+    let find = "SELECT n.nspname AS schema, coalesce(a.default_version <> e.extversion, false) AS old FROM pg_extension e \
+                JOIN pg_namespace n ON n.oid = e.extnamespace LEFT JOIN pg_available_extensions a ON a.name = e.extname WHERE e.extname = $1";
     let found = connection.query(find, &[Some(name)])?;
     if let Some(row) = found.iter().next() {
+        // After pg_upgrade an extension stays what it was, and may lack what is asked of it here.
+        if row.bool("old")? {
+            connection.execute(&format!("ALTER EXTENSION {} UPDATE", super::identifier(name)), &[])?;
+        }
         return Ok(Some(row.get("schema")?.to_owned()));
     }
     if connection.query("SELECT 1 FROM pg_available_extensions WHERE name = $1", &[Some(name)])?.is_empty() {

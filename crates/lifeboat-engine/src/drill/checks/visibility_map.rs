@@ -34,7 +34,7 @@ pub fn visibility_map(target: &Target<'_>) -> CheckResult {
                             break;
                         }
                         match check(&connection, &schema, relation.oid, &what, &mut gathered) {
-                            Ok(()) => {}
+                            Ok(()) => gathered.bytes += relation.bytes,
                             Err(error @ PgError::Lost { .. }) => {
                                 gathered.error(&what, &error);
                                 match target.connect(database) {
@@ -68,7 +68,8 @@ pub fn visibility_map(target: &Target<'_>) -> CheckResult {
             chosen.of,
             counted.indexes
         );
-        gathered.result(Check::VisibilityMap, good).by("pg_visibility").of(chosen.bytes, chosen.of_bytes, "bytes", chosen.seed(target))
+        let bytes = gathered.bytes;
+        gathered.result(Check::VisibilityMap, good).by("pg_visibility").of(bytes, chosen.of_bytes, "bytes", chosen.seed(target))
     })
 }
 

@@ -15,6 +15,9 @@ const DATABASE: &str = "lifeboat_drill_probe";
 /// writes a table with an index into it, checkpoints, has the server restarted by `restart`, reads everything back, and drops it.
 /// `restart` gives the reason where the server does not come back.
 pub fn write_probe(target: &Target<'_>, restart: &mut dyn FnMut() -> Result<(), String>) -> CheckResult {
+    if target.budget.is_over() {
+        return CheckResult::new(Check::WriteProbe, Outcome::NotChecked, "the time was over");
+    }
     timed(|| match probe(target, restart) {
         Ok(()) => CheckResult::new(Check::WriteProbe, Outcome::Passed, format!("{ROWS} rows were written and were there after a restart"))
             .of(ROWS, ROWS, "rows", None),
