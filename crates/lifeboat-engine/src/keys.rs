@@ -25,7 +25,7 @@ pub enum KeyError {
     #[error("parse identity file: no AGE-SECRET-KEY-1… line in it")]
     NoIdentity,
     /// None of the identities at hand is one that the key was wrapped to.
-    #[error("unwrap data key {0}: it was not wrapped to the identity given")]
+    #[error("unwrap data key {0}: no identity at hand opens it")]
     WrongIdentity(Id),
     /// No identity was given at all.
     #[error("unwrap data key {0}: no identity given")]

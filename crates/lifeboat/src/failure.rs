@@ -127,6 +127,8 @@ impl From<FormatError> for Failure {
     }
 }
 
+const NO_REPOSITORY: &str = "check the path (lifeboat config show); if it is lost and has a replica: lifeboat replicate --from REPLICA --to PRIMARY; if there never was one: lifeboat init --repository DIR";
+
 const S3_CREDENTIALS: &str = "check the credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE, repository.profile) and what the bucket's policy allows them; lifeboat config show names the server";
 
 const S3_UNREACHABLE: &str =
@@ -184,9 +186,7 @@ impl From<StoreError> for Failure {
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Self {
         match &error {
-            OpenError::Missing(_) => {
-                Self::of(EXIT_NO_REPOSITORY, &error, "check the path, or make a repository with lifeboat init --repository DIR")
-            }
+            OpenError::Missing(_) => Self::of(EXIT_NO_REPOSITORY, &error, NO_REPOSITORY),
             OpenError::Scheme(_) | OpenError::Address { .. } => Self::of(
                 EXIT_USAGE,
                 &error,
@@ -205,7 +205,7 @@ impl From<OpenError> for Failure {
                 }
             }
             OpenError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotADirectory => {
-                Self::of(EXIT_NO_REPOSITORY, &error, "check the path, or make a repository with lifeboat init --repository DIR")
+                Self::of(EXIT_NO_REPOSITORY, &error, NO_REPOSITORY)
             }
             OpenError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
                 Self::of(EXIT_KEY, &error, "check who owns the repository, and as whom lifeboat runs: lifeboat config show")
@@ -222,10 +222,13 @@ impl From<OpenError> for Failure {
 impl From<RepositoryError> for Failure {
     fn from(error: RepositoryError) -> Self {
         match error {
-            RepositoryError::Absent { .. } => {
-                Self::of(EXIT_NO_REPOSITORY, &error, "check the path, or make a repository with lifeboat init --repository DIR")
-            }
+            RepositoryError::Absent { .. } => Self::of(EXIT_NO_REPOSITORY, &error, NO_REPOSITORY),
             RepositoryError::Occupied { .. } => Self::of(EXIT_FAILED, &error, "lifeboat list shows what is there"),
+            RepositoryError::Format(error @ FormatError::Malformed { .. }) => Self::of(
+                EXIT_UNVERIFIED,
+                &error,
+                "lifeboat verify --all tells what else is damaged; what was overwritten or deleted in a bucket with versions is read with --as-of TIME",
+            ),
             RepositoryError::Format(error) => error.into(),
             RepositoryError::Store(error) => error.into(),
         }
@@ -276,7 +279,7 @@ impl From<KeyError> for Failure {
                 "give the restore identity: lifeboat restore BACKUP --identity FILE, or encryption.identity_file in the configuration"
             }
             KeyError::WrongIdentity(_) => {
-                "lifeboat show BACKUP lists the recipients that can open it; give an identity of one of them: lifeboat restore BACKUP --identity FILE"
+                "lifeboat show BACKUP lists the recipients that can open it; give the restore identity of one of them: lifeboat restore BACKUP --identity FILE, or LIFEBOAT_IDENTITY_FILE"
             }
             KeyError::Recipient(_) | KeyError::Identity(_) | KeyError::NoIdentity => {
                 return Self::of(EXIT_USAGE, &error, "lifeboat key generate makes a pair of identity and recipient");

@@ -271,8 +271,15 @@ fn text<'a>(secret: &'a Secret, path: &Path, what: &str) -> Result<&'a str, Fail
 }
 
 fn unreadable(path: &Path, what: &str, problem: &str) -> Failure {
-    Failure::new(EXIT_KEY, format!("read {what} {}: {problem}", path.display()))
-        .hint("lifeboat config show prints where keys are looked for; lifeboat key generate makes new ones")
+    // A new identity opens nothing that is stored, and a new key's signatures are not those of what is: whoever restores needs the old ones.
+    let hint = match what {
+        "identity" => {
+            "bring the restore identity here, or say where it is: lifeboat restore BACKUP --identity FILE; a new one does not open what is stored"
+        }
+        "trusted key" => "bring a copy of the public key here; lifeboat config show prints where it is looked for",
+        _ => "lifeboat config show prints where keys are looked for; lifeboat key generate makes new ones",
+    };
+    Failure::new(EXIT_KEY, format!("read {what} {}: {problem}", path.display())).hint(hint)
 }
 
 /// Whose signatures count.

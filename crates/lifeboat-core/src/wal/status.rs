@@ -87,6 +87,8 @@ pub struct WalFacts<'a> {
     pub server_trouble: Option<String>,
     /// Where the archive of the server's timeline ends; `None`: it has nothing of it.
     pub archive_end: Option<Lsn>,
+    /// Why what the archive has of the server's timeline cannot be replayed, in words: a history file is missing.
+    pub no_way: Option<String>,
     /// Latest time of a commit that the archive has.
     pub last_commit: Option<Timestamp>,
     /// Gaps behind the oldest backup, in words.
@@ -288,6 +290,18 @@ pub fn assess(facts: &WalFacts<'_>) -> Vec<WalFinding> {
             }
         }
     }
+    if let Some(why) = facts.no_way.as_ref().filter(|_| facts.archive_end.is_some()) {
+        // c051: the segments arrive, and yet recovery cannot go by them.
+        say(
+            "history-missing",
+            Critical,
+            format!("the WAL of timeline {} in the repository cannot be replayed: {why}", server.timeline),
+            &format!(
+                "in the server's data directory, as its user: lifeboat wal push pg_wal/{:08X}.history; then look again",
+                server.timeline.0
+            ),
+        );
+    }
     slots(server, facts, &mut say);
     if facts.synchronous && facts.receives {
         if server.synchronous_standby_names.trim().is_empty() {
@@ -389,6 +403,7 @@ mod tests {
             server: Some(server),
             server_trouble: None,
             archive_end: Some(Lsn(0x300_0000)),
+            no_way: None,
             last_commit: Some("2024-03-15T11:59:00Z".parse().unwrap()),
             gaps: Vec::new(),
             receives: false,
@@ -500,6 +515,17 @@ mod tests {
         assert_eq!(codes(&WalFacts { server: Some(&in_step), receiver: seen(true, true, 0), ..sync.clone() }), ["degraded"]);
         assert_eq!(codes(&WalFacts { server: Some(&in_step), receiver: seen(true, false, 31), ..sync.clone() }), ["receiver-down"]);
         assert_eq!(codes(&WalFacts { server: Some(&in_step), receiver: None, ..sync }), ["receiver-down"]);
+    }
+
+    #[test]
+    fn c051_segments_that_arrive_without_their_history_are_told() {
+        let server = ServerWal { timeline: Timeline(2), ..server() };
+        let why = Some("follow timeline 2: the archive has no history file 00000002.history".to_owned());
+        let lost = WalFacts { no_way: why.clone(), ..facts(&server) };
+        assert_eq!(codes(&lost), ["history-missing"]);
+        assert!(assess(&lost)[0].hint.contains("lifeboat wal push pg_wal/00000002.history"));
+        // Nothing of the timeline is there at all: that says more.
+        assert_eq!(codes(&WalFacts { archive_end: None, no_way: why, ..facts(&server) }), ["archive-empty"]);
     }
 
     #[test]

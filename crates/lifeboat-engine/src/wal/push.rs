@@ -351,15 +351,27 @@ pub fn run(repository: &Repository, asked: &Asked, options: &PushOptions<'_>) ->
             }
         }
     }
-    let writer = WalWriter::new(repository, asked.cluster, options.signer, options.trust, options.protection, options.level);
-    let push = Push { repository, asked, options, writer, spool, claimed: Mutex::new(None), turns: Turns::new(batch.len()) };
+    let push = |spool, files: usize| {
+        let writer = WalWriter::new(repository, asked.cluster, options.signer, options.trust, options.protection, options.level);
+        Push { repository, asked, options, writer, spool, claimed: Mutex::new(None), turns: Turns::new(files) }
+    };
+    let mut ahead = Vec::new();
+    if let Some(history) = statuses.as_ref().and_then(|statuses| never_asked_history(asked, statuses)) {
+        let spool = Spool::of(options.spool, repository.descriptor().repository, asked.cluster.system_id);
+        let there = repository.store().length(&history.key(asked.cluster.system_id, asked.cluster.segment_size));
+        if matches!(there, Err(StoreError::NotFound { .. })) {
+            // Not a warning when it fails: without it the segment is of no use.
+            push(spool, 1).all(&[history]).remove(&0).expect("the only file is always begun")?;
+            ahead.push(history.file_name(asked.cluster.segment_size));
+        }
+    }
+    let push = push(spool, batch.len());
     let mut results = push.all(&batch);
 
     let first = results.remove(&0).expect("the asked file is always begun")?;
     warnings.extend(first.warnings);
     let outcome = first.outcome.expect("the first file waits for nobody");
     there.insert(asked.file);
-    let mut ahead = Vec::new();
     for (index, file) in batch.iter().enumerate().skip(1) {
         let name = || file.file_name(asked.cluster.segment_size);
         match results.remove(&index) {
@@ -407,6 +419,17 @@ fn read_statuses(directory: &Path, size: SegmentSize) -> io::Result<Option<Statu
         names.extend(entry?.file_name().into_string());
     }
     Ok(Some(Statuses::read(names.iter().map(String::as_str), size)))
+}
+
+/// The history file of the asked segment's timeline, if it lies in `pg_wal` and PostgreSQL never asked for it, and never will: it says that a
+/// history file is ready only if `archive_mode` is on at the moment when the timeline begins (`writeTimeLineHistory`, timeline.c). A restored
+/// server begins its timeline with archiving off, and archives when somebody has looked at it; without its history file nothing of that
+/// timeline can be replayed.
+fn never_asked_history(asked: &Asked, statuses: &Statuses) -> Option<WalFile> {
+    let timeline = asked.file.segment()?.timeline;
+    let history = WalFile::History(timeline);
+    let is_there = || asked.directory.join(history.file_name(asked.cluster.segment_size)).is_file();
+    (timeline.0 > 1 && statuses.get(history).is_none() && is_there()).then_some(history)
 }
 
 /// What became of one file of a batch; without an outcome it was held back.

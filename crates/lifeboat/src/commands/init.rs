@@ -33,6 +33,7 @@ pub(super) fn run(cli: &Cli, init: &Init, mut settings: Settings, out: &Output) 
 }
 
 fn make(init: &Init, settings: &Settings, url: &str, out: &Output) -> Result<u8, Failure> {
+    refuse_beside_another(settings, url)?;
     let (repository, diagnosis) = session::make_repository(store::open(url, &settings.store_options(url), true)?, settings)?;
     let replicas = make_replicas(settings, &repository)?;
     if let Some(path) = &init.write_config {
@@ -56,6 +57,21 @@ fn make(init: &Init, settings: &Settings, url: &str, out: &Output) -> Result<u8,
         output::say(&format!("wrote {}; next: lifeboat --config {} backup --dry-run", path.display(), path.display()));
     }
     Ok(0)
+}
+
+/// A configured replica that is a repository already has what was in the place that is to be made now: another repository there would never be
+/// its primary again, and every backup from now on would be without a replica.
+fn refuse_beside_another(settings: &Settings, url: &str) -> Result<(), Failure> {
+    for one in settings.repositories.used.iter().skip(1) {
+        let found = store::open(&one.url.value, &one.options(), false).ok().and_then(|store| Repository::open(store).ok());
+        if let Some(found) = found {
+            let (name, id) = (&one.name.value, found.descriptor().repository);
+            let primary = settings.repositories.used.first().map_or("PRIMARY", |primary| primary.name.value.as_str());
+            return Err(Failure::new(EXIT_FAILED, format!("make repository {url}: its replica {name} is there already, repository {id}"))
+                .hint(format!("if {primary} was lost, bring it back: lifeboat replicate --from {name} --to {primary}; if it is to be a new one, name an empty replica: lifeboat config show")));
+        }
+    }
+    Ok(())
 }
 
 /// Makes the other places replicas. One that is required has to be there now; the others become replicas when `lifeboat replicate` reaches

@@ -174,6 +174,10 @@ fn text_of(outcome: &Outcome, source: &str) -> String {
         for key in plan.missing.first.iter().take(20) {
             text.push_str(&format!("    {key}\n"));
         }
+        match count.saturating_sub(20) {
+            0 => {}
+            more => text.push_str(&format!("    and {more} more\n")),
+        }
         if plan.resized.count > 0 {
             text.push_str(&format!("  would look at {} objects of other lengths on both sides, and heal them\n", plan.resized.count));
         }

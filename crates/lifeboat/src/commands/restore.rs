@@ -487,7 +487,9 @@ fn print_plan(plan: &RestorePlan, out: &Output) -> Result<u8, Failure> {
     out.result(&serde_json::json!({"plan": plan, "digest": plan.digest()}), || {
         let mut text = format!("would restore {}: {} files, {}\n", plan.backup, plan.files, output::bytes(plan.bytes));
         if let Some(at) = plan.database.as_ref().and_then(|database| database.consistent_at) {
-            text.push_str(&format!("  as of {at}\n"));
+            let goes_on = plan.database.as_ref().is_some_and(|database| database.recovery.is_some());
+            let what = if goes_on { "recovery begins at" } else { "as of" };
+            text.push_str(&format!("  {what} {at}\n"));
         }
         for (number, step) in plan.steps.iter().enumerate() {
             text.push_str(&format!("  {}. {step}\n", number + 1));

@@ -118,6 +118,11 @@ impl Owner {
         Owner { uid: number(fields[2]), gid: number(fields[3]), is_other: true }
     }
 
+    /// The numbers of this user and its group.
+    pub(crate) fn ids(self) -> (u32, u32) {
+        (self.uid, self.gid)
+    }
+
     /// Makes `command` run as this user. Its directory and program must be within that user's reach.
     pub(crate) fn run(self, command: &mut Command) -> &mut Command {
         if self.is_other {

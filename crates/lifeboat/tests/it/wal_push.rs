@@ -312,6 +312,46 @@ fn c051_c063_the_partial_segment_of_a_promoted_server_is_archived() {
     assert!(archive.stored().contains_key(whole));
 }
 
+/// A restored server begins its timeline with archiving off, and archives when somebody has looked at it. PostgreSQL never asks for the history
+/// file of such a timeline, and without it nothing of what arrives can be replayed.
+#[test]
+fn c051_the_history_of_a_timeline_that_began_without_archiving_arrives_with_its_first_segment() {
+    let archive = Archive::new();
+    let mut cluster = archiving(Postgres::V15, 1, &archive.command()).own_system_id().start();
+    archive_all(&cluster);
+    cluster.psql("ALTER SYSTEM SET archive_mode = off; ALTER SYSTEM SET restore_command = 'false'");
+    cluster.stop(Stop::Fast);
+    let signal = cluster.data_directory().join("recovery.signal");
+    fs::write(&signal, "").unwrap();
+    Owner::current().own(&signal);
+    cluster.start_again().unwrap();
+    wait_for(&cluster, || cluster.try_psql("SELECT pg_is_in_recovery()").is_ok_and(|recovers| recovers == "f"));
+    cluster.psql("ALTER SYSTEM RESET archive_mode");
+    cluster.stop(Stop::Fast);
+    cluster.start_again().unwrap();
+    let history = fs::read(pg_wal(&cluster).join("00000002.history")).unwrap();
+    assert!(!pg_wal(&cluster).join("archive_status/00000002.history.ready").exists());
+
+    archive_all(&cluster);
+    let stored = archive.stored();
+    assert!(stored.keys().any(|name| name.starts_with("00000002000")), "{:?}", stored.keys());
+    assert_eq!(stored.get("00000002.history"), Some(&history), "{:?}", stored.keys());
+
+    // Somebody who looks is told when it is not there; the next segment brings it.
+    let status = || archive.lifeboat().env("LIFEBOAT_DSN", cluster.dsn()).args(["wal", "status", "--json"]).run();
+    let codes =
+        |output: &Output| output.json()["findings"].as_array().unwrap().iter().map(|one| one["code"].to_string()).collect::<Vec<_>>();
+    let before = status();
+    assert!(!before.stdout.contains("history-missing"), "{before}");
+    let system_id = fs::read_dir(archive.path("repository/wal")).unwrap().next().unwrap().unwrap().path();
+    fs::remove_file(system_id.join("00000002.history")).unwrap();
+    let without = status().expect_code(3);
+    assert!(codes(&without).contains(&"\"history-missing\"".to_owned()), "{without}");
+    assert!(without.stdout.contains("lifeboat wal push pg_wal/00000002.history"), "{without}");
+    archive_all(&cluster);
+    assert_eq!(archive.stored().get("00000002.history"), Some(&history));
+}
+
 #[test]
 fn c064_a_standby_that_archives_always_finds_its_segments_there() {
     let archive = Archive::new();

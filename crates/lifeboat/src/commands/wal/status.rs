@@ -135,6 +135,7 @@ fn facts<'a>(settings: &'a Settings, server: Option<&'a Result<ServerWal, String
         server: asked,
         server_trouble: server.and_then(|server| server.as_ref().err().cloned()),
         archive_end: survey.zip(timeline).and_then(|(survey, timeline)| survey.end(timeline)),
+        no_way: survey.zip(timeline).and_then(|(survey, timeline)| Some(survey.archive().path(timeline).err()?.to_string())),
         last_commit: survey.and_then(|survey| survey.last_commit),
         gaps: survey.map(gaps).unwrap_or_default(),
         receives: settings.wal_mode.value != WalMode::Archive,
@@ -178,7 +179,11 @@ fn moment(moment: &Moment) -> String {
 
 fn window(window: &Window) -> String {
     let mut text = format!("  any moment from {} to {}", moment(&window.from), moment(&window.to));
-    text.push_str(&format!(", on timeline {}, from {} backups\n", window.path.timeline(), window.backups.len()));
+    let backups = match window.backups.len() {
+        1 => "1 backup".to_owned(),
+        count => format!("{count} backups"),
+    };
+    text.push_str(&format!(", on timeline {}, from {backups}\n", window.path.timeline()));
     for except in &window.except {
         text.push_str(&format!("    except from {} to {}", moment(&except.from), moment(&except.to)));
         text.push_str(&except.gap.as_ref().map_or("\n".to_owned(), |gap| format!(": {gap}\n")));
