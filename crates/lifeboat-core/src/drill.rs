@@ -8,6 +8,7 @@ pub mod id;
 pub mod judge;
 pub mod report;
 #[cfg(test)]
+#[path = "drill/tests.rs"]
 pub(crate) mod samples;
 pub mod scenario;
 pub mod span;
