@@ -78,6 +78,9 @@ pub(crate) enum Command {
     /// Show and check who did what with the repository
     #[command(subcommand)]
     Audit(crate::commands::audit::Audit),
+    /// Show the drills and what they proved
+    #[command(subcommand)]
+    Drill(crate::commands::drill::Drill),
     /// Ask the policy, test it, print it
     #[command(subcommand)]
     Policy(crate::commands::policy::Policy),

@@ -251,6 +251,22 @@ pub fn latest(repository: &Repository, trust: &Trust, name: &str) -> Result<Opti
     Ok(None)
 }
 
+/// The newest drill of a system that has a report, whoever signed it.
+///
+/// # Errors
+///
+/// The store.
+pub fn newest(repository: &Repository, name: &str) -> Result<Option<DrillId>, EvidenceError> {
+    for id in ids(repository, name)?.into_iter().rev() {
+        match repository.store().length(&layout::drill_object(&id.to_string(), REPORT_SUBJECT)?) {
+            Ok(_) => return Ok(Some(id)),
+            Err(error) if error.is_absence() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(None)
+}
+
 /// Ids of the drills of a system, oldest first, whether or not they have a report.
 ///
 /// # Errors

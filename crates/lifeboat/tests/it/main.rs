@@ -12,6 +12,7 @@ mod clouds;
 mod cluster;
 mod demo;
 mod doctor;
+mod drill_report;
 mod expire;
 mod failure;
 mod gate;
