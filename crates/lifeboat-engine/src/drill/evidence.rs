@@ -43,7 +43,7 @@ pub enum EvidenceError {
         bundle: &'static str,
         /// Why not.
         #[source]
-        source: VerifyError,
+        source: Box<VerifyError>,
     },
     /// There is no signature.
     #[error("verify drill {id}: {bundle} is not there, so nobody stands for the report")]
@@ -368,7 +368,7 @@ fn check(
     report: Sha256,
 ) -> Result<Verified, EvidenceError> {
     let verified = trust.verify(bundle, &statement::expected(predicate_type, report));
-    verified.map_err(|source| EvidenceError::Unsigned { id: id.to_string(), bundle: name, source })
+    verified.map_err(|source| EvidenceError::Unsigned { id: id.to_string(), bundle: name, source: Box::new(source) })
 }
 
 /// The report, if its own bundle says so. The bytes are read only after that.
