@@ -48,7 +48,7 @@ denied(input_facts) if not lifeboat.decision.allow with input as input_facts
 # ---- What everybody may.
 
 test_reading_and_writing_are_allowed_anywhere if {
-	every operation in ["list", "show", "verify", "artifact-get", "wal-fetch", "audit-list"] {
+	every operation in ["list", "show", "verify", "artifact-get", "wal-fetch", "audit-list", "drill-list", "drill-show"] {
 		allowed(facts(operation, "READ"))
 	}
 	every operation in ["backup", "wal-push", "artifact-put", "pin", "expire-undo", "replicate", "init"] {

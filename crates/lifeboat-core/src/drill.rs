@@ -14,6 +14,7 @@ pub mod plan;
 pub mod report;
 pub mod rotation;
 #[cfg(test)]
+#[path = "drill/tests.rs"]
 pub(crate) mod samples;
 pub mod scenario;
 pub mod server;

@@ -105,11 +105,15 @@ pub enum Operation {
     AuditResume,
     /// Restore into a place of its own, and check.
     DrillRun,
+    /// List drills.
+    DrillList,
+    /// Show the report of a drill.
+    DrillShow,
 }
 
 impl Operation {
     /// All, in the order of the documentation.
-    pub const ALL: [Self; 35] = [
+    pub const ALL: [Self; 37] = [
         Self::Init,
         Self::Doctor,
         Self::List,
@@ -145,6 +149,8 @@ impl Operation {
         Self::AuditVerify,
         Self::AuditResume,
         Self::DrillRun,
+        Self::DrillList,
+        Self::DrillShow,
     ];
 
     /// Its class. A policy sees both, and may forget about the one or the other.
@@ -162,7 +168,9 @@ impl Operation {
             | Self::KeyList
             | Self::ApprovalList
             | Self::AuditList
-            | Self::AuditVerify => ActionClass::Read,
+            | Self::AuditVerify
+            | Self::DrillList
+            | Self::DrillShow => ActionClass::Read,
             Self::Init
             | Self::Backup
             | Self::Replicate
@@ -197,6 +205,8 @@ impl Operation {
                 | Self::ApprovalList
                 | Self::AuditList
                 | Self::AuditVerify
+                | Self::DrillList
+                | Self::DrillShow
         )
     }
 

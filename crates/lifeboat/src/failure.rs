@@ -13,6 +13,7 @@ use lifeboat_engine::artifacts::{ArtifactError, Problem};
 use lifeboat_engine::audit::{AuditError, AuditKeyError};
 use lifeboat_engine::backup::BackupError;
 use lifeboat_engine::copy::CopyError;
+use lifeboat_engine::drill::evidence::EvidenceError;
 use lifeboat_engine::export::ExportError;
 use lifeboat_engine::hold::HoldError;
 use lifeboat_engine::keys::KeyError;
@@ -53,7 +54,7 @@ pub(crate) const EXIT_DENIED: u8 = 20;
 pub(crate) const EXIT_UNVERIFIED: u8 = 21;
 /// The recovery target cannot be reached.
 pub(crate) const EXIT_UNREACHABLE: u8 = 22;
-/// An objective was missed.
+/// Everything came back, and too late or with too much lost.
 pub(crate) const EXIT_OBJECTIVE: u8 = 23;
 /// A bug.
 pub(crate) const EXIT_BUG: u8 = 70;
@@ -621,6 +622,24 @@ impl From<ApprovalError> for Failure {
                 "nothing was stored; approvals.allowed_signers, approvals.persons and trust say who counts: lifeboat config show",
             ),
             ApprovalError::Spent(_) => (EXIT_DENIED, "to run it once more, ask once more: lifeboat approval request …"),
+        };
+        Self::of(code, &error, hint)
+    }
+}
+
+impl From<EvidenceError> for Failure {
+    fn from(error: EvidenceError) -> Self {
+        let (code, hint) = match error {
+            EvidenceError::Store(error) => return error.into(),
+            EvidenceError::Format(error) => return error.into(),
+            EvidenceError::Sign(error) => return error.into(),
+            EvidenceError::Absent(_) => (EXIT_FAILED, "lifeboat drill list shows the drills"),
+            EvidenceError::Unsigned { .. } | EvidenceError::NoSignature { .. } | EvidenceError::Wrong { .. } => (
+                EXIT_UNVERIFIED,
+                "do not rely on this report; lifeboat drill list shows which hold, lifeboat key list whose signatures count",
+            ),
+            EvidenceError::Unfit { .. } => (EXIT_BUG, "the drill ran, and its report is not stored; lifeboat drill run makes another"),
+            EvidenceError::Taken { .. } => (EXIT_FAILED, "two drills had one name; lifeboat drill run makes another"),
         };
         Self::of(code, &error, hint)
     }

@@ -43,7 +43,7 @@ pub enum EvidenceError {
         bundle: &'static str,
         /// Why not.
         #[source]
-        source: VerifyError,
+        source: Box<VerifyError>,
     },
     /// There is no signature.
     #[error("verify drill {id}: {bundle} is not there, so nobody stands for the report")]
@@ -251,6 +251,22 @@ pub fn latest(repository: &Repository, trust: &Trust, name: &str) -> Result<Opti
     Ok(None)
 }
 
+/// The newest drill of a system that has a report, whoever signed it.
+///
+/// # Errors
+///
+/// The store.
+pub fn newest(repository: &Repository, name: &str) -> Result<Option<DrillId>, EvidenceError> {
+    for id in ids(repository, name)?.into_iter().rev() {
+        match repository.store().length(&layout::drill_object(&id.to_string(), REPORT_SUBJECT)?) {
+            Ok(_) => return Ok(Some(id)),
+            Err(error) if error.is_absence() => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(None)
+}
+
 /// Ids of the drills of a system, oldest first, whether or not they have a report.
 ///
 /// # Errors
@@ -352,7 +368,7 @@ fn check(
     report: Sha256,
 ) -> Result<Verified, EvidenceError> {
     let verified = trust.verify(bundle, &statement::expected(predicate_type, report));
-    verified.map_err(|source| EvidenceError::Unsigned { id: id.to_string(), bundle: name, source })
+    verified.map_err(|source| EvidenceError::Unsigned { id: id.to_string(), bundle: name, source: Box::new(source) })
 }
 
 /// The report, if its own bundle says so. The bytes are read only after that.

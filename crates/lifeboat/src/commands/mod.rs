@@ -46,7 +46,7 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
     }
     if cli.as_of.is_some() && !only_reads(&cli.command) {
         return Err(Failure::usage("read the repository as it was: this command does more than that").hint(
-            "--as-of is of list, show, verify, restore, artifact get, list and verify, wal status and fetch, key revoke and export",
+            "--as-of is of list, show, verify, restore, artifact get, list and verify, wal status and fetch, key revoke and export, drill list and show",
         ));
     }
     let settings = Settings::resolve(cli)?;
@@ -83,6 +83,7 @@ fn only_reads(command: &Command) -> bool {
         Command::Artifact(artifact) => matches!(artifact, Artifact::Get { .. } | Artifact::List { .. } | Artifact::Verify { .. }),
         // What is vouched for stood there then: nobody can have put it there since.
         Command::Key(key) => matches!(key, Key::Revoke(_) | Key::Export(_)),
+        Command::Drill(drill) => drill.only_reads(),
         Command::Wal(wal) => matches!(wal, Wal::Fetch(_) | Wal::Prefetch(_) | Wal::Status(_)),
         _ => false,
     }

@@ -1,11 +1,10 @@
 //! Failures of drills.
 
 use lifeboat_engine::drill::DrillError;
-use lifeboat_engine::drill::evidence::EvidenceError;
 use lifeboat_engine::drill::ground::WayError;
 use lifeboat_engine::drill::place::PlaceError;
 
-use super::{EXIT_FAILED, EXIT_UNVERIFIED, EXIT_USAGE, Failure};
+use super::{EXIT_FAILED, EXIT_USAGE, Failure};
 
 impl From<WayError> for Failure {
     fn from(error: WayError) -> Self {
@@ -37,29 +36,5 @@ impl From<DrillError> for Failure {
             PlaceError::Make { .. } => (EXIT_FAILED, "lifeboat drill run --directory DIR makes it elsewhere"),
         };
         Self::of(code, &error, hint)
-    }
-}
-
-impl From<EvidenceError> for Failure {
-    fn from(error: EvidenceError) -> Self {
-        match error {
-            EvidenceError::Store(error) => error.into(),
-            EvidenceError::Format(error) => error.into(),
-            EvidenceError::Sign(error) => error.into(),
-            EvidenceError::Absent(_) => Self::of(EXIT_FAILED, &error, "lifeboat drill list shows the drills"),
-            EvidenceError::Unsigned { .. } => Self::of(
-                EXIT_UNVERIFIED,
-                &error,
-                "whose drills count says trust.keys: lifeboat key list; lifeboat drill list shows the others",
-            ),
-            EvidenceError::NoSignature { .. } | EvidenceError::Wrong { .. } => Self::of(
-                EXIT_UNVERIFIED,
-                &error,
-                "lifeboat drill list shows which drills can be relied on; lifeboat audit list shows who ran them",
-            ),
-            EvidenceError::Unfit { .. } | EvidenceError::Taken { .. } => {
-                Self::of(EXIT_FAILED, &error, "lifeboat drill list shows what is there")
-            }
-        }
     }
 }

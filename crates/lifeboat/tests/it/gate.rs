@@ -106,7 +106,7 @@ fn denied(output: &Output) -> String {
 /// A command line for every operation, but for those of a drill.
 fn every_operation(backup: &str) -> Vec<Vec<String>> {
     let digest = "00".repeat(32);
-    let lines: [&[&str]; 36] = [
+    let lines: [&[&str]; 38] = [
         &["--repository", "other", "init"],
         &["doctor"],
         &["list"],
@@ -143,6 +143,8 @@ fn every_operation(backup: &str) -> Vec<Vec<String>> {
         &["approval", "grant", &digest, "--yes"],
         &["approval", "list"],
         &["audit", "list"],
+        &["drill", "list"],
+        &["drill", "show", "latest"],
     ];
     let mut all: Vec<Vec<String>> = lines.iter().map(|line| line.iter().map(|&word| word.to_owned()).collect()).collect();
     all.push(vec!["audit".into(), "verify".into()]);

@@ -1,3 +1,5 @@
+//! Evidence that is stored, read, changed and deleted.
+
 use jiff::ToSpan as _;
 use lifeboat_core::drill::Verdict;
 use lifeboat_core::drill::history::Signature;

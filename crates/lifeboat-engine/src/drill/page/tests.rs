@@ -1,3 +1,5 @@
+//! What is on the page, and what does not get out of it.
+
 use lifeboat_core::drill::history::{Entry, Signature, Summary};
 use lifeboat_core::drill::{Check, Scenario};
 

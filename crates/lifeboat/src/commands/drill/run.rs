@@ -27,7 +27,7 @@ use lifeboat_engine::store::{Change, OpenError, Overlay, Store};
 
 use crate::commands::policy::facts;
 use crate::config::{RepositorySettings, Settings};
-use crate::failure::{EXIT_FAILED, EXIT_FINDINGS, EXIT_OBJECTIVE, EXIT_UNVERIFIED, Failure};
+use crate::failure::{EXIT_FAILED, Failure};
 use crate::gate::{self, Permit, Question};
 use crate::output::{self, Output};
 use crate::progress::Shown;
@@ -94,16 +94,6 @@ fn scenario(text: &str) -> Result<Chosen, String> {
         let names: Vec<String> = Scenario::ALL.into_iter().map(Scenario::name).collect();
         format!("there is no such scenario; there are all, {}", names.join(", "))
     })
-}
-
-/// The exit code of a verdict.
-pub(crate) const fn code(verdict: Verdict) -> u8 {
-    match verdict {
-        Verdict::Passed => 0,
-        Verdict::PassedWithGaps => EXIT_FINDINGS,
-        Verdict::ObjectiveMissed => EXIT_OBJECTIVE,
-        Verdict::Failed => EXIT_UNVERIFIED,
-    }
 }
 
 /// What is known before the policy is asked.
@@ -377,21 +367,13 @@ fn execute(
             return Err(Failure { message: format!("{}{place}", failure.message), ..failure });
         }
     };
-    let text = || summary(&report);
+    let signature = format!("made by {}", signer.describe());
+    let text = || super::show::summary(&report, &signature, &stored.report.to_string());
     out.result(&serde_json::json!({"drill": report.id, "report": report, "stored": stored, "kept": kept}), text);
     if let Some(kept) = &kept {
         output::warn(&format!("{} was left behind; it has production's data in it: remove it when you have looked", kept.display()));
     }
-    Ok(code(report.verdict))
-}
-
-/// What came of it, for a terminal.
-fn summary(report: &Report) -> String {
-    let mut text = format!("drill {}: {}\n", report.id, report.verdict.words());
-    for reason in &report.reasons {
-        text.push_str(&format!("  {reason}\n"));
-    }
-    text
+    Ok(super::code(report.verdict))
 }
 
 /// Earlier drills that a page shows.
