@@ -113,10 +113,10 @@ impl Identities {
         }
         let damaged = |problem: String| KeyError::Damaged { id, problem };
         let bytes = BASE64.decode(wrapped).map_err(|e| damaged(e.to_string()))?;
-        let decryptor = age::Decryptor::new(&bytes[..]).map_err(|e| damaged(e.to_string()))?;
+        let decryptor = age::Decryptor::new(&bytes[..]).map_err(|error| damaged(words(&error)))?;
         let mut reader = decryptor.decrypt(self.0.iter().map(|identity| identity as &dyn age::Identity)).map_err(|error| match error {
             age::DecryptError::NoMatchingKeys => KeyError::WrongIdentity(id),
-            other => damaged(other.to_string()),
+            other => damaged(words(&other)),
         })?;
         let mut secret = Zeroizing::new([0; 32]);
         let whole = reader.read_exact(&mut *secret).and_then(|()| reader.read(&mut [0]));
@@ -125,6 +125,20 @@ impl Identities {
             Ok(_) => Err(damaged("it is longer than 32 bytes".into())),
             Err(error) => Err(damaged(error.to_string())),
         }
+    }
+}
+
+/// What age says of a file, in our words: its own text is translated with files that are read when it is first shown, and where they
+/// cannot be read it panics.
+fn words(error: &age::DecryptError) -> String {
+    match error {
+        age::DecryptError::Io(error) => error.to_string(),
+        age::DecryptError::InvalidHeader => "its header is damaged".into(),
+        age::DecryptError::InvalidMac => "its header is not the one that was written".into(),
+        age::DecryptError::DecryptionFailed => "its bytes are not those that were encrypted".into(),
+        age::DecryptError::KeyDecryptionFailed => "its key is damaged".into(),
+        age::DecryptError::UnknownFormat => "it is no file of age's".into(),
+        other => format!("{other:?}"),
     }
 }
 
@@ -138,7 +152,7 @@ pub fn wrap(key: &DataKey, recipients: &[Recipient]) -> Result<String, KeyError>
         writer.finish()?;
         Ok(BASE64.encode(out))
     };
-    wrap().map_err(|e| KeyError::Damaged { id: key.id, problem: e.to_string() })
+    wrap().map_err(|error| KeyError::Damaged { id: key.id, problem: format!("{error:?}") })
 }
 
 /// The two data keys of a new backup, and how the manifest carries them.

@@ -7,8 +7,9 @@ use super::{Objectives, Phase, Projection, Rpo, Rto};
 /// The phases whose time grows with the size of what is restored. The others depend on the WAL, or on nothing.
 const GROWS: [&str; 3] = ["fetch", "artifacts", "restore"];
 
-/// The way back, from its parts. `excluded_seconds`: time before the first query that only a drill spends. `production_bytes`: the size of the
+/// The way back, from its parts. Where there is no database to answer, the time until everything was checked counts. `excluded_seconds`: time before the first query that only a drill spends. `production_bytes`: the size of the
 /// database for which the objective holds, if it is another than the `bytes` that were restored.
+#[expect(clippy::too_many_arguments, reason = "each is one thing that was measured or asked for")]
 pub fn rto(
     phases: Vec<Phase>,
     first_query_seconds: Option<f64>,
@@ -16,6 +17,7 @@ pub fn rto(
     excluded_seconds: f64,
     bytes: u64,
     production_bytes: Option<u64>,
+    has_database: bool,
     objectives: Objectives,
 ) -> Rto {
     let first_query_seconds = first_query_seconds.map(|seconds| (seconds - excluded_seconds).max(0.0));
@@ -27,7 +29,8 @@ pub fn rto(
         Projection { bytes: other, seconds: seconds + growing * (factor - 1.0), how }
     });
     let within = |seconds: Option<f64>| seconds.is_some_and(|seconds| seconds <= objectives.rto_seconds);
-    let met = within(first_query_seconds) && projection.as_ref().is_none_or(|projection| within(Some(projection.seconds)));
+    let counts = if has_database { first_query_seconds } else { verified_seconds };
+    let met = within(counts) && projection.as_ref().is_none_or(|projection| within(Some(projection.seconds)));
     Rto { first_query_seconds, verified_seconds, phases, excluded_seconds, projection, met }
 }
 
@@ -53,14 +56,15 @@ mod tests {
     #[test]
     fn what_only_a_drill_does_does_not_count_and_what_grows_is_projected() {
         let phases = vec![phase("fetch", 20.0, true), phase("replay", 10.0, true), phase("verify", 500.0, false)];
-        let measured = rto(phases.clone(), Some(37.0), Some(600.0), 7.0, 1000, None, OBJECTIVES);
+        let measured = rto(phases.clone(), Some(37.0), Some(600.0), 7.0, 1000, None, true, OBJECTIVES);
         assert_eq!((measured.first_query_seconds, measured.met), (Some(30.0), true));
         assert_eq!(measured.projection, None);
-        let projected = rto(phases.clone(), Some(37.0), Some(600.0), 7.0, 1000, Some(4000), OBJECTIVES);
+        let projected = rto(phases.clone(), Some(37.0), Some(600.0), 7.0, 1000, Some(4000), true, OBJECTIVES);
         assert_eq!((projected.projection.as_ref().unwrap().seconds, projected.met), (90.0, true));
-        let missed = rto(phases, Some(37.0), Some(600.0), 7.0, 1000, Some(5000), OBJECTIVES);
+        let missed = rto(phases, Some(37.0), Some(600.0), 7.0, 1000, Some(5000), true, OBJECTIVES);
         assert_eq!((missed.projection.unwrap().seconds, missed.met), (110.0, false), "the production's size counts");
-        assert!(!rto(Vec::new(), None, None, 0.0, 1000, None, OBJECTIVES).met, "no answer is no time at all");
+        assert!(!rto(Vec::new(), None, None, 0.0, 1000, None, true, OBJECTIVES).met, "no answer is no time at all");
+        assert!(rto(Vec::new(), None, Some(3.0), 0.0, 0, None, false, OBJECTIVES).met, "artifacts alone answer nothing");
     }
 
     #[test]

@@ -213,6 +213,7 @@ pub fn run(plan: &DrillPlan, settings: &DrillSettings<'_>) -> Result<Drilled, Dr
         watch.excluded,
         bytes,
         settings.production_bytes,
+        plan.restore.database.is_some(),
         plan.objectives,
     );
     let rpo = rpo(settings, &served, plan.objectives);
@@ -335,7 +336,9 @@ pub(super) fn artifacts(run: &mut Run<'_>) {
         let set = ArtifactSet::new(repository.store(), entry.runs.clone());
         let directory = run.place.artifacts();
         let report = restore_set(&reader, set, (entry.count, entry.bytes), &directory, ground.workers, ground.progress);
-        Ok((report.map_err(one_line)?, around(&repository)))
+        let report = report.map_err(one_line)?;
+        run.place.open_artifacts().map_err(one_line)?;
+        Ok((report, around(&repository)))
     });
     run.watch.phase("artifacts", begun, false);
     let result = |outcome, reason: String| CheckResult::new(Check::Artifacts, outcome, reason);

@@ -255,6 +255,17 @@ impl Place {
         self.ground.directory.join("artifacts")
     }
 
+    /// Lets the server's user, and with it the operator's own command, into the artifacts, once they are there: to read, not to write.
+    ///
+    /// # Errors
+    /// Where that cannot be set.
+    pub fn open_artifacts(&self) -> io::Result<()> {
+        let Some((_, group)) = self.owner() else { return Ok(()) };
+        let path = self.artifacts();
+        chown(&path, None, Some(group))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o750))
+    }
+
     /// Where logs of the server and of programs go.
     pub fn logs(&self) -> PathBuf {
         self.ground.directory.join("log")

@@ -195,7 +195,7 @@ fn planned(
         user: settings.drill.user.as_ref().map(|setting| setting.value.clone()).or_else(|| {
             // initdb, which a dump needs, wants to know its own name.
             let dump = backup.manifest.postgres.as_ref().is_some_and(|postgres| postgres.copy == CopyMethod::Logical);
-            dump.then(|| "nobody".to_owned())
+            (dump && rustix::process::geteuid().is_root()).then(|| "nobody".to_owned())
         }),
         require_network: settings.drill.require_network.value,
         host: session::host(),
