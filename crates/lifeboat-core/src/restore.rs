@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::repository::manifest::{CopyMethod, Manifest, State};
+use crate::repository::manifest::{CopyMethod, Manifest, Physical, PostgresEntry, State};
 use crate::repository::{FormatError, Sha256};
 use crate::wal::catalog::{BackupPoint, Leg, Promise};
 use crate::wal::target::{Choice, Located, RecoveryRequest, TimelineChoice};
@@ -442,7 +442,7 @@ fn plan_database(manifest: &Manifest, request: &RestoreRequest, pgdata: &str, pl
     database.timeline = Some(physical.timeline);
     database.recovery = recovery.map(|recovery| recovery_plan(&recovery.choice, request));
     database.settings = match recovery {
-        Some(recovery) => archive_settings(recovery, request, physical.timeline),
+        Some(recovery) => archive_settings(recovery, request, physical.timeline, reads_ahead(postgres, physical, recovery)),
         None => standalone_settings(request),
     };
     plan.steps.push(format!("write {} files to {pgdata}, checking every extent; global/pg_control last", manifest.files));
@@ -527,9 +527,23 @@ fn standalone_settings(request: &RestoreRequest) -> Vec<(String, String)> {
     settings
 }
 
-/// Settings for recovery with the WAL of an archive. `recovery_prefetch` stays as it is: PostgreSQL's `try` reads ahead what replay
-/// is about to need, which on local disks costs nothing that would not be read anyway.
-fn archive_settings(recovery: &ArchiveRecovery, request: &RestoreRequest, own: Timeline) -> Vec<(String, String)> {
+/// Whether replay, reading ahead, asks for a segment behind the one in which it is to stop. From 15 on it decodes `wal_decode_buffer_size` bytes in
+/// advance (`src/backend/access/transam/xlogprefetcher.c`), and a segment that cannot be fetched then ends it, needed or not: whoever stops before
+/// damaged WAL would not get there.
+fn reads_ahead(postgres: &PostgresEntry, physical: &Physical, recovery: &ArchiveRecovery) -> bool {
+    let Some(located) = recovery.choice.located.as_ref().filter(|_| postgres.version_num.is_some_and(|version| version >= 150_000)) else {
+        return false;
+    };
+    let size = physical.wal.segment_size.bytes();
+    let left = size - located.end.0 % size;
+    // 512 kB by default; `pg_settings` counts it in bytes.
+    let ahead = postgres.settings.get("wal_decode_buffer_size").and_then(|text| text.parse::<u64>().ok()).unwrap_or(0).max(512 << 10);
+    left % size <= ahead
+}
+
+/// Settings for recovery with the WAL of an archive. `recovery_prefetch` stays as it is, unless it [`reads_ahead`] too far: PostgreSQL's `try` reads
+/// ahead what replay is about to need, which on local disks costs nothing that would not be read anyway.
+fn archive_settings(recovery: &ArchiveRecovery, request: &RestoreRequest, own: Timeline, too_far: bool) -> Vec<(String, String)> {
     let mut settings = vec![("restore_command".to_owned(), recovery.restore_command.clone())];
     settings.extend(target_setting(request));
     if matches!(request.target, Target::Time(_) | Target::Lsn(_) | Target::TransactionId(_)) {
@@ -538,6 +552,9 @@ fn archive_settings(recovery: &ArchiveRecovery, request: &RestoreRequest, own: T
     // c076: the number that was planned with, not whatever is the latest by then.
     let timeline = recovery.choice.timeline;
     settings.push(("recovery_target_timeline".into(), if timeline == own { "current".into() } else { timeline.to_string() }));
+    if too_far {
+        settings.push(("recovery_prefetch".into(), "off".into()));
+    }
     settings.extend(closing_settings(request));
     settings
 }
@@ -863,6 +880,26 @@ mod tests {
         assert!(plan.warnings.contains(&"a note".to_owned()));
         assert_ne!(plan.digest(), planned(&manifest(), &exclusive).unwrap().digest());
         assert_eq!(plan.database.unwrap().recovery.unwrap().wal_bytes, 0x500_0060 - 0x200_0028);
+    }
+
+    #[test]
+    fn c078_replay_does_not_ask_for_wal_that_it_need_not_have() {
+        let reads_ahead = |version: u32, end: u64| {
+            let mut manifest = manifest();
+            manifest.postgres.as_mut().unwrap().version_num = Some(version);
+            let mut request = with_archive(Target::Lsn(Lsn(end - 0x20)), 1);
+            let choice = &mut request.recovery.as_mut().unwrap().choice;
+            choice.located = Some(Located { timeline: Timeline(1), lsn: Lsn(end - 0x20), end: Lsn(end), time: None });
+            let settings = planned(&manifest, &request).unwrap().database.unwrap().settings;
+            !settings.contains(&("recovery_prefetch".into(), "off".into()))
+        };
+        let size = manifest().postgres.unwrap().physical.unwrap().wal.segment_size.bytes();
+        let segment = 5 * size;
+        assert!(reads_ahead(150_000, segment - (512 << 10) - 1), "the next segment is out of its reach");
+        for end in [segment - (512 << 10), segment - 8, segment] {
+            assert!(!reads_ahead(150_000, end), "{end:X}");
+            assert!(reads_ahead(140_000, end), "14 does not read ahead, and does not know the setting");
+        }
     }
 
     #[test]
