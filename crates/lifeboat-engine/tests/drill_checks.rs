@@ -526,7 +526,7 @@ fn the_smoke_command_sees_the_drill_and_nothing_else() {
             directory: directory.path(),
             path: "/usr/bin:/bin",
             run_as: None,
-            network_of: None,
+            behind: None,
             timeout: Duration::from_secs(timeout),
         })
     };
@@ -569,7 +569,20 @@ fn the_smoke_command_sees_the_drill_and_nothing_else() {
     if rustix::process::geteuid().is_root() && Path::new("/usr/bin/nsenter").is_file() {
         let command = ["sh".to_owned(), "-c".to_owned(), "id -u; id -g; id -G; readlink /proc/self/ns/net".to_owned()];
         std::os::unix::fs::chown(directory.path(), Some(54_321), Some(54_322)).unwrap();
-        for network_of in [None, Some(i32::try_from(std::process::id()).unwrap())] {
+        for behind in [
+            None,
+            Some(
+                (&|program: &Path| {
+                    vec![
+                        "/usr/bin/setpriv".to_owned(),
+                        "--reuid=54321".into(),
+                        "--regid=54322".into(),
+                        "--clear-groups".into(),
+                        program.display().to_string(),
+                    ]
+                }) as &dyn Fn(&Path) -> Vec<String>,
+            ),
+        ] {
             let result = checks::smoke(&Smoke {
                 command: &command,
                 dsn: &dsn,
@@ -578,7 +591,7 @@ fn the_smoke_command_sees_the_drill_and_nothing_else() {
                 directory: directory.path(),
                 path: "/usr/bin:/bin",
                 run_as: Some((54_321, 54_322)),
-                network_of,
+                behind,
                 timeout: Duration::from_secs(30),
             });
             assert_eq!(result.outcome, Outcome::Passed, "{result:?}");
@@ -746,6 +759,7 @@ fn what_is_stored_is_judged_part_by_part() {
             fast_checkpoint: true,
             record_only: false,
             check_pages: true,
+            truth: lifeboat_core::truth::Budget::default(),
         }),
         artifacts: Some(ArtifactsSource {
             directory: Some(at("artifacts")),
@@ -847,6 +861,7 @@ fn what_is_stored_is_judged_part_by_part() {
         probe: None,
         spool: None,
         temporary: place.path().to_owned(),
+        owner: None,
     };
     let restore_plan = plan(&backup.manifest, backup.digest, &request).unwrap();
     restore::run(&repository, &backup, &restore_plan, &settings, &Unwatched).unwrap();

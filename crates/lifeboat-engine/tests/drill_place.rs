@@ -109,6 +109,7 @@ impl World {
             fast_checkpoint: true,
             record_only: false,
             check_pages: true,
+            truth: lifeboat_core::truth::Budget::default(),
         };
         let request = BackupRequest {
             name: "conductor".parse().unwrap(),
@@ -522,7 +523,7 @@ fn wal_comes_through_files_first_to_a_target_and_then_to_the_end() {
         let place = Place::make(&PlaceSettings { forbidden, ..settings(&odd, "feeds") }).unwrap();
         let plan = world.restore(&place);
         let reader = world.reader(original.of);
-        let source = Source { reader: &reader, promise: None, allow_empty: false };
+        let source = Source { reader: &reader, promise: None, allow_empty: false, until: None };
         std::thread::scope(|scope| {
             let feeder = Feeder::start(scope, &place, source, 2, 64 << 20).unwrap();
             let mut start = Start::of(&plan, Goal::Paused, Duration::from_secs(120));
@@ -562,7 +563,7 @@ fn a_store_that_fails_in_the_middle_stops_the_server_and_does_not_promote_it() {
         let original = Original::new(&world, &bin);
         let home = parent();
         let reader = world.reader(original.of);
-        let source = Source { reader: &reader, promise: None, allow_empty: false };
+        let source = Source { reader: &reader, promise: None, allow_empty: false, until: None };
         for (name, fault) in [("denied", Fault::Denied), ("corrupt", Fault::Corrupt), ("transient", Fault::Transient)] {
             world.faults.plan(&[]);
             let place = Place::make(&settings(home.path(), name)).unwrap();
@@ -598,7 +599,7 @@ fn a_feeder_that_ends_stops_the_server_and_does_not_promote_it() {
     let place = Place::make(&settings(home.path(), "alone")).unwrap();
     let plan = world.restore(&place);
     let reader = world.reader(original.of);
-    let source = Source { reader: &reader, promise: None, allow_empty: false };
+    let source = Source { reader: &reader, promise: None, allow_empty: false, until: None };
     let command = std::thread::scope(|scope| Feeder::start(scope, &place, source, 1, 1).unwrap().command());
     let mut start = Start::of(&plan, Goal::Writable, Duration::from_secs(120));
     start.restore_command = Some(command);

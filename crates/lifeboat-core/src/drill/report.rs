@@ -35,7 +35,7 @@ pub struct Report {
     pub actor: Actor,
     /// Program that ran it.
     pub lifeboat: String,
-    /// Digest of the plan that was run.
+    /// Digest of the plan that was run; zeros where nothing could be planned.
     pub plan: Sha256,
     /// When it began: the moment at which the disaster is supposed to have happened.
     pub started: Timestamp,
@@ -64,6 +64,9 @@ pub struct Report {
     pub controls: Vec<ControlResult>,
     /// The scenarios that were played through.
     pub scenarios: Vec<ScenarioResult>,
+    /// What an operator should know and no check says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// By when the next one is due.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_due: Option<Timestamp>,
@@ -179,7 +182,7 @@ pub struct Environment {
 /// One way in which a drill is kept apart.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Isolation {
-    /// What: `directory`, `user`, `network`, `socket`, `archive`, `replication`, `jobs`, `repository`.
+    /// What: `directory`, `user`, `network`, `files`, `socket`, `archive`, `replication`, `jobs`, `repository`.
     pub what: String,
     /// Whether it holds.
     pub holds: bool,

@@ -97,6 +97,11 @@ impl Comparison {
         let (outcome, reason) = if self.bad > 0 {
             let things = if self.bad == 1 { "1 thing is" } else { &format!("{} things are", self.bad) };
             (Outcome::Failed, format!("{things} not as when the backup was taken, of {} tables compared{part}{gaps}", self.compared))
+        } else if self.tables == 0 {
+            (Outcome::NotApplicable, "there are no tables but the system's own".to_owned())
+        } else if self.gaps > 0 && self.compared > 0 {
+            let reason = format!("{} tables of {}{part} have the {} rows that they had{gaps}", self.compared, self.tables, self.rows);
+            (Outcome::NotChecked, reason)
         } else if self.compared == 0 {
             let why = if gaps.is_empty() { "; the truth has the rows of none" } else { "" };
             (Outcome::NotChecked, format!("no table of {} was compared{why}{gaps}", self.tables))

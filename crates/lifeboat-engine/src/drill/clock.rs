@@ -17,6 +17,15 @@ const OFFSETS: [&str; 3] = ["+14h", "-14h", "-3000d"];
 /// The exit code of a verification that found something missing, corrupt or unsigned.
 const UNVERIFIED: i32 = 21;
 
+/// Exit codes that say in order that something cannot be done: failed, wrong key or credentials, denied.
+const REFUSALS: [i32; 3] = [1, 12, 20];
+
+/// Whether the clock of another program moves.
+fn moves(faketime: &str) -> bool {
+    let year = |offset: &str| Command::new(faketime).args(["-f", offset, "/bin/date", "+%Y"]).output().ok().map(|output| output.stdout);
+    year("-3000d").zip(year("+0")).is_some_and(|(then, now)| then != now && !then.is_empty())
+}
+
 /// This program, and the command line that verifies the backup of the drill with it.
 #[derive(Debug, Clone)]
 pub struct Verification {
@@ -42,12 +51,21 @@ pub(super) fn skewed(verification: &Verification, directory: &Path, timeout: Dur
     let Some(faketime) = faketime else {
         return Skewed::NotHere("there is no faketime on this host: apt-get install faketime".into());
     };
+    match run(faketime, "+0", verification, directory, timeout) {
+        Ok((0, _)) => {}
+        Ok((code, said)) => return Skewed::NotHere(format!("with the right clock it ended with {code}: {said}")),
+        Err(problem) => return Skewed::NotHere(format!("with the right clock: {problem}")),
+    }
+    if !moves(faketime) {
+        return Skewed::NotHere("faketime does not move the clock of programs here".into());
+    }
     let (mut verified, mut refused) = (Vec::new(), Vec::new());
     for offset in OFFSETS {
         match run(faketime, offset, verification, directory, timeout) {
             Ok((0, _)) => verified.push(offset),
             Ok((UNVERIFIED, said)) => return Skewed::Fails(format!("with a clock {offset} off, sound data was called damaged: {said}")),
-            Ok((code, said)) => refused.push(format!("{offset}: ended with {code}: {said}")),
+            Ok((code, said)) if REFUSALS.contains(&code) => refused.push(format!("{offset}: ended with {code}: {said}")),
+            Ok((code, said)) => return Skewed::Fails(format!("with a clock {offset} off, it ended with {code}: {said}")),
             Err(problem) => return Skewed::Fails(format!("with a clock {offset} off: {problem}")),
         }
     }
@@ -63,7 +81,7 @@ pub(super) fn skewed(verification: &Verification, directory: &Path, timeout: Dur
 
 /// The exit code, and the last line that it said.
 fn run(faketime: &str, offset: &str, verification: &Verification, directory: &Path, timeout: Duration) -> Result<(i32, String), String> {
-    let log = directory.join("clock.log");
+    let log = directory.join(format!("lifeboat-clock-{}.log", std::process::id()));
     let file = std::fs::File::create(&log).map_err(|error| format!("write {}: {error}", log.display()))?;
     let mut command = Command::new(faketime);
     command.arg("-f").arg(offset).arg(&verification.program).args(&verification.arguments);

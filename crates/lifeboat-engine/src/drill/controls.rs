@@ -101,13 +101,12 @@ fn wal_missing(ground: &Ground<'_>) -> Result<Tried, String> {
     let Some(way) = ground.way else {
         return Ok(Tried::not_applicable("there is no WAL archive on the way; the backup's own WAL is in its packs"));
     };
-    let segments = way.segments();
-    let (segment, held) = segments[segments.len() / 2];
-    let size = way.cluster.segment_size;
-    let file = match held {
-        Held::Whole => WalFile::Segment(segment),
-        _ => return Ok(Tried::not_applicable("the archive has no finished segment on the way to the target")),
+    let whole: Vec<_> = way.segments().into_iter().filter(|(_, held)| *held == Held::Whole).collect();
+    let Some((segment, _)) = whole.get(whole.len() / 2) else {
+        return Ok(Tried::not_applicable("the archive has no finished segment on the way to the target"));
     };
+    let size = way.cluster.segment_size;
+    let file = WalFile::Segment(*segment);
     let key = file.key(way.cluster.system_id, size);
     let repository = ground.changed(vec![(key.clone(), Change::Missing)])?;
     let reader = WalReader::new(&repository, way.cluster, ground.trust, ground.identities.clone());

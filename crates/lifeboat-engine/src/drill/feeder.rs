@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use lifeboat_core::wal::catalog::Promise;
 use lifeboat_core::wal::fetch::{Asked, asked, is_ahead};
 use lifeboat_core::wal::file::WalFile;
-use lifeboat_core::wal::{Segment, SegmentSize};
+use lifeboat_core::wal::{Lsn, Segment, SegmentSize};
 
 use super::place::Place;
 use crate::wal::WalReader;
@@ -63,6 +63,8 @@ pub struct Source<'a> {
     pub promise: Option<Promise>,
     /// Whether it is no surprise that the archive has nothing of this cluster.
     pub allow_empty: bool,
+    /// Nothing from here on is brought: WAL that was archived after the disaster would not be there. `None`: whatever there is.
+    pub until: Option<Lsn>,
 }
 
 /// What was brought.
@@ -409,15 +411,38 @@ impl Shared {
     /// Fetches a file to where the server takes it from.
     fn fetch(&self, source: Source<'_>, file: WalFile) -> Result<Fetched, String> {
         let begun = Instant::now();
+        if self.is_behind(source, file) {
+            return Ok(Fetched::AfterEnd);
+        }
         let fetcher = Fetcher::new(source.reader, source.promise, source.allow_empty);
         let landing = self.landing(file);
         let fetched = fetcher.fetch(file, &landing).map_err(|error| crate::causes::joined(&error));
         self.fed().fetching += begun.elapsed();
         let fetched = fetched?;
         if fetched != Fetched::AfterEnd {
+            self.cut(source, &landing, file).map_err(|error| crate::causes::joined(&error))?;
             self.hand_over(&landing, file).map_err(|error| crate::causes::joined(&error))?;
         }
         Ok(fetched)
+    }
+
+    /// Whether a segment begins where nothing is brought any more.
+    fn is_behind(&self, source: Source<'_>, file: WalFile) -> bool {
+        let WalFile::Segment(segment) = file else { return false };
+        source.until.is_some_and(|until| segment.start(self.size) >= until)
+    }
+
+    /// Takes out of a segment what was written after the disaster, if it ends in it.
+    fn cut(&self, source: Source<'_>, landing: &Path, file: WalFile) -> Result<(), FeederError> {
+        let (WalFile::Segment(segment), Some(until)) = (file, source.until) else { return Ok(()) };
+        let (start, end) = (segment.start(self.size), segment.next().start(self.size));
+        if !(start < until && until < end) {
+            return Ok(());
+        }
+        // Zeros, as in a segment that was not written to its end.
+        let opened = fs::OpenOptions::new().write(true).open(landing).map_err(failed(landing))?;
+        let cut = opened.set_len(until.0 - start.0).and_then(|()| opened.set_len(self.size.bytes()));
+        cut.map_err(failed(landing))
     }
 
     fn landing(&self, file: WalFile) -> PathBuf {
@@ -495,10 +520,13 @@ impl Shared {
 
     /// False: the archive does not have it whole.
     fn fetch_whole(&self, source: Source<'_>, file: WalFile) -> Result<bool, FetchError> {
+        if self.is_behind(source, file) {
+            return Ok(false);
+        }
         let fetcher = Fetcher::new(source.reader, source.promise, source.allow_empty);
         let landing = self.landing(file);
         match fetcher.whole(file, &landing) {
-            Ok(()) => Ok(self.hand_over(&landing, file).is_ok()),
+            Ok(()) => Ok(self.cut(source, &landing, file).and_then(|()| self.hand_over(&landing, file)).is_ok()),
             Err(FetchError::Wal(error)) if error.is_absence() => Ok(false),
             Err(error) => Err(error),
         }

@@ -67,6 +67,8 @@ pub struct DrillSettings<'a> {
     pub verification: Option<Verification>,
     /// Is given what takes a place down when the process is told to end: once for every place that is made.
     pub on_place: &'a (dyn Fn(Remover) + Sync),
+    /// Whether somebody named the scenarios, so that one that cannot be played is a gap.
+    pub asked_for: bool,
     /// Leave the place for somebody to look at.
     pub keep: bool,
 }
@@ -191,8 +193,7 @@ pub fn run(plan: &DrillPlan, settings: &DrillSettings<'_>) -> Result<Drilled, Dr
     controls.extend(controls::on_repository(&settings.ground));
     controls.sort_by_key(|result| result.control);
     let host_lost = host_lost(plan, &checks, &served);
-    let scenarios = scenarios(plan, settings, host_lost, place.logs().as_path());
-
+    // Scenarios restore once more, and there need not be room for two.
     let kept = if settings.keep {
         checks.push(CheckResult::new(
             Check::Teardown,
@@ -205,6 +206,7 @@ pub fn run(plan: &DrillPlan, settings: &DrillSettings<'_>) -> Result<Drilled, Dr
         None
     };
     checks.sort_by_key(|result| result.check);
+    let scenarios = scenarios(plan, settings, host_lost);
     let bytes = settings.ground.backup.manifest.plain_bytes;
     let rto = measure::rto(
         watch.phases,
@@ -254,12 +256,25 @@ fn signature(run: &mut Run<'_>) {
     run.timed(begun, result);
 }
 
-/// Restores the files; every extent is compared with its digest on its way.
-fn database_files(run: &mut Run<'_>) -> Result<(), ()> {
-    let begun = Instant::now();
+/// Restores the files once more, where a server began a timeline of its own too early.
+pub(super) fn files_again(run: &Run<'_>) -> Result<(), String> {
+    let remove = |path: &Path| match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(format!("remove {}: {error}", path.display())),
+        _ => Ok(()),
+    };
+    remove(&run.place.pgdata())?;
+    for tablespace in run.plan.restore.database.iter().flat_map(|database| &database.tablespaces) {
+        remove(&run.place.tablespace(&tablespace.oid.to_string()))?;
+    }
+    match write_files(run) {
+        Ok(_) => Ok(()),
+        Err(Trouble::Damage(said) | Trouble::Unable(said)) => Err(said),
+    }
+}
+
+fn write_files(run: &Run<'_>) -> Result<(Option<restore::RestoredDatabase>, Vec<String>), Trouble> {
     let ground = run.settings.ground;
-    let manifest = &ground.backup.manifest;
-    let restored = ground.repository().map_err(Trouble::Unable).and_then(|repository| {
+    ground.repository().map_err(Trouble::Unable).and_then(|repository| {
         let settings = RestoreSettings {
             identities: ground.identities.clone(),
             workers: ground.workers,
@@ -272,7 +287,14 @@ fn database_files(run: &mut Run<'_>) -> Result<(), ()> {
         };
         let restored = restore::run(&repository, ground.backup, &run.plan.restore, &settings, ground.progress);
         Ok((restored.map_err(Trouble::of)?, around(&repository)))
-    });
+    })
+}
+
+/// Restores the files; every extent is compared with its digest on its way.
+fn database_files(run: &mut Run<'_>) -> Result<(), ()> {
+    let begun = Instant::now();
+    let manifest = &run.settings.ground.backup.manifest;
+    let restored = write_files(run);
     run.watch.phase("fetch", begun, true);
     let result = |outcome, reason: String| CheckResult::new(Check::Extents, outcome, reason);
     match restored {
@@ -397,6 +419,35 @@ fn isolation(served: &mut Served, run: &Run<'_>, place: &Place) -> Vec<Isolation
             Ok(()) => Err("a write that was tried was not refused".to_owned()),
         }
     });
+    let dump = run.plan.restore.database.as_ref().is_some_and(|database| !database.copy.is_physical());
+    if dump {
+        // Said, because it is so: what a dump refreshes may connect to somewhere.
+        for one in isolation.iter_mut().filter(|one| one.what == "network") {
+            one.holds = false;
+            one.how = format!("the dump was loaded by programs in this host's network; afterwards: {}", one.how);
+        }
+    }
+    if place.user().name.as_deref() == Some("nobody") {
+        for one in isolation.iter_mut().filter(|one| one.what == "user") {
+            one.holds = false;
+            one.how = format!("{}: other services may run as the same user; name one of its own in drill.user", one.how);
+        }
+    }
+    let ground = place.ground();
+    let hidden = ground.wall.hidden();
+    isolation.push(match hidden.len() {
+        0 => Isolation {
+            what: "files".into(),
+            holds: false,
+            how: "directories of production and sockets of other programs are in sight: hiding them takes root and a mount namespace"
+                .into(),
+        },
+        count => Isolation {
+            what: "files".into(),
+            holds: true,
+            how: format!("{count} directories of production and of sockets are empty for the server"),
+        },
+    });
     isolation.push(Isolation { what: "repository".into(), holds: tried.is_ok(), how: tried.unwrap_or_else(|why| why) });
     isolation
 }
@@ -416,24 +467,29 @@ fn host_lost(plan: &DrillPlan, checks: &[CheckResult], served: &Served) -> Scena
     ScenarioResult { scenario: Scenario::HostLost, expected: Scenario::HostLost.expected(), outcome, observed, seconds }
 }
 
-fn scenarios(plan: &DrillPlan, settings: &DrillSettings<'_>, host_lost: ScenarioResult, directory: &Path) -> Vec<ScenarioResult> {
+fn scenarios(plan: &DrillPlan, settings: &DrillSettings<'_>, host_lost: ScenarioResult) -> Vec<ScenarioResult> {
     let trials = Trials { settings, plan };
     let mut results = Vec::new();
     for scenario in &plan.scenarios {
         settings.ground.progress.phase("scenarios");
-        results.push(match scenario {
+        let mut result = match scenario {
             Scenario::HostLost => host_lost.clone(),
-            Scenario::ClockSkew => clock_skew(settings, directory),
+            Scenario::ClockSkew => clock_skew(settings),
             other => scenarios::play(*other, &settings.ground, &trials),
-        });
+        };
+        // Who asked for it by name did not ask for nothing.
+        if result.outcome == Outcome::NotApplicable && settings.asked_for {
+            result.outcome = Outcome::NotChecked;
+        }
+        results.push(result);
     }
     results
 }
 
-fn clock_skew(settings: &DrillSettings<'_>, directory: &Path) -> ScenarioResult {
+fn clock_skew(settings: &DrillSettings<'_>) -> ScenarioResult {
     let begun = Instant::now();
     let skewed = match &settings.verification {
-        Some(verification) => clock::skewed(verification, directory, settings.start_timeout),
+        Some(verification) => clock::skewed(verification, settings.ground.temporary, settings.start_timeout),
         None => Skewed::NotHere("nobody said how this program verifies a backup".into()),
     };
     let (outcome, observed) = match skewed {

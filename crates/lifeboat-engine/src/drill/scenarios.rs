@@ -92,7 +92,7 @@ fn whole(trial: &Trial, ground: &Ground<'_>) -> Result<String, String> {
     if trial.artifacts.0 != trial.artifacts.1 {
         return Err(format!("{} of {} artifacts came back", trial.artifacts.0, trial.artifacts.1));
     }
-    let promised = ground.way.map(|way| way.choice.end);
+    let promised = trial.planned.or(ground.way.map(|way| way.choice.end));
     if let (Some(promised), Some(reached)) = (promised, trial.reached)
         && reached < promised
     {
@@ -114,7 +114,10 @@ fn primary_store_lost(ground: &Ground<'_>, restores: &dyn Restores) -> Result<Pl
     };
     let repository = ground::read_only(opened?);
     let trial = restores.trial(&repository, &RestoreRequest::default(), Scenario::PrimaryStoreLost)?;
-    Ok(whole(&trial, ground).map_or_else(Fails, |said| Holds(format!("{said}, without the primary"))))
+    // A replica that is filled later is behind, which is a loss that has a number, and no damage.
+    let behind = ground.way.map(|way| way.choice.end).zip(trial.reached).map_or(0, |(end, reached)| end.0.saturating_sub(reached.0));
+    let behind = if behind > 0 { format!("; the replica was {behind} bytes of WAL behind") } else { String::new() };
+    Ok(whole(&trial, ground).map_or_else(Fails, |said| Holds(format!("{said}, without the primary{behind}"))))
 }
 
 /// Back to a moment before the last commits: the way that everybody goes who dropped a table.
@@ -133,6 +136,12 @@ fn yesterdays_accident(ground: &Ground<'_>, restores: &dyn Restores) -> Result<P
     let moment = Lsn(from.0 + (to.0 - from.0) / 4 * 3);
     let request = RestoreRequest { target: Target::Lsn(moment), inclusive: false, ..RestoreRequest::default() };
     let repository = ground.repository()?;
+    let wanted = ground::into_place(request.clone(), &ground.backup.manifest, ground.temporary);
+    if let Err(WayError::Locate(LocateError::Unreachable(_))) =
+        ground::way(&repository, ground.trust, ground.identities, ground.backup, &wanted, ground.temporary)
+    {
+        return Ok(NotHere("nothing was written behind the backup that one could go back before".into()));
+    }
     let trial = restores.trial(&repository, &request, Scenario::YesterdaysAccident)?;
     // The first record from there on is what is not replayed; behind a switch of segments it is the next segment's.
     let end = trial.planned.unwrap_or(moment);
@@ -171,9 +180,9 @@ fn deleted_objects(ground: &Ground<'_>, restores: &dyn Restores) -> Result<Playe
     if trial.read_around == 0 {
         return Ok(Fails("it came back, and nobody said that objects were missing".into()));
     }
-    let gone = keys.len();
-    Ok(whole(&trial, ground)
-        .map_or_else(Fails, |said| Holds(format!("{said}; {gone} objects were read from other copies, and that was said"))))
+    let (gone, around) = (keys.len(), trial.read_around);
+    let said = |said| Holds(format!("{said}; of {gone} objects that were gone, other copies were read, and that was said {around} times"));
+    Ok(whole(&trial, ground).map_or_else(Fails, said))
 }
 
 fn last_wal_damaged(ground: &Ground<'_>, restores: &dyn Restores) -> Result<Played, String> {
@@ -183,9 +192,8 @@ fn last_wal_damaged(ground: &Ground<'_>, restores: &dyn Restores) -> Result<Play
     let size = way.cluster.segment_size;
     let key = WalFile::Segment(last).key(way.cluster.system_id, size);
     let bytes = ground.repository()?.store().length(&key).map_err(one_line)?;
-    let damaged = || ground.changed(vec![(key.clone(), Change::Flipped(bytes / 2))]);
-    // First: a server must not hear that the archive ends there.
-    let repository = damaged()?;
+    // First: a server must not hear that the archive ends there, wherever in it the damage is.
+    let repository = ground.changed(vec![(key.clone(), Change::Flipped(bytes / 4 * 3))])?;
     let reader = WalReader::new(&repository, way.cluster, ground.trust, ground.identities.clone());
     let target = ground.temporary.join(format!("lifeboat-scenario-{}", std::process::id()));
     let fetched = Fetcher::new(&reader, way.choice.promised, false).fetch(WalFile::Segment(last), &target);
@@ -195,7 +203,8 @@ fn last_wal_damaged(ground: &Ground<'_>, restores: &dyn Restores) -> Result<Play
         Ok(Fetched::AfterEnd) => return Ok(Fails("a server would have been told that the archive ends before the damage".into())),
         Ok(_) => return Ok(Fails("the damaged segment was handed to the server".into())),
     };
-    // Then: whoever asks for everything is refused, and told what there is instead; and that is there.
+    // Then, where the damage shows in its signed head, which is all that is read of it for a plan: whoever asks for everything is refused, and told what there is instead; and that is there.
+    let repository = ground.changed(vec![(key.clone(), Change::Flipped(40))])?;
     let wanted = ground::into_place(RestoreRequest::default(), &ground.backup.manifest, ground.temporary);
     let refused = ground::way(&repository, ground.trust, ground.identities, ground.backup, &wanted, ground.temporary);
     let nearest = match refused {
@@ -207,7 +216,11 @@ fn last_wal_damaged(ground: &Ground<'_>, restores: &dyn Restores) -> Result<Play
     let request = RestoreRequest { target: Target::Lsn(nearest), ..RestoreRequest::default() };
     let trial = restores.trial(&repository, &request, Scenario::LastWalDamaged)?;
     let start = last.start(size);
+    let stop = ground.backup.manifest.postgres.as_ref().and_then(|postgres| postgres.physical.as_ref()).map(|physical| physical.stop_lsn);
     Ok(match trial.reached {
+        Some(reached) if reached < nearest.min(start) || stop.is_some_and(|stop| reached < stop) => {
+            Fails(format!("{nearest} was named, and recovery ended at {reached} already"))
+        }
         Some(reached) if reached <= start.max(nearest) => Holds(format!(
             "recovery to the end stops instead of promoting ({stopped}); {nearest} was named instead, and recovery to it ended at {reached}: {} bytes of WAL are lost",
             way.choice.end.0.saturating_sub(reached.0)
@@ -255,21 +268,24 @@ fn artifact_tampered(ground: &Ground<'_>) -> Result<Played, String> {
     }
     let Some((name, digest)) = victim else { return Ok(NotHere("no artifact of the backup has any bytes".into())) };
     let key = layout::artifact_blob(digest);
+    let blob = key.clone();
     let bytes = original.store().length(&key).map_err(one_line)?;
     let repository = ground.changed(vec![(key, Change::Flipped(bytes / 2))])?;
     let reader = Reader::new(&repository, ground.trust, ground.identities.clone());
     let set = ArtifactSet::new(repository.store(), entry.runs.clone());
-    let sample = Sample { percent: 100, seed: ground.seed, open: true };
+    // One in a hundred, the victim's slice: the others need not be read for this.
+    let slice = (u64::from(digest.0[0]) << 8 | u64::from(digest.0[1])) % 100;
+    let sample = Sample { percent: 1, seed: (100 - slice) % 100, open: true };
     let report =
         artifacts::verify_set(&reader, set, (entry.count, entry.bytes), sample, ground.workers, ground.progress).map_err(one_line)?;
     let findings: Vec<Finding> = report.findings.first.iter().map(|finding| artifact_finding(Some(&ground.backup.id), finding)).collect();
     let corrupt: Vec<&Finding> = findings.iter().filter(|finding| finding.kind == FindingKind::Corrupt).collect();
     // The same bytes may be several artifacts: all of them are hit.
     Ok(match corrupt.first() {
-        Some(finding) if corrupt.iter().all(|finding| finding.object == corrupt[0].object) => {
+        Some(finding) if corrupt.iter().all(|finding| finding.object == blob.as_str()) => {
             Holds(format!("{name} was found out, and nothing else: {}", finding.problem))
         }
-        Some(_) => Fails(format!("{} artifacts were called corrupt, one was: {}", corrupt.len(), corrupt[1])),
+        Some(finding) => Fails(format!("{} artifacts were called corrupt, and {blob} was: {finding}", corrupt.len())),
         None => Fails(format!("the changed bytes of {name} were not noticed")),
     })
 }

@@ -122,8 +122,13 @@ fn good(output: Output) -> Value {
     let document = output.json();
     let report = &document["report"];
     let reasons = report["reasons"].as_array().expect("a list");
-    let others: Vec<_> =
-        reasons.iter().filter(|reason| !reason.as_str().unwrap().starts_with("The drill was not kept apart (user)")).collect();
+    let others: Vec<_> = reasons
+        .iter()
+        .filter(|reason| {
+            let reason = reason.as_str().unwrap();
+            !["(user)", "(files)"].iter().any(|what| reason.starts_with(&format!("The drill was not kept apart {what}")))
+        })
+        .collect();
     let failed: Vec<_> = ["checks", "controls", "scenarios"].iter().flat_map(|list| report[list].as_array().unwrap()).collect();
     assert!(others.is_empty() && matches!(output.code, Some(0 | 3)), "{others:#?}\n{failed:#?}\n{}", output.stderr);
     document
@@ -171,7 +176,7 @@ fn a_drill_checks_everything_breaks_everything_and_plays_every_scenario() {
     assert!(last >= 3);
     // What was asked of the isolation, and that nothing was written but evidence.
     for isolation in report["environment"]["isolation"].as_array().unwrap() {
-        let allowed = ["network", "user"].contains(&isolation["what"].as_str().unwrap());
+        let allowed = ["network", "user", "files"].contains(&isolation["what"].as_str().unwrap());
         assert!(isolation["holds"] == true || allowed, "{isolation:#}");
     }
     let after = tree(&system.place.path("repository"));
@@ -234,6 +239,30 @@ fn replace(path: &Path, bytes: &[u8]) {
 }
 
 #[test]
+fn a_backup_that_is_not_signed_or_does_not_open_fails_its_drill_on_record() {
+    let system = System::new(Postgres::V15, ASSERTIONS);
+    let id = system.backup();
+    let latest = |check: &str| {
+        let shown = system.place.lifeboat(&["drill", "show", "latest", "--json"]).run().success().json();
+        assert_eq!(shown["report"]["verdict"], "failed");
+        assert_eq!(checks(&shown["report"])[check], "failed", "{:#}", shown["report"]);
+        shown["report"]["number"].as_u64().unwrap()
+    };
+    let stranger = system.place.path("stranger");
+    system.place.lifeboat(&["key", "generate", "--out"]).arg(&stranger).run().success();
+    system.drill(&["--identity"]).arg(stranger.join("identity.txt")).run().expect_code(12);
+    assert_eq!(latest("extents"), 1);
+    let bundle = system.place.path("repository").join(&id).join("manifest.sigstore.json");
+    let text = fs::read_to_string(&bundle).unwrap();
+    let at = text.find("\"sig\"").expect("a signature") + 20;
+    let other = if text.as_bytes()[at] == b'A' { "B" } else { "A" };
+    replace(&bundle, format!("{}{other}{}", &text[..at], &text[at + 1..]).as_bytes());
+    system.drill(&[]).run().expect_code(21);
+    assert_eq!(latest("signature"), 2);
+    system.assert_clean();
+}
+
+#[test]
 fn a_hole_in_the_archive_is_no_shorter_history() {
     let system = System::new(Postgres::V15, ASSERTIONS);
     system.backup();
@@ -243,14 +272,14 @@ fn a_hole_in_the_archive_is_no_shorter_history() {
     let wal = system.place.path("repository/wal");
     let (hole, _) = tree(&wal).into_iter().find(|(path, _)| path.file_name().unwrap().to_string_lossy() == name).expect("the segment");
     fs::remove_file(wal.join(hole)).unwrap();
-    // Either it is refused before anything is written, with what can be reached, or the drill says that it fell short.
-    let output = system.drill(&[]).run();
-    match output.code {
-        Some(22) => assert!(output.stderr.contains("can be reached"), "{}", output.stderr),
-        Some(21) => assert_eq!(checks(&output.json()["report"])["recovery"], "failed"),
-        other => panic!("{other:?}: {}\n{}", output.stdout, output.stderr),
-    }
+    // It is refused before anything is written, with what can be reached; and that it failed is on record, signed.
+    let output = system.drill(&[]).run().expect_code(22);
+    assert!(output.stderr.contains("can be reached"), "{}", output.stderr);
     system.assert_clean();
+    let shown = system.place.lifeboat(&["drill", "show", "latest", "--json"]).run().success().json();
+    let report = &shown["report"];
+    assert_eq!((report["verdict"].as_str(), checks(report)["signature"], checks(report)["recovery"]), (Some("failed"), "passed", "failed"));
+    assert!(report.get("next_due").is_none());
 }
 
 #[test]

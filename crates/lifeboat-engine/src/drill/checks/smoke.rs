@@ -13,7 +13,7 @@ use crate::postgres::Dsn;
 const LINES: usize = 20;
 
 /// A command of the user, and what it is told.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Smoke<'a> {
     /// The program and its arguments; no shell has a part in it. Empty: none is configured.
     pub command: &'a [String],
@@ -29,8 +29,8 @@ pub struct Smoke<'a> {
     pub path: &'a str,
     /// User and group, where we are root.
     pub run_as: Option<(u32, u32)>,
-    /// Process whose network namespace the command shares: the server's, so that it cannot reach what the server cannot. Where we are root.
-    pub network_of: Option<i32>,
+    /// The words that run a program where the server runs: behind what keeps it apart, as its user. None: as it is.
+    pub behind: Option<&'a dyn Fn(&Path) -> Vec<String>>,
     /// How long it may take.
     pub timeout: Duration,
 }
@@ -62,8 +62,8 @@ pub fn smoke(smoke: &Smoke<'_>) -> CheckResult {
             // A command that is not there says nothing about the backup, and nothing good about the drill.
             Err(error) => return result(Outcome::NotChecked, format!("{name} cannot be run: {error}")),
         };
-        let last = ended.output.last_lines(LINES);
         let passed = ended.how == How::Code(0);
+        let last = ended.output.last_lines(LINES);
         let reason = match ended.how {
             How::Code(0) => format!("{name} ended with 0"),
             How::TimedOut => format!("{name} was stopped after {} s", smoke.timeout.as_secs()),
@@ -107,7 +107,7 @@ impl Smoke<'_> {
         out
     }
 
-    /// The command, in the server's network where there is one of its own: `nsenter` enters it and becomes the user and then the command.
+    /// The command, behind what keeps the server apart.
     #[allow(clippy::type_complexity, reason = "three parts of one command")]
     fn entered(&self, program: &str, arguments: &[String]) -> Result<(PathBuf, Vec<String>, Option<(u32, u32)>), String> {
         // A name without a slash is looked for in the command's PATH, not in ours.
@@ -120,18 +120,9 @@ impl Smoke<'_> {
                 .find(|path| path.is_file())
                 .ok_or_else(|| format!("{program} is not in {}", self.path))?,
         };
-        let Some(pid) = self.network_of.filter(|_| rustix::process::geteuid().is_root()) else {
-            return Ok((program, arguments.to_vec(), self.run_as));
-        };
-        let nsenter = ["/usr/bin/nsenter", "/bin/nsenter"].into_iter().map(PathBuf::from).find(|path| path.is_file());
-        let Some(nsenter) = nsenter else { return Err("nsenter is not here to keep the command in the server's network".into()) };
-        let mut all = vec![format!("--net=/proc/{pid}/ns/net")];
-        if let Some((uid, gid)) = self.run_as {
-            all.extend([format!("--setgid={gid}"), format!("--setuid={uid}")]);
+        if let Some((wall, rest)) = self.behind.map(|behind| behind(&program)).as_deref().and_then(|words| words.split_first()) {
+            return Ok((PathBuf::from(wall), rest.iter().chain(arguments).cloned().collect(), None));
         }
-        all.push("--".into());
-        all.push(program.display().to_string());
-        all.extend(arguments.iter().cloned());
-        Ok((nsenter, all, None))
+        Ok((program, arguments.to_vec(), self.run_as))
     }
 }

@@ -76,6 +76,8 @@ fn drawn(phase: &Phase) -> Option<(f64, f64)> {
 
 fn picture(report: &Report) -> Markup {
     let (first, verified) = (report.rto_seconds().and_then(measured), report.rto.verified_seconds.and_then(measured));
+    // The clock of the wall runs while a drill does what only a drill does.
+    let excluded = if report.has_database() { measured(report.rto.excluded_seconds).unwrap_or(0.0) } else { 0.0 };
     let ends = report.rto.phases.iter().filter_map(drawn).map(|(from, seconds)| from + seconds);
     let end = ends.chain(first).chain(verified).fold(0.0, f64::max);
     if end <= 0.0 {
@@ -123,7 +125,7 @@ fn picture(report: &Report) -> Markup {
                     text class="soft" x=(percent(x(at))) y="131" text-anchor="middle" { (word) }
                 }
                 (mark(DISASTER, 14, "disaster"))
-                @if let Some(first) = first { (mark(x(first), 34, &format!("{} {}", if report.has_database() { "first query" } else { "back" }, span(first)))) }
+                @if let Some(first) = first { (mark(x(first + excluded), 34, &back(report, first, excluded))) }
                 @if let Some(verified) = verified { (mark(x(verified), 54, &format!("all checked {}", span(verified)))) }
                 @match (on_scale, objective) {
                     (Some(objective), _) => {
@@ -139,6 +141,13 @@ fn picture(report: &Report) -> Markup {
             }
         }
     }
+}
+
+/// What the mark of the first query says.
+fn back(report: &Report, first: f64, excluded: f64) -> String {
+    let word = if report.has_database() { "first query" } else { "back" };
+    let only = if excluded > 0.0 { format!(" and {} that only a drill takes", span(excluded)) } else { String::new() };
+    format!("{word} {}{only}", span(first))
 }
 
 /// A moment: a line, and a word at its upper end.
@@ -222,6 +231,7 @@ fn phases(report: &Report) -> Markup {
                             @match (phase.before_first_query, first, measured(phase.seconds)) {
                                 (true, Some(first), Some(seconds)) if first > 0.0 => { (format!("{:.0} %", 100.0 * seconds / first)) }
                                 (true, ..) => { "–" }
+                                (false, Some(first), _) if phase.from_seconds < first + report.rto.excluded_seconds => { "only a drill's" }
                                 (false, ..) => { "checks" }
                             }
                         }

@@ -11,7 +11,7 @@ use super::user::PlaceUser;
 use super::{PlaceError, PlaceSettings, make_error, process};
 
 /// Stands in every place: whose it is, and locked (flock(2)) as long as that process lives.
-const MARKER: &str = "lifeboat-drill.json";
+pub(super) const MARKER: &str = "lifeboat-drill.json";
 
 /// What the marker says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

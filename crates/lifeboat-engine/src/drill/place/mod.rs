@@ -21,6 +21,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use lifeboat_core::drill::place::{Overlap, mounts, overlap_through_mounts};
@@ -141,6 +142,8 @@ pub(crate) struct Ground {
     pub(crate) user: PlaceUser,
     /// What is between it and the network.
     pub(crate) wall: Wall,
+    /// Whether it was left for somebody to look at.
+    kept: AtomicBool,
     /// What was said of `forbidden` directories.
     checked: Vec<String>,
     /// Those of them that the server's user owns.
@@ -231,7 +234,7 @@ impl Place {
         let checked = settings.forbidden.iter().map(|path| path.display().to_string()).collect();
         unfinished.keep();
         unfinished_socket.keep();
-        let ground = Arc::new(Ground { directory, socket, user, wall, checked, owned });
+        let ground = Arc::new(Ground { kept: AtomicBool::new(false), directory, socket, user, wall, checked, owned });
         Ok(Self { ground, lock: Some(lock), removed: false })
     }
 
@@ -350,6 +353,9 @@ impl Place {
     pub fn keep(mut self) -> PathBuf {
         self.removed = true;
         self.ground.end_processes();
+        // From here on it is nobody's to clear away.
+        self.ground.kept.store(true, Ordering::SeqCst);
+        let _ = fs::remove_file(self.ground.directory.join(leftovers::MARKER));
         self.ground.directory.clone()
     }
 }
@@ -364,8 +370,11 @@ impl Drop for Place {
 }
 
 impl Remover {
-    /// Stops what runs there and removes it all, as far as that goes.
+    /// Stops what runs there and removes it all, as far as that goes; what was left to be looked at stays.
     pub fn run(&self) {
+        if self.0.kept.load(Ordering::SeqCst) {
+            return;
+        }
         self.0.end_processes();
         // Whoever restores into it meanwhile makes files behind our back.
         for _ in 0..10 {

@@ -1,6 +1,8 @@
 //! `lifeboat drill run`
 
-use std::os::unix::fs::DirBuilderExt as _;
+mod early;
+
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -10,11 +12,13 @@ use lifeboat_core::drill::plan::{self as planning, DrillPlan, DrillRequest};
 use lifeboat_core::drill::report::REPORT_SCHEMA;
 use lifeboat_core::drill::{BackupSummary, DrillId, Objectives, Report, Scenario, Verdict};
 use lifeboat_core::policy::{Operation, PlanFacts, TargetFacts};
+use lifeboat_core::repository::Sha256;
+use lifeboat_core::repository::backup_id::BackupId;
 use lifeboat_core::repository::layout::Key;
 use lifeboat_core::repository::manifest::{CopyMethod, Manifest};
 use lifeboat_core::restore::{RestoreRequest, Target};
 use lifeboat_engine::drill::clock::Verification;
-use lifeboat_engine::drill::evidence;
+use lifeboat_engine::drill::evidence::{self, Stored};
 use lifeboat_engine::drill::ground::{self, Ground, Places, Way};
 use lifeboat_engine::drill::place::{self, LeftoverState, PlaceSettings, Remover};
 use lifeboat_engine::drill::{self, DrillSettings, Drilled};
@@ -22,7 +26,7 @@ use lifeboat_engine::keys::Identities;
 use lifeboat_engine::opened_backup::{self, VerifiedBackup};
 use lifeboat_engine::postgres::Dsn;
 use lifeboat_engine::repository::Repository;
-use lifeboat_engine::signing::Trust;
+use lifeboat_engine::signing::{Signer, Trust};
 use lifeboat_engine::store::{Change, OpenError, Overlay, Store};
 
 use crate::commands::policy::facts;
@@ -103,7 +107,7 @@ struct Planned {
     plan: DrillPlan,
     place: PlaceSettings,
     number: u64,
-    previous: Option<lifeboat_core::repository::Sha256>,
+    previous: Option<Sha256>,
 }
 
 pub(super) fn run(run: &Run, settings: &Settings, out: &Output) -> Result<u8, Failure> {
@@ -112,7 +116,12 @@ pub(super) fn run(run: &Run, settings: &Settings, out: &Output) -> Result<u8, Fa
     let repository = session::read_repository(settings)?;
     let trust = session::trust(settings)?;
     let identities = session::identities(settings, run.identity.as_ref())?;
-    let planned = planned(run, settings, &repository, &trust, &identities, failure)?;
+    let planned = match planned(run, settings, &repository, &trust, &identities, failure) {
+        Ok(planned) => planned,
+        // A backup that cannot even be planned with is what a drill is there to find.
+        Err(why) if early::is_finding(run, &why) => return early::record(run, settings, &repository, &trust, failure, why),
+        Err(why) => return Err(why),
+    };
     let nobody = PlanFacts::unapproved(planned.plan.digest());
     let question = Question::new(Operation::DrillRun).about(&planned.backup).to(target(&planned.plan, settings)).by_plan(nobody);
     if run.dry_run {
@@ -337,6 +346,10 @@ fn execute(
         begun,
         verification: verification(run, settings, &planned.backup),
         on_place: &|remover| removers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(remover),
+        asked_for: match run.scenario.as_slice() {
+            [] => settings.drill.scenarios.origin != crate::config::Origin::Default,
+            all => !all.contains(&Chosen::All),
+        },
         keep: run.keep,
     };
     let drilled = drill::run(&planned.plan, &drill_settings);
@@ -348,25 +361,7 @@ fn execute(
     let kept = drilled.kept.clone();
     let report = report(settings, repository, planned, failure, drilled);
     permit.found(report.reasons.len());
-    let earlier = evidence::history(repository, Some(trust), &report.name, HISTORY)?;
-    let digest = lifeboat_core::repository::Sha256::of(&evidence::report_bytes(&report));
-    let page = lifeboat_engine::drill::page::render(&report, digest, &earlier);
-    if let Some(directory) = &run.output {
-        write_copies(directory, &report, &page)?;
-    }
-    // What was found out must not be lost because it could not be stored.
-    let stored = session::open_repository(settings).and_then(|writable| Ok(evidence::store(&writable, &report, &page, &*signer)?));
-    let stored = match stored {
-        Ok(stored) => stored,
-        Err(failure) => {
-            let directory = planned.place.parent.join(format!("{}.evidence", report.id));
-            let saved =
-                std::fs::DirBuilder::new().mode(0o700).create(&directory).is_ok() && write_copies(&directory, &report, &page).is_ok();
-            let place = if saved { format!("; the report, unsigned, is in {}", directory.display()) } else { String::new() };
-            output::say(&format!("the drill {}", report.verdict.words()));
-            return Err(Failure { message: format!("{}{place}", failure.message), ..failure });
-        }
-    };
+    let stored = keep_evidence(settings, repository, trust, &report, &*signer, run.output.as_deref(), &planned.place.parent)?;
     let signature = format!("made by {}", signer.describe());
     let text = || super::show::summary(&report, &signature, &stored.report.to_string());
     out.result(&serde_json::json!({"drill": report.id, "report": report, "stored": stored, "kept": kept}), text);
@@ -376,13 +371,45 @@ fn execute(
     Ok(super::code(report.verdict))
 }
 
+/// Signs and stores the report of a drill and its page. What was found out must not be lost because something else went wrong.
+fn keep_evidence(
+    settings: &Settings,
+    repository: &Repository,
+    trust: &Trust,
+    report: &Report,
+    signer: &dyn Signer,
+    output: Option<&Path>,
+    parent: &Path,
+) -> Result<Stored, Failure> {
+    let earlier = evidence::history(repository, Some(trust), &report.name, HISTORY).unwrap_or_else(|error| {
+        output::warn(&format!("the page has no earlier drills: {error}"));
+        evidence::History { entries: Vec::new(), older: 0, findings: Vec::new() }
+    });
+    let digest = Sha256::of(&evidence::report_bytes(report));
+    let page = lifeboat_engine::drill::page::render(report, digest, &earlier);
+    let copied = output.map_or(Ok(()), |directory| write_copies(directory, report, &page));
+    match session::open_repository(settings).and_then(|writable| Ok(evidence::store(&writable, report, &page, signer)?)) {
+        Ok(stored) => copied.map(|()| stored),
+        Err(failure) => {
+            let directory = parent.join(format!("{}.evidence", report.id));
+            let saved =
+                std::fs::DirBuilder::new().mode(0o700).create(&directory).is_ok() && write_copies(&directory, report, &page).is_ok();
+            let place = if saved { format!("; the report, unsigned, is in {}", directory.display()) } else { String::new() };
+            output::say(&format!("the drill {}", report.verdict.words()));
+            Err(Failure { message: format!("{}{place}", failure.message), ..failure })
+        }
+    }
+}
+
 /// Earlier drills that a page shows.
 const HISTORY: usize = 50;
 
 fn write_copies(directory: &Path, report: &Report, page: &str) -> Result<(), Failure> {
     let write = |name: &str, bytes: &[u8]| {
         let path = directory.join(name);
-        std::fs::write(&path, bytes).map_err(|error| {
+        let mut options = std::fs::File::options();
+        let file = options.write(true).create(true).truncate(true).mode(0o600).open(&path);
+        file.and_then(|mut file| std::io::Write::write_all(&mut file, bytes)).map_err(|error| {
             Failure::new(EXIT_FAILED, format!("write {}: {error}", path.display()))
                 .hint("lifeboat drill show DRILL --html FILE writes it again")
         })
@@ -416,9 +443,8 @@ fn verification(run: &Run, settings: &Settings, backup: &VerifiedBackup) -> Opti
     Some(Verification { program, arguments })
 }
 
-/// Everything together, judged.
-fn report(settings: &Settings, repository: &Repository, planned: &Planned, failure: Timestamp, drilled: Drilled) -> Report {
-    let manifest = &planned.backup.manifest;
+/// What a report says of a backup.
+fn backup_summary(id: &BackupId, manifest: &Manifest, digest: Sha256) -> BackupSummary {
     let postgres = manifest.postgres.as_ref().filter(|postgres| postgres.copy != CopyMethod::Recorded);
     let copy = postgres.map(|postgres| match postgres.copy {
         CopyMethod::Local => "local",
@@ -426,6 +452,23 @@ fn report(settings: &Settings, repository: &Repository, planned: &Planned, failu
         CopyMethod::Logical => "logical",
         CopyMethod::Recorded => "recorded",
     });
+    BackupSummary {
+        id: id.to_string(),
+        manifest: digest,
+        started: manifest.started,
+        copy: copy.map(str::to_owned),
+        server: postgres.and_then(|postgres| postgres.version.clone()),
+        system_id: postgres.and_then(|postgres| postgres.system_id),
+        files: manifest.files,
+        bytes: manifest.plain_bytes,
+        stored_bytes: manifest.stored_bytes,
+        artifacts: manifest.artifacts.as_ref().map_or(0, |artifacts| artifacts.count),
+        artifact_bytes: manifest.artifacts.as_ref().map_or(0, |artifacts| artifacts.bytes),
+    }
+}
+
+/// Everything together, judged.
+fn report(settings: &Settings, repository: &Repository, planned: &Planned, failure: Timestamp, drilled: Drilled) -> Report {
     let finished = Timestamp::now();
     let report = Report {
         schema: REPORT_SCHEMA,
@@ -443,19 +486,7 @@ fn report(settings: &Settings, repository: &Repository, planned: &Planned, failu
         finished,
         verdict: Verdict::Failed,
         reasons: Vec::new(),
-        backup: BackupSummary {
-            id: planned.backup.id.to_string(),
-            manifest: planned.backup.digest,
-            started: manifest.started,
-            copy: copy.map(str::to_owned),
-            server: postgres.and_then(|postgres| postgres.version.clone()),
-            system_id: postgres.and_then(|postgres| postgres.system_id),
-            files: manifest.files,
-            bytes: manifest.plain_bytes,
-            stored_bytes: manifest.stored_bytes,
-            artifacts: manifest.artifacts.as_ref().map_or(0, |artifacts| artifacts.count),
-            artifact_bytes: manifest.artifacts.as_ref().map_or(0, |artifacts| artifacts.bytes),
-        },
+        backup: backup_summary(&planned.backup.id, &planned.backup.manifest, planned.backup.digest),
         recovery: drilled.recovery,
         environment: drilled.environment,
         objectives: planned.plan.objectives,
@@ -464,6 +495,7 @@ fn report(settings: &Settings, repository: &Repository, planned: &Planned, failu
         checks: drilled.checks,
         controls: drilled.controls,
         scenarios: drilled.scenarios,
+        notes: drilled.notes.iter().map(|note| lifeboat_core::drill::plain(note)).collect(),
         next_due: None,
     };
     let mut report = report.judged();
