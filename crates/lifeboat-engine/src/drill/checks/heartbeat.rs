@@ -7,6 +7,10 @@ use jiff::Timestamp;
 use super::session;
 use crate::postgres::{Dsn, PgError};
 
+/// What was archived while a drill was planned may be so much younger than the failure, and the clocks of two hosts so much apart. What says that it is
+/// of a later time is of a wrong clock.
+const AHEAD: jiff::SignedDuration = jiff::SignedDuration::from_secs(60);
+
 /// How long a heartbeat query may take.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -24,7 +28,8 @@ pub struct Recovered {
 /// The latest moment that is proven to be in the restored database: the time that `heartbeat` gives (one `timestamptz`, asked of the
 /// database that `dsn` names), of the last commit that was replayed, or at which the backup is consistent. Whatever was committed before
 /// any of them came back with it, so the latest counts. What lies after `failure` says that nothing of before it was lost, or that a clock is
-/// wrong: then the failure itself is the moment, and that is noted.
+/// wrong: then the failure itself is the moment, and that is noted. More than a minute
+/// later is not believed at all.
 pub fn recovered_moment(
     dsn: Option<&Dsn>,
     heartbeat: Option<&str>,
@@ -34,12 +39,15 @@ pub fn recovered_moment(
 ) -> Recovered {
     let mut out = Recovered { moment: consistent_at, source: "backup", notes: Vec::new() };
     let mut consider = |moment: Timestamp, source: &'static str| {
-        // What was committed before it came back with it, so nothing of before the failure was lost. How far behind says whether clocks agree.
         if moment > failure {
             out.notes.push(format!(
                 "the {source} says {moment}, which is after the failure at {failure}: nothing was lost, or a clock is wrong"
             ));
+            if moment.duration_since(failure) > AHEAD {
+                return;
+            }
         }
+        // What was committed before it came back with it, so nothing of before the failure was lost.
         let moment = moment.min(failure);
         if moment > out.moment {
             (out.moment, out.source) = (moment, source);
@@ -98,6 +106,8 @@ mod tests {
         assert_eq!(recovered_moment(None, None, Some(at("2026-08-01T09:00:00Z")), backup, failure).source, "backup");
         let found = recovered_moment(None, None, Some(at("2026-08-01T12:00:01Z")), backup, failure);
         assert_eq!((found.moment, found.source, found.notes.len()), (failure, "commit", 1));
+        let found = recovered_moment(None, None, Some(at("2026-08-01T12:02:00Z")), backup, failure);
+        assert_eq!((found.moment, found.source, found.notes.len()), (backup, "backup", 1), "a wrong clock");
     }
 
     #[test]
