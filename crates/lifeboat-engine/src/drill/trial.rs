@@ -31,7 +31,7 @@ impl Restores for Trials<'_> {
         let settings = PlaceSettings { drill: format!("{}.{}", self.plan.id, scenario.name()), ..self.settings.place.clone() };
         let place = Place::make(&settings).map_err(one_line)?;
         (self.settings.on_place)(place.remover());
-        let tried = self.restore(repository, request, &place);
+        let tried = self.restore(repository, request, scenario, &place);
         let removed = place.remove();
         let mut trial = tried?;
         if removed.outcome != Outcome::Passed {
@@ -43,7 +43,7 @@ impl Restores for Trials<'_> {
 }
 
 impl Trials<'_> {
-    fn restore(&self, repository: &Repository, request: &RestoreRequest, place: &Place) -> Result<Trial, String> {
+    fn restore(&self, repository: &Repository, request: &RestoreRequest, scenario: Scenario, place: &Place) -> Result<Trial, String> {
         let ground = self.settings.ground;
         // As if nothing were known yet: the signature comes first here as well.
         let backup = opened_backup::open(repository, &ground.backup.id, ground.trust).map_err(one_line)?;
@@ -71,11 +71,17 @@ impl Trials<'_> {
             let major = database.version_num.unwrap_or(0) / 10_000;
             let postgres = backup.manifest.postgres.as_ref();
             let preload = postgres.and_then(|postgres| postgres.settings.get("shared_preload_libraries")).cloned().unwrap_or_default();
+            let mut server_settings = self.settings.server_settings.clone();
+            // From 15 on a server reads WAL ahead (`recovery_prefetch`): it would ask for the damaged segment before it comes to the last moment in
+            // front of it, hear of the damage, and stop. What an operator has to set at night as well, the result says.
+            if scenario == Scenario::LastWalDamaged && major >= 15 {
+                server_settings.insert("recovery_prefetch".into(), "off".into());
+            }
             let started = fed(self.settings, way.as_ref(), place, repository, |command| {
                 let start = Start {
                     restore_command: command,
                     preload,
-                    settings: self.settings.server_settings.clone(),
+                    settings: server_settings,
                     ..Start::of(database, Goal::Writable, self.settings.start_timeout)
                 };
                 Server::start(place, self.settings.bin_directory, major, &start).map_err(one_line)
