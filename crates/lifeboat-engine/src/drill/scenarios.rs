@@ -16,7 +16,7 @@ use lifeboat_core::wal::Lsn;
 use lifeboat_core::wal::file::WalFile;
 
 use super::controls::one_line;
-use super::ground::{self, Ground, WayError};
+use super::ground::{self, Ground, Way, WayError};
 use crate::artifacts::{self, ArtifactSet, Reader, Sample};
 use crate::keys::{self, Identities, KeyError};
 use crate::opened_backup::{self, OpenBackupError};
@@ -133,15 +133,11 @@ fn yesterdays_accident(ground: &Ground<'_>, restores: &dyn Restores) -> Result<P
     if to.0 <= from.0 + 1 {
         return Ok(NotHere("the archive has nothing behind the backup yet".into()));
     }
-    let moment = Lsn(from.0 + (to.0 - from.0) / 4 * 3);
-    let request = RestoreRequest { target: Target::Lsn(moment), inclusive: false, ..RestoreRequest::default() };
     let repository = ground.repository()?;
-    let wanted = ground::into_place(request.clone(), &ground.backup.manifest, ground.temporary);
-    if let Err(WayError::Locate(LocateError::Unreachable(_))) =
-        ground::way(&repository, ground.trust, ground.identities, ground.backup, &wanted, ground.temporary)
-    {
-        return Ok(NotHere("nothing was written behind the backup that one could go back before".into()));
-    }
+    let Some(request) = reachable(ground, way, &repository, from, to)? else {
+        return Ok(NotHere("the archive has no record behind the backup yet".into()));
+    };
+    let Target::Lsn(moment) = request.target else { return Err("a moment is an LSN".into()) };
     let trial = restores.trial(&repository, &request, Scenario::YesterdaysAccident)?;
     // The first record from there on is what is not replayed; behind a switch of segments it is the next segment's.
     let end = trial.planned.unwrap_or(moment);
@@ -152,6 +148,29 @@ fn yesterdays_accident(ground: &Ground<'_>, restores: &dyn Restores) -> Result<P
         Some(reached) => Holds(format!("asked for the moment before {moment}, recovery ended at {reached}; what came later is not there")),
         None => Fails("nobody knows where recovery ended".into()),
     })
+}
+
+/// A request for a moment between two positions that recovery can end at, as near to three quarters of the way as there is one. `None`: there is
+/// no record between them. A segment that was closed early (`archive_timeout`, `pg_switch_wal`) has nothing behind its last record, and where
+/// it is the last one there is nothing later either: a moment in there is no moment.
+fn reachable(ground: &Ground<'_>, way: &Way, repository: &Repository, from: Lsn, to: Lsn) -> Result<Option<RestoreRequest>, String> {
+    let part = |of: u64, by: u64| Lsn(from.0 + (to.0 - from.0) / by * of);
+    let last = way.last_whole().map(|segment| segment.start(way.cluster.segment_size));
+    let moments = [Some(part(3, 4)), last, Some(part(1, 2)), Some(part(1, 4)), Some(part(1, 16)), Some(part(1, 256)), Some(part(1, 4096))];
+    for moment in moments.into_iter().flatten().filter(|moment| from < *moment && *moment < to) {
+        let request = RestoreRequest { target: Target::Lsn(moment), inclusive: false, ..RestoreRequest::default() };
+        match ground::way(repository, ground.trust, ground.identities, ground.backup, &request, ground.temporary) {
+            Ok(Some(found)) if found.choice.end < to => return Ok(Some(request)),
+            Ok(_) | Err(WayError::Locate(LocateError::Unreachable(_))) => {}
+            Err(error) => return Err(one_line(error)),
+        }
+    }
+    // Within one segment there may be nothing; over its end there is always a record, and something else is in the way.
+    let size = way.cluster.segment_size;
+    match from.0 / size.bytes() == (to.0 - 1) / size.bytes() {
+        true => Ok(None),
+        false => Err(format!("no moment between {from} and {to} can be reached")),
+    }
 }
 
 /// The objects that an attacker would delete first, and a part of the rest.
@@ -190,10 +209,16 @@ fn last_wal_damaged(ground: &Ground<'_>, restores: &dyn Restores) -> Result<Play
         return Ok(NotHere("the archive has no finished segment on the way".into()));
     };
     let size = way.cluster.segment_size;
+    let physical = ground.backup.manifest.postgres.as_ref().and_then(|postgres| postgres.physical.as_ref());
+    if physical.is_none_or(|physical| last.start(size) <= physical.stop_lsn) {
+        return Ok(NotHere("the archive has no finished segment behind the backup yet".into()));
+    }
     let key = WalFile::Segment(last).key(way.cluster.system_id, size);
     let bytes = ground.repository()?.store().length(&key).map_err(one_line)?;
-    // First: a server must not hear that the archive ends there, wherever in it the damage is.
-    let repository = ground.changed(vec![(key.clone(), Change::Flipped(bytes / 4 * 3))])?;
+    // In what is sealed, which stands last, and not in its header, where it might be taken for another identity's.
+    let damaged = || ground.changed(vec![(key.clone(), Change::Flipped(bytes.saturating_sub(1)))]);
+    // First: a server must not hear that the archive ends there.
+    let repository = damaged()?;
     let reader = WalReader::new(&repository, way.cluster, ground.trust, ground.identities.clone());
     let target = ground.temporary.join(format!("lifeboat-scenario-{}", std::process::id()));
     let fetched = Fetcher::new(&reader, way.choice.promised, false).fetch(WalFile::Segment(last), &target);
@@ -203,8 +228,7 @@ fn last_wal_damaged(ground: &Ground<'_>, restores: &dyn Restores) -> Result<Play
         Ok(Fetched::AfterEnd) => return Ok(Fails("a server would have been told that the archive ends before the damage".into())),
         Ok(_) => return Ok(Fails("the damaged segment was handed to the server".into())),
     };
-    // Then, where the damage shows in its signed head, which is all that is read of it for a plan: whoever asks for everything is refused, and told what there is instead; and that is there.
-    let repository = ground.changed(vec![(key.clone(), Change::Flipped(40))])?;
+    // Then: whoever asks for everything is refused, and told what there is instead; and that is there.
     let wanted = ground::into_place(RestoreRequest::default(), &ground.backup.manifest, ground.temporary);
     let refused = ground::way(&repository, ground.trust, ground.identities, ground.backup, &wanted, ground.temporary);
     let nearest = match refused {
@@ -214,7 +238,8 @@ fn last_wal_damaged(ground: &Ground<'_>, restores: &dyn Restores) -> Result<Play
     };
     let Some(nearest) = nearest else { return Ok(Fails("nothing was named that can be reached instead".into())) };
     let request = RestoreRequest { target: Target::Lsn(nearest), ..RestoreRequest::default() };
-    let trial = restores.trial(&repository, &request, Scenario::LastWalDamaged)?;
+    let trial = restores.trial(&repository, &request, Scenario::LastWalDamaged);
+    let trial = trial.map_err(|why| format!("{nearest} was named as what can be reached, and it was not: {why}"))?;
     let start = last.start(size);
     let stop = ground.backup.manifest.postgres.as_ref().and_then(|postgres| postgres.physical.as_ref()).map(|physical| physical.stop_lsn);
     Ok(match trial.reached {

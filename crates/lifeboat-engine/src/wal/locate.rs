@@ -140,8 +140,12 @@ impl Locator<'_> {
         loop {
             let Some(segment) = self.archive.source(&path, Lsn(number * size.bytes())) else { return Ok(choice) };
             let end = match self.archive.held(segment) {
-                // It is signed with the segment.
-                Held::Whole => self.summary(segment)?.and_then(|summary| summary.end),
+                // It is signed with the segment; the bytes are read all the same: whoever asks for everything is told now, and not when the
+                // server comes there.
+                Held::Whole => {
+                    self.is_sound(segment)?;
+                    self.summary(segment)?.and_then(|summary| summary.end)
+                }
                 _ => {
                     let mut search = Search::new(Wanted::Record, size).last_before(choice.to);
                     search.begin(segment);
@@ -160,6 +164,14 @@ impl Locator<'_> {
                 }
                 None => number -= 1,
             }
+        }
+    }
+
+    /// Reads a segment to see whether it is damaged. Whoever cannot open it (a plan can be made without the restore identity) does not know.
+    fn is_sound(&self, segment: Segment) -> Result<(), LocateError> {
+        match self.read(segment, &mut Search::new(Wanted::Record, self.archive.segment_size())) {
+            Err(LocateError::Wal(error)) if error.damage().is_some() => Err(error.into()),
+            _ => Ok(()),
         }
     }
 

@@ -308,6 +308,16 @@ fn c124_each_role_of_a_bucket_does_its_work_and_no_more() {
     let fetched = site.place("fetched").display().to_string();
     restorer.run(&for_restorer, &["wal", "fetch", "--system-id", &system, &segment, &fetched]).success();
     assert!(fs::read(&fetched).unwrap() == fs::read(&path).unwrap(), "the segment is the server's");
+    // And drills: the reports are all that it adds to the repository. Where these tests are root's, the server's user has to get there.
+    let drills = tempfile::tempdir_in("/var/tmp").unwrap();
+    fs::set_permissions(drills.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let (below, programs) = (drills.path().display().to_string(), Postgres::V15.bin_directory().display().to_string());
+    let drill = ["drill", "run", "--json", "--directory", &below, "--bin-directory", &programs];
+    let drilled = restorer.run(&for_restorer, &drill);
+    let report = &drilled.json()["report"];
+    assert!(matches!(report["verdict"].as_str(), Some("passed" | "passed-with-gaps")), "{drilled}");
+    restorer.run(&for_restorer, &["drill", "show"]).success();
+    writer.is_refused(&for_restorer, &drill);
     restorer.is_refused(&for_writer, &["backup"]);
     restorer.is_refused(&for_writer, &["artifact", "put", "by/another", &new]);
     restorer.is_refused(&for_janitor, &["expire"]);

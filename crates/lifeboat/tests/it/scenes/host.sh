@@ -77,9 +77,17 @@ environment = "$ENVIRONMENT"
 
 [approvals]
 allowed_signers = "/etc/lifeboat/allowed_signers"
+
+[drill]
+directory = "/srv/drills"
+
+[[drill.assert]]
+name = "the orders are there"
+query = "SELECT count(*) FROM orders"
+at_least = 1000
 CONF
 
-mkdir -p /srv/artifacts/builds
+mkdir -p /srv/artifacts/builds /srv/drills
 printf 'build 17: all tests passed\n' >/srv/artifacts/builds/17.log
 printf 'build 18: all tests passed\n' >/srv/artifacts/builds/18.log
 touch /etc/lifeboat/allowed_signers
