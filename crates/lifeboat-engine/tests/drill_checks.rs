@@ -746,6 +746,7 @@ fn what_is_stored_is_judged_part_by_part() {
             fast_checkpoint: true,
             record_only: false,
             check_pages: true,
+            truth: lifeboat_core::truth::Budget::default(),
         }),
         artifacts: Some(ArtifactsSource {
             directory: Some(at("artifacts")),
@@ -847,6 +848,7 @@ fn what_is_stored_is_judged_part_by_part() {
         probe: None,
         spool: None,
         temporary: place.path().to_owned(),
+        owner: None,
     };
     let restore_plan = plan(&backup.manifest, backup.digest, &request).unwrap();
     restore::run(&repository, &backup, &restore_plan, &settings, &Unwatched).unwrap();
