@@ -53,9 +53,9 @@ decision := {"allow": true, "reasons": permits, "break_glass": false} if {
 	glass_broken
 	count(missing) > 0
 	count(refuses) == 0
-} else := {"allow": false, "reasons": missing | refuses, "break_glass": false} if {
+} else := {"allow": false, "reasons": (missing | refuses) | unbroken, "break_glass": false} if {
 	count(missing | refuses) > 0
-} else := {"allow": false, "reasons": [unknown], "break_glass": false}
+} else := {"allow": false, "reasons": [text | some text in {unknown} | unbroken], "break_glass": false}
 
 unknown := sprintf("no rule of the policy allows %s (%s) in environment %s", [input.operation, input.action, input.environment])
 
@@ -63,6 +63,20 @@ glass_broken if {
 	settings.break_glass.allowed
 	count(trim_space(input.break_glass.reason)) >= settings.break_glass.reason_characters
 }
+
+# Why a reason that somebody gave with --break-glass changed nothing: it is the worst night, and they must not wonder.
+unbroken contains "the reason of --break-glass changes nothing: settings.break_glass.allowed of the policy does not let the glass be broken here" if {
+	input.break_glass.reason
+	not settings.break_glass.allowed
+}
+
+unbroken contains reason if {
+	settings.break_glass.allowed
+	count(trim_space(input.break_glass.reason)) < settings.break_glass.reason_characters
+	reason := sprintf("the reason of --break-glass changes nothing: it has to have at least %d characters", [settings.break_glass.reason_characters])
+}
+
+unbroken contains "the reason of --break-glass changes nothing: it goes around missing approvals, and around nothing else" if glass_broken
 
 # ---- What permits. --------------------------------------------------------------------------------------------------------------------
 

@@ -193,6 +193,46 @@ test_the_glass_holds_unless_the_settings_say_otherwise if {
 	denied(glass("the data centre burns"))
 }
 
+test_a_refusal_says_that_the_glass_cannot_be_broken if {
+	every request in [
+		glass("the data centre burns"),
+		glass(""),
+		object.union(facts("teleport", "DEPLOY"), {"break_glass": {"reason": "the data centre burns"}}),
+	] {
+		answer := lifeboat.decision with input as request
+		not answer.allow
+		count(answer.reasons) == 2
+		some reason in answer.reasons
+		contains(reason, "does not let the glass be broken here")
+	}
+}
+
+# And it is not said to whoever did not ask for it, nor where the glass broke.
+test_nobody_is_told_of_glass_that_they_did_not_touch if {
+	answer := lifeboat.decision with input as restore({"production": true}, [])
+	not answer.allow
+	count([reason | some reason in answer.reasons; contains(reason, "glass")]) == 0
+}
+
+test_a_short_reason_is_told_how_long_it_has_to_be if {
+	settings := breakable
+	answer := lifeboat.decision with input as glass("          x ") with lifeboat.settings as settings
+	not answer.allow
+	count(answer.reasons) == 2
+	some reason in answer.reasons
+	contains(reason, "at least 10 characters")
+}
+
+test_glass_that_does_not_help_is_told_so if {
+	settings := breakable
+	request := object.union(glass("the data centre burns"), {"backup": backup("degraded")})
+	answer := lifeboat.decision with input as request with lifeboat.settings as settings
+	not answer.allow
+	count(answer.reasons) == 3
+	some reason in answer.reasons
+	contains(reason, "around nothing else")
+}
+
 # Said before it is used: inside `with` the embedded evaluator would look for it in the rules that it replaces.
 test_the_glass_can_be_broken_with_a_reason if {
 	settings := breakable

@@ -201,6 +201,7 @@ mod tests {
             modified: at(modified),
             record: Sha256([8; 32]),
             origin,
+            wrapped_to: None,
         }
     }
 

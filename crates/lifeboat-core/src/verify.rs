@@ -1,6 +1,8 @@
 //! What a check found, as values: corrupt, unsigned, missing and "could not check" are four
 //! different answers, and none of them is a pass (c114).
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 /// What is wrong with a part of a backup.
@@ -109,6 +111,39 @@ pub fn verdict<'a>(findings: impl IntoIterator<Item = &'a Finding>) -> Verdict {
     findings.into_iter().map(of).max().unwrap_or(Verdict::Verified)
 }
 
+/// Which bytes of an object were looked at: ranges, joined where they touch.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Covered(BTreeMap<u64, u64>);
+
+impl Covered {
+    /// Adds the bytes from `start` to before `end`.
+    pub fn add(&mut self, mut start: u64, mut end: u64) {
+        if start >= end {
+            return;
+        }
+        // All that begin at its end or before, and end at its beginning or behind it, become one with it.
+        while let Some((&from, &to)) = self.0.range(..=end).next_back()
+            && to >= start
+        {
+            self.0.remove(&from);
+            (start, end) = (start.min(from), end.max(to));
+        }
+        self.0.insert(start, end);
+    }
+
+    /// Adds what another one has.
+    pub fn join(&mut self, other: &Self) {
+        for (start, end) in &other.0 {
+            self.add(*start, *end);
+        }
+    }
+
+    /// Whether every byte from `start` to before `end` is among them.
+    pub fn has(&self, start: u64, end: u64) -> bool {
+        start >= end || self.0.range(..=start).next_back().is_some_and(|(_, to)| *to >= end)
+    }
+}
+
 /// Whether pack `index` is in a sample of `percent`, which `seed` chooses. Every pack is in some
 /// sample: over many runs with other seeds all are covered (c115).
 pub fn in_sample(seed: u64, index: u64, percent: f64) -> bool {
@@ -126,6 +161,47 @@ mod tests {
 
     fn finding(kind: FindingKind) -> Finding {
         Finding { kind, backup: None, object: "packs/aa/x".into(), file: None, problem: "p".into() }
+    }
+
+    #[test]
+    fn what_is_covered_is_every_byte_of_it() {
+        let mut covered = Covered::default();
+        for (start, end) in [(10, 20), (30, 40), (5, 5), (20, 25), (50, 60)] {
+            covered.add(start, end);
+        }
+        assert!(covered.has(10, 25) && covered.has(12, 13) && covered.has(7, 7));
+        assert!(!covered.has(9, 10) && !covered.has(24, 26) && !covered.has(10, 40) && !covered.has(60, 61));
+        let mut other = Covered::default();
+        other.add(24, 30);
+        other.join(&covered);
+        assert!(other.has(10, 40) && !other.has(10, 41) && !other.has(40, 51));
+        other.add(0, 100);
+        assert_eq!(other.0, BTreeMap::from([(0, 100)]));
+    }
+
+    #[test]
+    fn what_is_covered_is_what_a_set_of_bytes_says() {
+        let mut random = 7u64;
+        let mut next = |below: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (random >> 33) % below
+        };
+        for _ in 0..200 {
+            let (mut covered, mut bytes) = (Covered::default(), [false; 64]);
+            for _ in 0..next(12) {
+                let start = next(60);
+                let end = (start + next(12)).min(64);
+                covered.add(start, end);
+                bytes[start as usize..end as usize].fill(true);
+            }
+            for (start, end) in (0..64).flat_map(|start| (start..=64).map(move |end| (start, end))) {
+                assert_eq!(
+                    covered.has(start, end),
+                    bytes[start as usize..end as usize].iter().all(|byte| *byte),
+                    "{start}..{end} of {covered:?}"
+                );
+            }
+        }
     }
 
     #[test]

@@ -58,6 +58,13 @@ impl std::fmt::Display for Recipient {
     }
 }
 
+impl Recipient {
+    /// What tells it from others in the catalog of artifacts: the first 16 hexadecimal digits of the SHA-256 of its text (format 8).
+    pub fn mark(&self) -> String {
+        crate::sha256::of(self.to_string().as_bytes()).to_string()[..16].to_owned()
+    }
+}
+
 /// Restore identities: what opens backups.
 #[derive(Clone, Default)]
 pub struct Identities(Vec<age::x25519::Identity>);

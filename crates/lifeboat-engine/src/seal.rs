@@ -266,15 +266,31 @@ impl<W: Write> ObjectSealer<W> {
     /// Begins the object at key `object`. `wrapped` goes into the header where no manifest will
     /// carry the key.
     pub fn new(out: W, object: &str, sealing: &Sealing, wrapped: Option<String>, level: i32) -> io::Result<Self> {
-        Self::signed(out, object, sealing, wrapped, None, level)
+        Self::begin(out, object, sealing, (wrapped, None), None, level)
+    }
+
+    /// The same with the marks of those whom the key was wrapped to in the header.
+    pub fn marked(out: W, object: &str, sealing: &Sealing, wrapped: Option<(String, Vec<String>)>, level: i32) -> io::Result<Self> {
+        Self::begin(out, object, sealing, wrapped.unzip(), None, level)
     }
 
     /// The same with a signature bundle over the plain bytes in the header.
     pub fn signed(
-        mut out: W,
+        out: W,
         object: &str,
         sealing: &Sealing,
         wrapped: Option<String>,
+        bundle: Option<serde_json::Value>,
+        level: i32,
+    ) -> io::Result<Self> {
+        Self::begin(out, object, sealing, (wrapped, None), bundle, level)
+    }
+
+    fn begin(
+        mut out: W,
+        object: &str,
+        sealing: &Sealing,
+        (wrapped, wrapped_to): (Option<String>, Option<Vec<String>>),
         bundle: Option<serde_json::Value>,
         level: i32,
     ) -> io::Result<Self> {
@@ -282,7 +298,8 @@ impl<W: Write> ObjectSealer<W> {
             Sealing::Encrypted(key) => Some(key.id),
             Sealing::Plain => None,
         };
-        let header = Header { object: object.to_owned(), id: crate::random::id(), suite: sealing.suite(), key, wrapped, bundle };
+        let header =
+            Header { object: object.to_owned(), id: crate::random::id(), suite: sealing.suite(), key, wrapped, wrapped_to, bundle };
         let start = sealed::encode_start(&header);
         let header_hash = *blake3::hash(&start[12..]).as_bytes();
         let mut trailer = blake3::Hasher::new();

@@ -1,19 +1,23 @@
 //! Verifying backups where they stand: signature, every object, and with an identity every byte.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use lifeboat_core::repository::extent::extent_bytes;
+use lifeboat_core::repository::file_table::Row;
 use lifeboat_core::repository::manifest::KeyPurpose;
-use lifeboat_core::repository::{Sha256, layout};
-use lifeboat_core::verify::{Depth, Finding, FindingKind, Report, in_sample};
+use lifeboat_core::repository::{Sha256, Suite, layout, pack};
+use lifeboat_core::verify::{Covered, Depth, Finding, FindingKind, Report, in_sample};
 
+use crate::artifacts::workers::each;
 use crate::artifacts::{self, ArtifactError, ArtifactSet, Problem, Reader, Sample};
 use crate::keys::{Identities, KeyError};
 use crate::opened_backup::{self, OpenBackupError, VerifiedBackup};
 use crate::progress::Progress;
 use crate::repository::Repository;
 use crate::restore::RestoreError;
-use crate::restore::hydrate::{Hydration, Sink, check_pack};
+use crate::restore::hydrate::{Hydration, PackFilter, Sink, check_pack};
 use crate::seal::{Sealing, check_object, open_object};
 use crate::signing::Trust;
 use crate::store::StoreError;
@@ -114,7 +118,7 @@ fn verify_database(
     let bytes = AtomicU64::new(0);
     let next = AtomicU64::new(0);
     let broken: Mutex<Option<VerifyError>> = Mutex::default();
-    let bad_packs = Mutex::new(std::collections::BTreeMap::new());
+    let bad_packs = Mutex::new(BTreeMap::new());
     let no_data = Sealing::Plain;
     let hydration =
         Hydration { repository, backup, data: data.as_ref().unwrap_or(&no_data), workers: settings.workers, progress, packs: &chosen };
@@ -156,7 +160,8 @@ fn verify_database(
     let bad_packs = bad_packs.into_inner().expect("no panic while held");
     report.objects += (0..manifest.packs.len()).filter(|index| chosen(*index as u32)).count() as u64;
     report.objects_total += manifest.packs.len() as u64 + manifest.tables.len() as u64;
-    let mut named = std::collections::BTreeSet::new();
+    let mut named = BTreeSet::new();
+    let mut covered = vec![Covered::default(); if deep { manifest.packs.len() } else { 0 }];
     for entry in &manifest.tables {
         report.objects += 1;
         report.bytes += entry.bytes;
@@ -207,12 +212,30 @@ fn verify_database(
                 }
                 error => Err(error),
             };
+            let of_table = opened_by(&rows, good);
             match hydration.table(rows, &Sink::Check(&collect)) {
-                Ok(()) => {}
+                Ok(()) => of_table.into_iter().for_each(|(pack, opened)| covered[pack as usize].join(&opened)),
                 Err(RestoreError::Damaged(finding)) => findings.lock().expect("no panic while held").push(finding),
                 Err(error) => return Err(Box::new(error).into()),
             }
         }
+    }
+    if deep {
+        let known: BTreeSet<String> = {
+            let findings = findings.lock().expect("no panic while held");
+            findings.iter().chain(bad_packs.values()).map(|finding| finding.object.clone()).collect()
+        };
+        let left = (0..manifest.packs.len() as u32).filter(|pack| {
+            chosen(*pack)
+                && !known.contains(layout::pack(manifest.packs[*pack as usize].sha256).as_str())
+                && !is_whole_by_frames(backup, *pack, &covered[*pack as usize])
+        });
+        each(left.map(Ok), settings.workers, |pack| {
+            if let Some(finding) = verify_stored_pack(repository, backup, pack)? {
+                findings.lock().expect("no panic while held").push(finding);
+            }
+            Ok::<_, VerifyError>(())
+        })?;
     }
     report.bytes += bytes.into_inner();
     report.findings.append(&mut findings.into_inner().expect("no panic while held"));
@@ -265,6 +288,7 @@ pub fn one_pack(
         Err(error) => return Err(Box::new(error).into()),
     }
     let findings = Mutex::new(Vec::new());
+    let mut covered = Covered::default();
     let collect = |error: RestoreError| match error {
         RestoreError::Damaged(finding) => {
             findings.lock().expect("no panic while held").push(finding);
@@ -274,13 +298,43 @@ pub fn one_pack(
     };
     for entry in &backup.manifest.tables {
         let rows = backup.table(repository, entry, &tables).map_err(VerifyError::Open)?;
+        let of_table = opened_by(&rows, hydration.packs);
         match hydration.table(rows, &Sink::Check(&collect)) {
-            Ok(()) => {}
+            Ok(()) => of_table.values().for_each(|opened| covered.join(opened)),
             Err(RestoreError::Damaged(finding)) => findings.lock().expect("no panic while held").push(finding),
             Err(error) => return Err(Box::new(error).into()),
         }
     }
-    Ok(findings.into_inner().expect("no panic while held"))
+    let mut findings = findings.into_inner().expect("no panic while held");
+    if findings.is_empty() && !is_whole_by_frames(backup, index, &covered) {
+        findings.extend(verify_stored_pack(repository, backup, index)?);
+    }
+    Ok(findings)
+}
+
+/// What of which pack is opened when these rows are read, of the packs that `wanted` picks.
+fn opened_by(rows: &[Row], wanted: PackFilter<'_>) -> BTreeMap<u32, Covered> {
+    let mut opened: BTreeMap<u32, Covered> = BTreeMap::new();
+    for row in rows {
+        for (index, extent) in row.extents.iter().enumerate() {
+            // Where the extent is damaged, so is the table: nothing of it is read, and that is found.
+            let Ok(pieces) = extent.pieces(extent_bytes(row.meta.size, index as u64)) else { continue };
+            for (fragment, _) in
+                extent.fragments.iter().zip(pieces).filter(|(fragment, pieces)| !pieces.is_empty() && wanted(fragment.pack))
+            {
+                let start = u64::from(fragment.offset);
+                opened.entry(fragment.pack).or_default().add(start, start + u64::from(fragment.length));
+            }
+        }
+    }
+    opened
+}
+
+/// Whether a good header and the frames that were opened say everything about a pack, so that its digest says nothing more. Not where it has
+/// bytes that no file has, as of one that vanished while it was copied. And not where it is plain: what its frames are compared with stands
+/// beside them there, and is no proof that these are the bytes that were signed.
+fn is_whole_by_frames(backup: &VerifiedBackup, index: u32, opened: &Covered) -> bool {
+    backup.manifest.encryption.suite != Suite::None && opened.has(pack::HEADER_BYTES as u64, backup.manifest.packs[index as usize].bytes)
 }
 
 /// The most files that findings name; beyond that the list is of no use to anybody.
@@ -331,7 +385,7 @@ fn verify_artifacts(
     progress.phase("artifacts");
     let reader = Reader::new(repository, settings.trust, settings.identities.clone());
     let set = ArtifactSet::new(repository.store(), entry.runs.clone());
-    let encrypted = backup.manifest.encryption.suite != lifeboat_core::repository::Suite::None;
+    let encrypted = backup.manifest.encryption.suite != Suite::None;
     let open = !encrypted || (report.depth == Depth::Opened && !settings.identities.is_empty());
     let sample = Sample { percent: settings.sample_percent.clamp(0.0, 100.0).ceil() as u8, seed: settings.sample_seed, open };
     let found = artifacts::verify_set(&reader, set, (entry.count, entry.bytes), sample, settings.workers, progress)?;
@@ -363,3 +417,6 @@ pub fn artifact_finding(backup: Option<&BackupId>, finding: &artifacts::Finding)
         problem: finding.problem.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -813,7 +813,7 @@ fn what_is_stored_is_judged_part_by_part() {
     {
         let key = layout::pack(taken.packs[0].sha256);
         let before = fs::read(path(&key)).unwrap();
-        // Wherever the bit stands: of a plain frame, one may turn over without changing what comes out of it.
+        // Wherever the bit stands: some are of frames that no file has.
         for n in 0..24 {
             let mut bytes = before.clone();
             let at = bytes.len() * n / 24;

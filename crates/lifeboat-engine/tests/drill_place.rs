@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use lifeboat_core::backup::CopyChoice;
 use lifeboat_core::drill::{Isolation, Outcome};
 use lifeboat_core::restore::{RestoreRequest, plan};
+use lifeboat_core::truth::Budget;
 use lifeboat_core::wal::file::{WalFile, WalPredicate};
 use lifeboat_core::wal::{SegmentSize, SystemId};
 use lifeboat_engine::backup::{self, BackupRequest, PostgresSource, Protection};
@@ -109,7 +110,7 @@ impl World {
             fast_checkpoint: true,
             record_only: false,
             check_pages: true,
-            truth: lifeboat_core::truth::Budget::default(),
+            truth: Budget::default(),
         };
         let request = BackupRequest {
             name: "conductor".parse().unwrap(),

@@ -261,6 +261,10 @@ fn tell(settings: &Settings, facts: &Facts, decided: &Decided) -> Option<String>
 fn denied(facts: &Facts, decided: &Decided) -> Failure {
     let operation = facts.operation.name();
     let hint = match decided.code {
+        // Also where a policy of somebody's own says nothing about it.
+        Code::Denied | Code::Allowed if facts.break_glass.is_some() => format!(
+            "the policy was given the reason of --break-glass, and denies it all the same: lifeboat policy eval {operation} shows what it was asked, lifeboat policy show the policy"
+        ),
         Code::Denied | Code::Allowed => {
             format!("lifeboat policy eval {operation} shows what the policy was asked, lifeboat policy show the policy")
         }

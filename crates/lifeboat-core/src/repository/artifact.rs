@@ -122,6 +122,7 @@ struct WireLine {
     t: Option<Timestamp>,
     r: Option<Sha256>,
     o: Option<Origin>,
+    w: Option<Vec<String>>,
 }
 
 impl TryFrom<WireLine> for Line {
@@ -141,11 +142,12 @@ impl TryFrom<WireLine> for Line {
                 t: Some(modified),
                 r: Some(record),
                 o: Some(origin),
+                w: wrapped_to,
             } => {
                 if !is_version(&version) {
                     return Err(FormatError::malformed(what, "the version cannot be part of a key"));
                 }
-                Ok(Self::Present(Entry { name, version, sha256, bytes, mode, modified, record, origin }))
+                Ok(Self::Present(Entry { name, version, sha256, bytes, mode, modified, record, origin, wrapped_to }))
             }
             _ => Err(FormatError::malformed(what, "neither whole nor gone")),
         }
@@ -189,6 +191,16 @@ pub struct Entry {
     /// How it came.
     #[serde(rename = "o")]
     pub origin: Origin,
+    /// Marks of the recipients that the data key of its blob was wrapped to. `None`: it is not encrypted, or an early writer stored it.
+    #[serde(rename = "w", default, skip_serializing_if = "Option::is_none")]
+    pub wrapped_to: Option<Vec<String>>,
+}
+
+impl Entry {
+    /// Whether it is known that somebody of these, who are named by their marks, cannot open it.
+    pub fn lacks(&self, marks: &[String]) -> bool {
+        self.wrapped_to.as_ref().is_some_and(|to| marks.iter().any(|mark| !to.contains(mark)))
+    }
 }
 
 /// A catalog run, as heads and manifests name it.
@@ -377,7 +389,22 @@ mod tests {
             modified: Timestamp::UNIX_EPOCH,
             record: Sha256([2; 32]),
             origin: Origin::Sync,
+            wrapped_to: (bytes % 2 == 1).then(|| vec!["0123456789abcdef".into()]),
         })
+    }
+
+    #[test]
+    fn who_is_lacking_is_told_by_marks() {
+        let Line::Present(mut entry) = present("a", 1) else { unreachable!("made so") };
+        let marks = |marks: &[&str]| marks.iter().map(ToString::to_string).collect::<Vec<_>>();
+        entry.wrapped_to = Some(marks(&["one", "two"]));
+        for (present, lacks) in
+            [(&["one"][..], false), (&["two", "one"], false), (&["one", "three"], true), (&["three"], true), (&[], false)]
+        {
+            assert_eq!(entry.lacks(&marks(present)), lacks, "{present:?}");
+        }
+        entry.wrapped_to = None;
+        assert!(!entry.lacks(&marks(&["one"])), "nobody knows");
     }
 
     #[test]

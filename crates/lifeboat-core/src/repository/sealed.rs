@@ -40,6 +40,9 @@ pub struct Header {
     /// The data key wrapped with age, base64, where no manifest carries it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wrapped: Option<String>,
+    /// Marks of the recipients that it was wrapped to: of artifact blobs, so that a host without any identity can tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wrapped_to: Option<Vec<String>>,
     /// Sigstore bundle over the plain bytes: of WAL, which no manifest names.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bundle: Option<serde_json::Value>,
@@ -125,6 +128,7 @@ mod tests {
             suite: Suite::Aes256Gcm,
             key: Some(Id([2; 16])),
             wrapped: None,
+            wrapped_to: None,
             bundle: None,
         };
         let bytes = encode_start(&header);

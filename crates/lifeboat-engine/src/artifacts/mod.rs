@@ -9,6 +9,7 @@
 mod beneath;
 mod catalog;
 mod keys;
+mod lacking;
 pub(crate) mod prune;
 mod read;
 mod references;
@@ -35,6 +36,7 @@ use crate::store::StoreError;
 pub(crate) use keys::keys_of_set;
 
 pub use catalog::{ArtifactSet, MAX_HEAD_BYTES, newest_head};
+pub use lacking::{Lacking, lacking};
 pub use read::{MAX_RECORD_BYTES, Reader, Replace};
 pub use references::{MAX_LISTED, References, cross_check};
 pub use restore::{RestoreReport, restore_set};

@@ -19,7 +19,8 @@ use lifeboat_core::repository::{
 };
 use serde::Serialize;
 
-use super::catalog::{ArtifactSet, RunsWriter};
+use super::catalog::{ArtifactSet, RunsWriter, newest_head};
+use super::lacking::{Lacking, lacking};
 use super::walk::{Note, Walk, WalkNotes};
 use super::write::{Known, Stored, Trouble, Writer};
 use super::{ArtifactError, Capped, beneath};
@@ -70,12 +71,14 @@ pub struct SyncReport {
     pub changing: Capped<Note>,
     /// What the walk came upon.
     pub walk: WalkNotes,
+    /// Artifacts of the set that not all recipients of the writer can open.
+    pub lacking: Lacking,
 }
 
 impl SyncReport {
     /// Whether something that should be in the set is not.
     pub fn has_findings(&self) -> bool {
-        !self.changing.is_empty() || !self.walk.unnamable.is_empty()
+        !self.changing.is_empty() || !self.walk.unnamable.is_empty() || self.lacking.count > 0
     }
 }
 
@@ -134,7 +137,12 @@ impl Writer<'_> {
     pub fn sync(&self, directory: &Path, options: SyncOptions, progress: &dyn Progress) -> Result<SyncReport, ArtifactError> {
         // The newest set, not the one of an earlier change by this writer.
         self.restart();
-        self.again(|| self.sync_once(directory, options, progress))
+        let mut report = self.again(|| self.sync_once(directory, options, progress))?;
+        if let Some(marks) = self.marks() {
+            let runs = newest_head(self.store())?.map_or_else(Vec::new, |head| head.runs);
+            report.lacking = lacking(&ArtifactSet::new(self.store(), runs), marks)?;
+        }
+        Ok(report)
     }
 
     fn sync_once(&self, directory: &Path, options: SyncOptions, progress: &dyn Progress) -> Result<SyncReport, ArtifactError> {

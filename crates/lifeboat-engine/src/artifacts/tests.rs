@@ -791,6 +791,7 @@ fn numbered(number: u64) -> Entry {
         modified: Timestamp::UNIX_EPOCH,
         record: sha256::of(format!("{number}").as_bytes()),
         origin: Origin::Sync,
+        wrapped_to: None,
     }
 }
 
@@ -912,4 +913,52 @@ fn scale() {
     assert_eq!(world.verify(true).blobs_opened, 20_000);
     tell("verified");
     assert!(resident() < 256, "{} MiB", resident());
+}
+
+#[test]
+fn what_not_all_recipients_can_open_is_said_until_they_can() {
+    let mut world = World::memory(false);
+    let [old, new] = [1, 2].map(|_| generate_identity(Timestamp::UNIX_EPOCH));
+    let identities = [&old, &new].map(|(text, _)| Identities::parse(text).unwrap());
+    let lacking = |report: &SyncReport| (report.lacking.count, report.lacking.first.as_ref().map(ToString::to_string));
+    world.recipients = Some(vec![old.1.clone()]);
+    for file in ["a", "b", "c", "d"] {
+        world.file(file, file.as_bytes());
+    }
+    assert_eq!(lacking(&world.sync().unwrap()), (0, None));
+
+    // Another identity instead: of what is unchanged, and of what comes to bytes that are there, it opens nothing.
+    world.recipients = Some(vec![new.1.clone()]);
+    world.file("b", b"new b");
+    world.file("e", b"c");
+    // The same bytes again, and a newer time.
+    let file = std::fs::File::options().append(true).open(world.dir().join("d")).unwrap();
+    file.set_modified(std::time::SystemTime::now() - std::time::Duration::from_secs(3600)).unwrap();
+    for turn in 0..2 {
+        let report = world.sync().unwrap();
+        assert_eq!(lacking(&report), (4, Some("a".into())), "turn {turn}");
+        assert!(
+            report.has_findings() && crate::backup::sync_complaints(&report)[0].starts_with("4 artifacts, first a, were stored before")
+        );
+    }
+    let put = world.put("f", b"a");
+    assert!(put.lacks && !put.new_bytes);
+    assert!(!world.put("g", b"new g").lacks);
+    // It is as it says.
+    let open = |identities: &Identities, file: &str| {
+        let reader = Reader::new(&world.repository, &world.trust, identities.clone());
+        reader.get_to_writer(&world.set(), &name(file), None, &mut Vec::new()).is_ok()
+    };
+    let opened = |identities: &Identities| ["a", "b", "c", "d", "e", "f", "g"].map(|file| u8::from(open(identities, file)));
+    assert_eq!(opened(&identities[0]), [1, 0, 1, 1, 1, 1, 0]);
+    assert_eq!(opened(&identities[1]), [0, 1, 0, 0, 0, 0, 1]);
+
+    // Fewer recipients than a blob has are no finding; that these are not all of them is.
+    world.recipients = Some(vec![old.1.clone(), new.1.clone()]);
+    assert_eq!(lacking(&world.sync().unwrap()).0, 7);
+    world.recipients = Some(vec![old.1.clone()]);
+    assert_eq!(lacking(&world.sync().unwrap()), (2, Some("b".into())));
+    // Plain ones everybody can open.
+    world.recipients = None;
+    assert_eq!(lacking(&world.sync().unwrap()).0, 0);
 }

@@ -4,7 +4,7 @@
 //! damage. Heads are taken by conditional create: who was slower looks again and adds to what is
 //! there then.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek as _, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -87,6 +87,8 @@ pub struct Put {
     pub new_bytes: bool,
     /// The bytes stand unencrypted in the repository, from a time before encryption.
     pub plain: bool,
+    /// The bytes were there, and not every recipient of this writer can open them: see [`Lacking`](super::Lacking).
+    pub lacks: bool,
 }
 
 /// Writes artifacts to one repository. Shared by threads.
@@ -94,14 +96,15 @@ pub struct Writer<'a> {
     store: &'a dyn Store,
     signer: &'a dyn Signer,
     sealing: Sealing,
-    wrapped: Option<String>,
+    /// The data key, wrapped, and the marks of those whom it was wrapped to.
+    wrapped: Option<(String, Vec<String>)>,
     /// The newest head that this writer knows. Locked while it makes the next, so that its own threads
     /// do not race each other.
     head: Mutex<Option<Head>>,
     /// What this writer knows of prunes since it began.
     begun: Mutex<Option<Arc<Begun>>>,
-    /// Blobs that were there and found sound, and whether they are plain.
-    proven: Mutex<(HashSet<Sha256>, HashSet<Sha256>)>,
+    /// Blobs that were there and found sound, or were written.
+    proven: Mutex<HashMap<Sha256, Blob>>,
 }
 
 /// What a writer relies on is there as of some head: nothing may be pruned between that one and the one it makes.
@@ -152,12 +155,14 @@ pub(super) struct Version {
 }
 
 /// How the bytes came to be there.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Blob {
     /// Sealed bytes that were written; 0: they were there.
     pub(super) written: u64,
     /// They stand unencrypted, though this writer encrypts.
     pub(super) plain: bool,
+    /// Marks of those whom its key was wrapped to, where that is known.
+    pub(super) wrapped_to: Option<Vec<String>>,
 }
 
 /// What is known of a set after a change to one head of it.
@@ -175,7 +180,7 @@ impl<'a> Writer<'a> {
             Some(recipients) => {
                 let key = DataKey::generate();
                 let wrapped = keys::wrap(&key, recipients)?;
-                (Sealing::Encrypted(key), Some(wrapped))
+                (Sealing::Encrypted(key), Some((wrapped, recipients.iter().map(Recipient::mark).collect())))
             }
             None => (Sealing::Plain, None),
         };
@@ -274,10 +279,11 @@ impl<'a> Writer<'a> {
                 Err(Trouble::Fatal(error)) => return Err(error),
             };
             let mut lines = RunsWriter::new(self.store);
+            let lacks = self.marks().is_some_and(|marks| version.entry.lacks(marks));
             lines.push(&Line::Present(version.entry))?;
             let head = self.commit(lines.finish()?, None)?;
-            let Blob { written, plain } = version.blob;
-            Ok(Put { record: version.record, head: head.map_or(0, |head| head.head), new_bytes: written > 0, plain })
+            let Blob { written, plain, .. } = version.blob;
+            Ok(Put { record: version.record, head: head.map_or(0, |head| head.head), new_bytes: written > 0, plain, lacks })
         })
     }
 
@@ -324,7 +330,7 @@ impl<'a> Writer<'a> {
                 return Ok(Stored::Unchanged);
             }
             let blob = if previous.is_some_and(|entry| entry.sha256 == digest) {
-                Some(Blob::default())
+                Some(Blob { wrapped_to: previous.and_then(|entry| entry.wrapped_to.clone()), ..Blob::default() })
             } else if small {
                 self.blob(name, digest, bytes, &mut Cursor::new(&memory))?
             } else {
@@ -359,8 +365,8 @@ impl<'a> Writer<'a> {
         }
         {
             let proven = self.proven.lock().expect("no panic while held");
-            if proven.0.contains(&digest) {
-                return Ok(Some(Blob { written: 0, plain: proven.1.contains(&digest) }));
+            if let Some(known) = proven.get(&digest) {
+                return Ok(Some(Blob { written: 0, ..known.clone() }));
             }
         }
         let written = match self.store.length(&key) {
@@ -371,21 +377,25 @@ impl<'a> Writer<'a> {
             },
             Err(error) => return Err(error.into()),
         };
-        let plain = if written > 0 { false } else { self.adopt(name, digest, bytes)? };
+        let blob = match written {
+            0 => self.adopt(name, digest, bytes)?,
+            written => Blob { written, plain: false, wrapped_to: self.marks().map(<[String]>::to_vec) },
+        };
         let mut proven = self.proven.lock().expect("no panic while held");
-        if proven.0.len() >= MAX_PROVEN {
-            *proven = Default::default();
+        if proven.len() >= MAX_PROVEN {
+            proven.clear();
         }
-        proven.0.insert(digest);
-        if plain {
-            proven.1.insert(digest);
-        }
-        Ok(Some(Blob { written, plain }))
+        proven.insert(digest, blob.clone());
+        Ok(Some(blob))
     }
 
-    /// Looks at a blob that is there already before relying on it: it cannot be written again. Returns
-    /// whether it is plain though this writer encrypts.
-    fn adopt(&self, name: &ArtifactName, digest: Sha256, bytes: u64) -> Result<bool, Trouble> {
+    /// Marks of those for whom this writer encrypts; `None`: it does not.
+    pub(super) fn marks(&self) -> Option<&[String]> {
+        self.wrapped.as_ref().map(|(_, marks)| marks.as_slice())
+    }
+
+    /// Looks at a blob that is there already before relying on it: it cannot be written again.
+    fn adopt(&self, name: &ArtifactName, digest: Sha256, bytes: u64) -> Result<Blob, Trouble> {
         let finding = |problem| Trouble::Blob(blob_finding(name, digest, problem));
         let header = check_blob(self.store, digest, bytes).map_err(finding)?;
         match (header.suite, self.sealing.suite()) {
@@ -393,7 +403,7 @@ impl<'a> Writer<'a> {
             (Suite::Aes256Gcm, Suite::None) => {
                 Err(finding(Problem::Locked("it was encrypted before, and this writer does not encrypt".into())))
             }
-            (found, mine) => Ok(found != mine),
+            (found, mine) => Ok(Blob { written: 0, plain: found != mine, wrapped_to: header.wrapped_to }),
         }
     }
 
@@ -403,7 +413,7 @@ impl<'a> Writer<'a> {
         let mut context = digest::Context::new(&digest::SHA256);
         let mut copied = 0u64;
         let mut seal = || -> Result<u64, Trouble> {
-            let mut sealer = ObjectSealer::new(&mut out, key.as_str(), &self.sealing, self.wrapped.clone(), LEVEL).map_err(Sealer)?;
+            let mut sealer = ObjectSealer::marked(&mut out, key.as_str(), &self.sealing, self.wrapped.clone(), LEVEL).map_err(Sealer)?;
             let mut buffer = vec![0; 64 << 10];
             loop {
                 let length = match content.read(&mut buffer) {
@@ -470,6 +480,7 @@ impl<'a> Writer<'a> {
                     modified: record.modified,
                     record: sha256::of(&json),
                     origin,
+                    wrapped_to: blob.wrapped_to.clone(),
                 };
                 return Ok(Box::new(Version { record, entry, blob }));
             }

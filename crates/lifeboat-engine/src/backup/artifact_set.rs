@@ -6,7 +6,10 @@ use std::sync::mpsc;
 use lifeboat_core::repository::manifest::{ArtifactsEntry, ReferencesEntry};
 
 use super::{ArtifactsSource, BackupError, BackupRequest, Protection};
-use crate::artifacts::{ArtifactError, ArtifactSet, References, SYNC_THREADS, SyncOptions, SyncReport, Writer, cross_check};
+use crate::artifacts::{
+    ArtifactError, ArtifactSet, Lacking, References, SYNC_THREADS, SyncOptions, SyncReport, Writer, cross_check, lacking,
+};
+use crate::keys::Recipient;
 use crate::postgres::{Connection, Dsn, PgError, Purpose};
 use crate::progress::Progress;
 use crate::repository::Repository;
@@ -16,30 +19,45 @@ const ROWS_IN_FLIGHT: usize = 4096;
 
 /// Brings the set up to date with the directory, and compares it with what the database refers to. The
 /// database was copied before: an artifact is stored before the row that names it is committed, so
-/// everything that the copy refers to is in the directory by now.
+/// everything that the copy refers to is in the directory by now. What not all recipients can open is among the warnings, and counted.
 pub(super) fn take(
     repository: &Repository,
     request: &BackupRequest<'_>,
     source: &ArtifactsSource,
     warnings: &mut Vec<String>,
     progress: &dyn Progress,
-) -> Result<ArtifactsEntry, BackupError> {
+) -> Result<(ArtifactsEntry, Lacking), BackupError> {
     let asked = source.reference_query.as_ref().zip(request.postgres.as_ref().filter(|postgres| !postgres.record_only));
     // What the database refers to now, after its copy and before the directory is read: a row that is committed while it is read may
     // name an artifact that the walk has passed already, and would be missed although no restored database has it.
     let seen = asked.map(|(_, postgres)| snapshot(&postgres.dsn)).transpose()?;
+    let recipients = match &request.protection {
+        Protection::Recipients { recipients, .. } => Some(recipients.as_slice()),
+        Protection::Plain => None,
+    };
+    let mut lacks = Lacking::default();
     if let Some(directory) = &source.directory {
         progress.phase("artifacts");
-        let recipients = match &request.protection {
-            Protection::Recipients { recipients, .. } => Some(recipients.as_slice()),
-            Protection::Plain => None,
-        };
         let writer = Writer::new(repository, request.signer, recipients)?;
         let options = SyncOptions { threads: request.workers.max(SYNC_THREADS), read_all: false, allow_empty: source.allow_empty };
         let report = writer.sync(directory, options, progress)?;
         warnings.extend(complaints(&report));
+        lacks = report.lacking;
     }
     let (head, set) = ArtifactSet::newest(repository)?;
+    // A sync has looked already.
+    if let Some(recipients) = recipients.filter(|_| source.directory.is_none()) {
+        match lacking(&set, &recipients.iter().map(Recipient::mark).collect::<Vec<_>>()) {
+            Ok(lacking) if lacking.count == 0 => {}
+            Ok(lacking) => {
+                warnings.push(lacking.to_string());
+                lacks = lacking;
+            }
+            // The database is worth a backup all the same.
+            Err(ArtifactError::Finding(finding)) => warnings.push(format!("the artifact set is damaged: {finding}")),
+            Err(error) => return Err(error.into()),
+        }
+    }
     let mut entry = ArtifactsEntry {
         head: head.as_ref().map_or(0, |head| head.head),
         runs: set.runs().to_vec(),
@@ -65,7 +83,7 @@ pub(super) fn take(
         entry.references =
             Some(ReferencesEntry { query: query.clone(), rows: found.rows, missing_count: found.missing_count, missing: found.missing });
     }
-    Ok(entry)
+    Ok((entry, lacks))
 }
 
 /// What a sync could not do, in sentences.
@@ -78,6 +96,9 @@ pub fn complaints(report: &SyncReport) -> Vec<String> {
         if let Some(first) = notes.first.first() {
             complaints.push(format!("{} {what}, first {first}", notes.count));
         }
+    }
+    if report.lacking.count > 0 {
+        complaints.push(report.lacking.to_string());
     }
     complaints
 }

@@ -25,6 +25,7 @@ use lifeboat_core::repository::{FORMAT_VERSION, Sha256, layout, to_json};
 use lifeboat_core::truth::{Budget, MAX_TRUTH_BYTES, Truth};
 use lifeboat_core::wal::SystemId;
 
+use crate::artifacts::Lacking;
 use crate::copy::{Copied, CopyError, CopySettings};
 use crate::keys::{KeyError, Recipient};
 use crate::lease::{HeldLease, LeaseError};
@@ -253,6 +254,8 @@ pub struct TakenBackup {
     pub manifest: Manifest,
     /// Digest of the manifest's bytes.
     pub digest: Sha256,
+    /// Artifacts of it that not all recipients can open; a warning of the manifest says the same.
+    pub lacking: Lacking,
 }
 
 /// What is known before the server was asked.
@@ -315,9 +318,11 @@ fn take(
         postgres = Some(entry);
         copied = what;
     }
-    let artifacts = match &request.artifacts {
-        Some(source) => Some(artifact_set::take(repository, request, source, &mut warnings, progress)?),
-        None => None,
+    let (artifacts, lacking) = match &request.artifacts {
+        Some(source) => {
+            artifact_set::take(repository, request, source, &mut warnings, progress).map(|(entry, lacking)| (Some(entry), lacking))?
+        }
+        None => (None, Lacking::default()),
     };
     let manifest = Manifest {
         format: FORMAT_VERSION,
@@ -357,7 +362,7 @@ fn take(
     if !create_or_mine(store, &key, &bytes)? {
         return Err(StoreError::Exists { key: key.to_string() }.into());
     }
-    Ok(TakenBackup { manifest, digest })
+    Ok(TakenBackup { manifest, digest, lacking })
 }
 
 fn statement_details(manifest: &Manifest) -> serde_json::Value {

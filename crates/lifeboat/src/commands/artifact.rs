@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use lifeboat_core::policy::Operation;
 use lifeboat_core::repository::layout::ArtifactName;
 use lifeboat_core::verify::verdict;
-use lifeboat_engine::artifacts::{ArtifactSet, Reader, Replace, SYNC_THREADS, Sample, Source, SyncOptions, Writer, verify_set};
+use lifeboat_engine::artifacts::{ArtifactSet, Lacking, Reader, Replace, SYNC_THREADS, Sample, Source, SyncOptions, Writer, verify_set};
 use lifeboat_engine::backup::{Protection, sync_complaints};
 use lifeboat_engine::opened_backup;
 use lifeboat_engine::repository::Repository;
@@ -68,10 +68,14 @@ fn put(name: &ArtifactName, file: &Path, settings: &Settings, out: &Output) -> R
         };
         let put = writer.put(name, source)?;
         let record = &put.record;
-        let document = serde_json::json!({"name": record.name, "version": record.version, "sha256": record.sha256, "bytes": record.bytes, "head": put.head, "new_bytes": put.new_bytes});
+        let document = serde_json::json!({"name": record.name, "version": record.version, "sha256": record.sha256, "bytes": record.bytes, "head": put.head, "new_bytes": put.new_bytes, "lacks": put.lacks});
         out.result(&document, || {
             format!("{} version {}, {}, sha256 {}\n", record.name, record.version, output::bytes(record.bytes), record.sha256)
         });
+        if put.lacks {
+            output::warn(&Lacking { count: 1, first: Some(record.name.clone()) }.to_string());
+            return Ok(EXIT_FINDINGS);
+        }
         Ok(0)
     })
 }

@@ -48,7 +48,7 @@ struct Measured {
     verified_seconds: f64,
     /// Where recovery ended.
     reached_lsn: Option<String>,
-    /// The moment that came back.
+    /// The moment that came back; `None`: WAL of the archive is still to be replayed.
     recovery_point: Option<jiff::Timestamp>,
     dsn: Option<String>,
     artifacts: u64,
@@ -549,14 +549,10 @@ fn execute(
         measured.promised_lsn =
             plan.database.as_ref().and_then(|database| database.recovery.as_ref()).map(|recovery| recovery.end.to_string());
         measured.dsn.clone_from(&database.dsn);
-        measured.recovery_point = backup
-            .manifest
-            .postgres
-            .as_ref()
-            .and_then(|postgres| postgres.physical.as_ref())
-            .map(|physical| physical.consistent_at)
-            .or(Some(backup.manifest.started))
-            .max(database.last_commit);
+        let physical = backup.manifest.postgres.as_ref().and_then(|postgres| postgres.physical.as_ref());
+        let copied = physical.map(|physical| physical.consistent_at).or(Some(backup.manifest.started));
+        // Without a server nothing of the archive was replayed yet, and how far it brings the data is not known.
+        measured.recovery_point = if goes_on(plan).is_some() { None } else { copied.max(database.last_commit) };
         for warning in &database.warnings {
             progress.warn(warning);
         }
@@ -585,6 +581,9 @@ fn execute(
         if let Some(point) = measured.recovery_point {
             text.push_str(&format!("  recovery point {point}{}\n", measured.reached_lsn.as_ref().map_or(String::new(), |lsn| format!(", recovery ended at {lsn}"))));
         }
+        if let Some(target) = goes_on(plan) {
+            text.push_str(&format!("  not started: recovery will go on to {target}\n"));
+        }
         if let Some(seconds) = measured.files_seconds {
             text.push_str(&format!("  files in {seconds:.2} s\n"));
         }
@@ -596,6 +595,14 @@ fn execute(
     });
     super::verify::say_findings(&findings);
     Ok(super::verify::code(all))
+}
+
+/// Where recovery will go on to when somebody starts the server; `None`: it was started, or the backup's own moment is where it ends.
+fn goes_on(plan: &RestorePlan) -> Option<String> {
+    let database = plan.database.as_ref().filter(|database| !database.start)?;
+    let recovery = database.recovery.as_ref()?;
+    let later = if database.target == Target::Latest { " or later" } else { "" };
+    Some(format!("{}, LSN {}{later}", planning::describe(&database.target), recovery.end))
 }
 
 /// Restores the artifacts and compares them with what the database refers to.

@@ -487,7 +487,12 @@ fn a_protected_environment_takes_as_many_people_as_its_policy_says_or_broken_gla
     let refused = office.host.lifeboat(&alone).run().expect_code(20);
     assert!(refused.stderr.contains("has 0 of 2 approvals") && refused.stderr.contains("lifeboat approval request restore"), "{refused}");
     let glass = [&alone[..], &["--break-glass", "the site is down and nobody answers"]].concat();
-    office.host.lifeboat(&glass).run().expect_code(20);
+    let refused = office.host.lifeboat(&glass).run().expect_code(20);
+    assert!(
+        refused.stderr.contains("has 0 of 2 approvals") && refused.stderr.contains("does not let the glass be broken here"),
+        "{refused}"
+    );
+    assert!(refused.stderr.contains("denies it all the same"), "{refused}");
     assert!(!Path::new(&inside("back")).exists());
 
     let digest = office.ask("files/back");
@@ -516,7 +521,8 @@ fn a_protected_environment_takes_as_many_people_as_its_policy_says_or_broken_gla
         let to = inside(to);
         office.host.lifeboat(&["restore", "latest", "--artifacts", &to, "--break-glass", reason]).run()
     };
-    glass("because", "other").expect_code(20);
+    let short = glass("because", "other").expect_code(20);
+    assert!(short.stderr.contains("at least 10 characters"), "{short}");
     let broken = glass("the site is down and nobody answers", "other").success();
     assert!(broken.stderr.contains("THE GLASS IS BROKEN"), "{broken}");
     let document: Value = serde_json::from_str(&fs::read_to_string(&told).unwrap()).unwrap();

@@ -51,6 +51,54 @@ fn flip(path: &Path, at: u64) {
     file.write_all_at(&[byte[0] ^ 1], at).expect("own file");
 }
 
+/// What is stored is never written again: after a change of recipients, what did not change is still for those of before.
+#[test]
+fn artifacts_that_a_new_recipient_cannot_open_are_told_by_every_backup() {
+    let site = Site::new();
+    let keys = |name: &str| {
+        let directory = site.place(name);
+        site.program().args(["key", "generate", "--out"]).arg(&directory).run().success();
+        let recipient = fs::read_to_string(directory.join("recipients.txt")).unwrap().trim().to_owned();
+        (recipient, directory.join("identity.txt"))
+    };
+    let [(old, _), (new, identity)] = ["old", "new"].map(keys);
+    fs::create_dir(site.place("files")).unwrap();
+    for name in ["a", "b"] {
+        fs::write(site.place("files").join(name), name).unwrap();
+    }
+    let with = |recipient: &str, arguments: &[&str]| {
+        let config = site.place("lifeboat.toml");
+        let files = site.place("files");
+        fs::write(&config, format!("[encryption]\nrecipients = [\"{recipient}\"]\n[artifacts]\ndirectory = \"{}\"\n", files.display()))
+            .unwrap();
+        site.program().arg("--config").arg(&config).args(arguments).run()
+    };
+    with(&old, &["init"]).success();
+    with(&old, &["backup"]).success();
+    let mut backups = Vec::new();
+    for number in 0..2 {
+        fs::write(site.place("files").join("c"), format!("{number}")).unwrap();
+        let taken = with(&new, &["backup", "--json"]).expect_code(3);
+        assert!(taken.stderr.contains("2 artifacts, first a, were stored before"), "{taken}");
+        let document = taken.json();
+        let warning = document["manifest"]["warnings"][0].as_str().unwrap_or_default().to_owned();
+        assert!(warning.contains("docs/trust.md"), "{taken}");
+        backups.push(document["backup"].as_str().unwrap().to_owned());
+    }
+    // And it is so.
+    let to = site.place("back").display().to_string();
+    let back = with(&new, &["restore", &backups[1], "--artifacts", &to, "--identity", identity.to_str().unwrap()]);
+    assert_ne!(back.code, Some(0), "{back}");
+    let came: Vec<String> = contents(Path::new(&to)).into_keys().collect();
+    assert_eq!(came, ["c"], "{back}");
+    let files = site.place("files").display().to_string();
+    let synced = with(&new, &["artifact", "sync", &files]).expect_code(3);
+    assert!(synced.stderr.contains("2 artifacts, first a"), "{synced}");
+    let put = with(&new, &["artifact", "put", "d", site.place("files").join("a").to_str().unwrap()]).expect_code(3);
+    assert!(put.stderr.contains("1 artifacts, first d"), "{put}");
+    with(&old, &["artifact", "put", "d", site.place("files").join("a").to_str().unwrap()]).success();
+}
+
 #[test]
 fn what_is_put_is_what_is_got() {
     let site = site();

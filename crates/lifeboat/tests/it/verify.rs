@@ -5,7 +5,7 @@
 //! - heads: the manifest repeats what it needs, so old backups verify and restore; what works on the present set fails and names the head;
 //! - catalog runs, records and blobs that only other backups name: those backups fail, this one does not;
 //! - `lifeboat.json` beyond its format and id: nobody reads it. With another id verify fails; a restore ends with a finding, all restored;
-//! - of a pack its header and what stands behind its last frame: verify fails, a restore brings back what was backed up;
+//! - of a pack its header, and what stands between and behind the frames that files have: verify fails, a restore brings back what was backed up;
 //! - of a bundle what is neither payload nor signature, the hint for example: the proof holds without it.
 //!
 //! The forger below signs with lifeboat's own code: what is tested is who is believed, not how bytes are signed.

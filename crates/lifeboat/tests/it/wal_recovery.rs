@@ -367,6 +367,29 @@ fn an_open_segment_comes_back_from_its_pieces() {
 }
 
 /// What only the server's user may not read is noticed before the server starts.
+/// A server that nobody started has replayed nothing: the backup's moment is not where it will be.
+#[test]
+fn a_restore_without_a_start_names_no_recovery_point() {
+    let place = Place::new();
+    let cluster = place.server(Postgres::V15);
+    place.backup();
+    Place::beat(&cluster, 1);
+    place.archive(&cluster);
+    let restore = |data: &str, words: &[&str]| {
+        let data = place.path(data).display().to_string();
+        place.lifeboat(&[&["restore", "latest", "--pgdata", &data], words].concat()).run().success()
+    };
+    let said = restore("data", &[]);
+    assert!(!said.stdout.contains("recovery point"), "{said}");
+    let line = said.stdout.lines().find(|line| line.contains("not started: recovery will go on to")).unwrap_or_else(|| panic!("{said}"));
+    assert!(line.contains("the end of its WAL, LSN 0/") && line.ends_with(" or later"), "{said}");
+    let document = restore("again", &["--json"]).json();
+    assert!(document["measured"]["recovery_point"].is_null(), "{document}");
+    // With its own WAL only, the backup's moment is all there is.
+    let alone = restore("alone", &["--standalone"]);
+    assert!(alone.stdout.contains("recovery point") && !alone.stdout.contains("will go on"), "{alone}");
+}
+
 #[test]
 fn a_restore_command_that_the_servers_user_cannot_run_is_noticed() {
     let place = Place::new();

@@ -5,11 +5,10 @@ use std::time::Instant;
 
 use lifeboat_core::drill::{Check, CheckResult, Outcome};
 use lifeboat_core::repository::backup_id::BackupId;
-use lifeboat_core::repository::{Suite, layout};
-use lifeboat_core::verify::{Depth, Finding, FindingKind, in_sample};
+use lifeboat_core::verify::{Depth, Finding, FindingKind};
 
 use crate::causes::joined;
-use crate::opened_backup::{self, OpenBackupError, VerifiedBackup};
+use crate::opened_backup::{self, OpenBackupError};
 use crate::progress::Progress;
 use crate::repository::Repository;
 use crate::verify::{self, VerifySettings};
@@ -40,19 +39,11 @@ pub fn stored(repository: &Repository, id: &BackupId, settings: &VerifySettings<
             return [signed, not(Check::Extents), not(Check::Artifacts)];
         }
     };
-    let resealed = unsealed(repository, &backup, settings);
     let end = Instant::now();
     let (extents_at, artifacts_at) = phases.marks();
     let (extents_at, artifacts_at) = (extents_at.unwrap_or(begun), artifacts_at.unwrap_or(end));
     let (of_artifacts, of_database): (Vec<&Finding>, Vec<&Finding>) =
         report.findings.iter().partition(|finding| finding.object.starts_with("artifacts/"));
-    let (more, unread) = match resealed {
-        Ok(more) => (more, None),
-        Err(error) => (Vec::new(), Some(joined(&error))),
-    };
-    // One finding for each object is enough.
-    let more = more.iter().filter(|finding| !of_database.iter().any(|known| known.object == finding.object));
-    let of_database: Vec<&Finding> = of_database.iter().copied().chain(more).collect();
     let sampled = report.sample_seed;
     let part = if sampled.is_some() { format!(", {} % of them read", settings.sample_percent) } else { String::new() };
 
@@ -60,8 +51,7 @@ pub fn stored(repository: &Repository, id: &BackupId, settings: &VerifySettings<
         CheckResult::new(Check::Extents, Outcome::NotApplicable, "the backup has no files")
     } else {
         let stored_only = report.depth == Depth::Stored && !manifest.encryption.keys.is_empty();
-        let unread =
-            unread.or_else(|| stored_only.then(|| "no identity opens it: only stored bytes were compared with their digests".to_owned()));
+        let unread = stored_only.then(|| "no identity opens it: only stored bytes were compared with their digests".to_owned());
         let read = if sampled.is_some() { sampled_bytes(manifest.plain_bytes, settings.sample_percent) } else { manifest.plain_bytes };
         judge(Check::Extents, &of_database, unread, format!("{} packs are whole{part}", manifest.packs.len())).of(
             read,
@@ -84,27 +74,6 @@ pub fn stored(repository: &Repository, id: &BackupId, settings: &VerifySettings<
     };
     let seconds = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64();
     [signed, extents.took(seconds(extents_at, artifacts_at)), artifacts.took(seconds(artifacts_at, end))]
-}
-
-/// Compares the packs of a backup that is not encrypted with the digests that are their names, those of the sample. Sealed frames notice every
-/// bit by themselves; of plain ones the opened bytes are compared, and a bit of a compressed frame may turn over without changing them (a
-/// match that is copied from another place with the same bytes). That hurts nobody today, and is not what was written.
-fn unsealed(repository: &Repository, backup: &VerifiedBackup, settings: &VerifySettings<'_>) -> Result<Vec<Finding>, OpenBackupError> {
-    let mut findings = Vec::new();
-    if backup.manifest.encryption.suite != Suite::None {
-        return Ok(findings);
-    }
-    for (index, pack) in backup.manifest.packs.iter().enumerate() {
-        if settings.sample_percent < 100.0 && !in_sample(settings.sample_seed, index as u64, settings.sample_percent) {
-            continue;
-        }
-        match backup.object(repository, layout::pack(pack.sha256).as_str(), pack.sha256, pack.bytes) {
-            Ok(_) => {}
-            Err(OpenBackupError::Damaged(finding)) => findings.push(finding),
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(findings)
 }
 
 fn sampled_bytes(bytes: u64, percent: f64) -> u64 {
