@@ -191,7 +191,7 @@ fn truth_stop(run: &mut Run<'_>, database: &DatabasePlan, command: Option<&Strin
     let not = |outcome, why: String| CheckResult::new(Check::Truth, outcome, why);
     let (truth, physical) = match recorded(run, command.is_some()) {
         Ok(found) => found,
-        Err(result) => return run.check(result),
+        Err(result) => return run.check(*result),
     };
     let begun = Instant::now();
     let mut wanted = start_of(run, database, Goal::Paused, command);
@@ -230,8 +230,8 @@ fn timeline_setting(database: &DatabasePlan, physical: &Physical) -> (String, St
 }
 
 /// The truth, if it was recorded and can be reached; otherwise what the check comes to without it.
-fn recorded(run: &Run<'_>, archive: bool) -> Result<(Truth, Physical), CheckResult> {
-    let result = |outcome, why: String| CheckResult::new(Check::Truth, outcome, why);
+fn recorded(run: &Run<'_>, archive: bool) -> Result<(Truth, Physical), Box<CheckResult>> {
+    let result = |outcome, why: String| Box::new(CheckResult::new(Check::Truth, outcome, why));
     let ground = run.settings.ground;
     let postgres = ground.backup.manifest.postgres.as_ref();
     let stored = match postgres.and_then(|postgres| postgres.truth.as_ref()) {

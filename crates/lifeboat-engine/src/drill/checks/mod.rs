@@ -30,7 +30,7 @@ pub use collations::collations;
 pub use heartbeat::{Recovered, recovered_moment};
 pub use references::references;
 pub use server_log::{LogPart, server_log};
-pub use smoke::{Smoke, smoke};
+pub use smoke::{Behind, Smoke, smoke};
 pub use stored::stored;
 pub use visibility_map::visibility_map;
 pub use write_probe::write_probe;

@@ -12,6 +12,9 @@ use crate::postgres::Dsn;
 /// Lines of its output that a report keeps.
 const LINES: usize = 20;
 
+/// Words that run a program behind something.
+pub type Behind<'a> = dyn Fn(&Path) -> Vec<String> + 'a;
+
 /// A command of the user, and what it is told.
 #[derive(Clone, Copy)]
 pub struct Smoke<'a> {
@@ -30,7 +33,7 @@ pub struct Smoke<'a> {
     /// User and group, where we are root.
     pub run_as: Option<(u32, u32)>,
     /// The words that run a program where the server runs: behind what keeps it apart, as its user. None: as it is.
-    pub behind: Option<&'a dyn Fn(&Path) -> Vec<String>>,
+    pub behind: Option<&'a Behind<'a>>,
     /// How long it may take.
     pub timeout: Duration,
 }

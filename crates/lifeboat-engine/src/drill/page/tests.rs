@@ -122,7 +122,7 @@ fn the_policy_forbids_everything_but_the_style() {
     let style = page.split("<style>").nth(1).unwrap().split("</style>").next().unwrap();
     let digest = BASE64.encode(sha256::of(style.as_bytes()).0);
     let policy = format!("default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'");
-    assert!(page.contains(&policy.replace('\'', "'")), "{page:.600}");
+    assert!(page.contains(&policy), "{page:.600}");
     assert!(page.find("Content-Security-Policy").unwrap() < page.find("<style>").unwrap(), "it counts only for what stands behind it");
     assert!(!style.contains("url(") && !style.contains("@import"));
 }

@@ -91,7 +91,7 @@ fn evidence_of(
         seconds: 0.0,
     };
     let objectives = Objectives { rto_seconds: settings.rto.value.as_secs_f64(), rpo_seconds: settings.rpo.value.as_secs_f64() };
-    let directory = parent(run, settings).map_or_else(|_| settings.drill.directory.value.clone(), |parent| parent);
+    let directory = parent(run, settings).unwrap_or_else(|_| settings.drill.directory.value.clone());
     let report = Report {
         schema: REPORT_SCHEMA,
         id: drill.to_string(),
