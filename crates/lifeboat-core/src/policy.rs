@@ -617,7 +617,7 @@ mod tests {
         assert_eq!(names.len(), Operation::ALL.len());
         // The order of the type is that of the list: one left out of the list would leave a gap.
         assert!(Operation::ALL.is_sorted());
-        assert_eq!(Operation::ALL.len(), Operation::DrillRun as usize + 1);
+        assert_eq!(Operation::ALL.len(), Operation::DrillShow as usize + 1);
         for operation in Operation::ALL {
             assert_eq!(serde_json::from_value::<Operation>(operation.name().into()).unwrap(), operation);
         }
