@@ -330,6 +330,12 @@ fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
+/// The user's directory for what programs keep (XDG Base Directory Specification).
+fn state_directory() -> Option<PathBuf> {
+    let named = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
+    named.or_else(|| environment("HOME").map(|home| Path::new(&home).join(".local/state")))
+}
+
 /// The user's configuration directory for lifeboat.
 pub(crate) fn user_directory() -> Result<PathBuf, Failure> {
     use etcetera::BaseStrategy as _;
@@ -594,10 +600,7 @@ impl Settings {
             return Err(Failure::usage("read configuration: wal.slot may have a-z, 0-9 and _, at most 63 of them")
                 .hint("lifeboat config show prints the settings"));
         }
-        let spool_default = std::env::var_os("XDG_STATE_HOME")
-            .map(PathBuf::from)
-            .or_else(|| environment("HOME").map(|home| Path::new(&home).join(".local/state")))
-            .map_or_else(|| PathBuf::from("/var/spool/lifeboat"), |base| base.join("lifeboat/spool"));
+        let spool_default = state_directory().map_or_else(|| PathBuf::from("/var/spool/lifeboat"), |base| base.join("lifeboat/spool"));
         let objectives = file.objectives.unwrap_or_default();
         let or_default_span = |text: Option<&str>, seconds: u64| -> Result<Setting<Duration>, Failure> {
             let configured = source.pick(None, None, text.map(parse_days).transpose()?);

@@ -15,10 +15,10 @@ use super::checks::{self, Budget, ChecksumsOf, Depth, Programs, Smoke, Target};
 use super::controls::{Tried, one_line};
 use super::feeder::{Fed, Feeder, Source};
 use super::ground::Way;
-use super::place::{Goal, Place, Server, Start, StartTimes, StopMode};
+use super::place::{Goal, Place, Server, StartTimes, StopMode};
 use super::run::{Run, artifacts, files_again};
 use crate::artifacts::ArtifactSet;
-use crate::postgres::{Connection, Dsn, PgError, Purpose};
+use crate::postgres::{Connection, Dsn, PgError, Purpose, identifier};
 use crate::progress::Unwatched;
 use crate::truth;
 use crate::wal::WalReader;
@@ -89,7 +89,7 @@ pub(super) fn serve(run: &mut Run<'_>) -> Served {
     artifacts(run);
     let checking = Instant::now();
     run.settings.ground.progress.phase("check");
-    let server = online(run, &mut served, server, &mut logs);
+    let server = online(run, server, &mut logs);
     if let Some(server) = server {
         let begun = Instant::now();
         let row_changed = row_changed(run, &server);
@@ -130,24 +130,13 @@ fn backup_manifest(run: &mut Run<'_>, database: &DatabasePlan) {
     run.check(result);
 }
 
-fn start_of(run: &Run<'_>, database: &DatabasePlan, goal: Goal, command: Option<&String>) -> Start {
-    let manifest = &run.settings.ground.backup.manifest;
-    let preload = manifest.postgres.as_ref().and_then(|postgres| postgres.settings.get("shared_preload_libraries"));
-    Start {
-        restore_command: command.cloned(),
-        preload: preload.cloned().unwrap_or_default(),
-        settings: run.settings.server_settings.clone(),
-        ..Start::of(database, goal, run.settings.start_timeout)
-    }
-}
-
 /// First to the moment of the truth, if there is one, then to the target.
 fn start(run: &mut Run<'_>, served: &mut Served, database: &DatabasePlan, command: Option<String>) -> Option<(Server, Logs)> {
     let mut logs = Logs::new();
     run.settings.ground.progress.phase("recover");
     truth_stop(run, database, command.as_ref(), &mut logs);
     let begun = Instant::now();
-    let wanted = start_of(run, database, Goal::Writable, command.as_ref());
+    let wanted = run.settings.start(Goal::Writable, database.settings.clone(), command.clone());
     match Server::start(run.place, run.settings.bin_directory, major(database), &wanted) {
         Ok(server) => {
             // To the answer, not to when we had noticed it and looked around.
@@ -194,8 +183,8 @@ fn truth_stop(run: &mut Run<'_>, database: &DatabasePlan, command: Option<&Strin
         Err(result) => return run.check(*result),
     };
     let begun = Instant::now();
-    let mut wanted = start_of(run, database, Goal::Paused, command);
-    wanted.target = vec![("recovery_target_name".into(), truth.point.name.clone()), timeline_setting(database, &physical)];
+    let target = vec![("recovery_target_name".into(), truth.point.name.clone()), timeline_setting(database, &physical)];
+    let wanted = run.settings.start(Goal::Paused, target, command.cloned());
     let server = match Server::start(run.place, run.settings.bin_directory, major(database), &wanted) {
         Ok(server) => server,
         Err(error) => {
@@ -336,7 +325,7 @@ fn programs(run: &Run<'_>, major: u32) -> Vec<PathBuf> {
 }
 
 /// Everything that is asked of the running server, the cheap first; what writes, last. `None`: it does not run any more.
-fn online(run: &mut Run<'_>, served: &mut Served, server: Server, logs: &mut Logs) -> Option<Server> {
+fn online(run: &mut Run<'_>, server: Server, logs: &mut Logs) -> Option<Server> {
     let ground = run.settings.ground;
     let manifest = &ground.backup.manifest;
     let dsn = server.dsn(server.database());
@@ -366,15 +355,9 @@ fn online(run: &mut Run<'_>, served: &mut Served, server: Server, logs: &mut Log
     let seen = server.log_text().len();
     let server = write_probe(run, &target, server, logs, seen);
     if server.is_none() {
-        served.notes_end(run);
-    }
-    server
-}
-
-impl Served {
-    fn notes_end(&self, run: &mut Run<'_>) {
         run.notes.push("the server did not come back, so nothing was asked of it after that".into());
     }
+    server
 }
 
 fn references(run: &mut Run<'_>, dsn: &Dsn) {
@@ -419,17 +402,7 @@ fn smoke(run: &mut Run<'_>, server: &Server, database: &str) {
 /// Writes, restarts, reads. The server that comes back is another process.
 /// `seen`: so much of its log was judged already.
 fn write_probe(run: &mut Run<'_>, target: &Target<'_>, server: Server, logs: &mut Logs, seen: usize) -> Option<Server> {
-    let mut wanted = Start {
-        preload: String::new(),
-        target: Vec::new(),
-        restore_command: None,
-        goal: Goal::Writable,
-        hot_standby: false,
-        settings: run.settings.server_settings.clone(),
-        timeout: run.settings.start_timeout,
-    };
-    let recorded = run.settings.ground.backup.manifest.postgres.as_ref().and_then(|p| p.settings.get("shared_preload_libraries"));
-    wanted.preload = recorded.cloned().unwrap_or_default();
+    let wanted = run.settings.start(Goal::Writable, Vec::new(), None);
     let bin_directory = run.settings.bin_directory;
     let mut running = Some(server);
     let result = checks::write_probe(target, &mut || {
@@ -501,8 +474,7 @@ fn change(dsn: &Dsn, table: &Table) -> Result<bool, PgError> {
     // Neither foreign keys nor anybody's triggers have a part in it.
     connection.execute("SET session_replication_role = replica", &[])?;
     connection.execute("SET default_transaction_read_only = off", &[])?;
-    let quoted = |name: &str| format!("\"{}\"", name.replace('"', "\"\""));
-    let name = format!("{}.{}", quoted(&table.schema), quoted(&table.name));
+    let name = format!("{}.{}", identifier(&table.schema), identifier(&table.name));
     let within = match table.ranges.first() {
         Some((from, to)) => format!("WHERE ctid >= '({from},0)' AND ctid < '({to},0)'"),
         None => String::new(),

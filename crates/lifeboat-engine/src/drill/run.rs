@@ -19,7 +19,7 @@ use lifeboat_core::verify::{Finding, FindingKind};
 use super::clock::{self, Skewed, Verification};
 use super::controls::{self, one_line};
 use super::ground::Ground;
-use super::place::{Place, PlaceError, PlaceSettings, Remover};
+use super::place::{Goal, Place, PlaceError, PlaceSettings, Remover, Start};
 use super::restored::{self, Served};
 use super::scenarios;
 use super::trial::Trials;
@@ -71,6 +71,38 @@ pub struct DrillSettings<'a> {
     pub asked_for: bool,
     /// Leave the place for somebody to look at.
     pub keep: bool,
+}
+
+impl DrillSettings<'_> {
+    /// For a restore into the place. The drill starts the server itself, and feeds it.
+    pub(super) fn restore_settings(&self, place: &Place) -> RestoreSettings {
+        RestoreSettings {
+            identities: self.ground.identities.clone(),
+            workers: self.ground.workers,
+            bin_directory: self.bin_directory.map(Path::to_owned),
+            start_timeout: self.start_timeout,
+            probe: None,
+            spool: None,
+            temporary: self.place.temporary.clone(),
+            owner: place.owner(),
+        }
+    }
+
+    /// A start of what was restored: with the libraries that were recorded, and the settings that the operator wants.
+    /// `target` and `restore_command` as [`Start`] has them.
+    pub(super) fn start(&self, goal: Goal, target: Vec<(String, String)>, restore_command: Option<String>) -> Start {
+        let postgres = self.ground.backup.manifest.postgres.as_ref();
+        let preload = postgres.and_then(|postgres| postgres.settings.get("shared_preload_libraries"));
+        Start {
+            goal,
+            target,
+            restore_command,
+            hot_standby: false,
+            preload: preload.cloned().unwrap_or_default(),
+            settings: self.server_settings.clone(),
+            timeout: self.start_timeout,
+        }
+    }
 }
 
 /// Why there was no drill.
@@ -275,16 +307,7 @@ pub(super) fn files_again(run: &Run<'_>) -> Result<(), String> {
 fn write_files(run: &Run<'_>) -> Result<(Option<restore::RestoredDatabase>, Vec<String>), Trouble> {
     let ground = run.settings.ground;
     ground.repository().map_err(Trouble::Unable).and_then(|repository| {
-        let settings = RestoreSettings {
-            identities: ground.identities.clone(),
-            workers: ground.workers,
-            bin_directory: run.settings.bin_directory.map(Path::to_owned),
-            start_timeout: run.settings.start_timeout,
-            probe: None,
-            spool: None,
-            temporary: run.settings.place.temporary.clone(),
-            owner: run.place.owner(),
-        };
+        let settings = run.settings.restore_settings(run.place);
         let restored = restore::run(&repository, ground.backup, &run.plan.restore, &settings, ground.progress);
         Ok((restored.map_err(Trouble::of)?, around(&repository)))
     })

@@ -1,7 +1,5 @@
 //! Restores for scenarios: once more, in a place of its own, to a first answer, and away again.
 
-use std::path::Path;
-
 use lifeboat_core::drill::Scenario;
 use lifeboat_core::drill::plan::DrillPlan;
 use lifeboat_core::restore::{self as planning, RestoreRequest};
@@ -9,14 +7,14 @@ use lifeboat_core::verify::Finding;
 
 use super::controls::one_line;
 use super::ground;
-use super::place::{Goal, Place, PlaceSettings, Server, Start, StopMode};
+use super::place::{Goal, Place, PlaceSettings, Server, StopMode};
 use super::restored::fed;
 use super::run::{DrillSettings, around};
 use super::scenarios::{Restores, Trial};
 use crate::artifacts::{ArtifactSet, Reader, restore_set};
 use crate::opened_backup;
 use crate::repository::Repository;
-use crate::restore::{self, RestoreSettings};
+use crate::restore;
 use crate::verify::artifact_finding;
 use lifeboat_core::drill::Outcome;
 
@@ -55,29 +53,13 @@ impl Trials<'_> {
         request.recovery = way.as_ref().map(|way| way.recovery());
         request.accept_degraded = self.plan.restore.degraded;
         let plan = planning::plan(&backup.manifest, backup.digest, &request).map_err(one_line)?;
-        let settings = RestoreSettings {
-            identities: ground.identities.clone(),
-            workers: ground.workers,
-            bin_directory: self.settings.bin_directory.map(Path::to_owned),
-            start_timeout: self.settings.start_timeout,
-            probe: None,
-            spool: None,
-            temporary: self.settings.place.temporary.clone(),
-            owner: place.owner(),
-        };
+        let settings = self.settings.restore_settings(place);
         let mut trial = Trial::default();
         restore::run(repository, &backup, &plan, &settings, ground.progress).map_err(one_line)?;
         if let Some(database) = &plan.database {
             let major = database.version_num.unwrap_or(0) / 10_000;
-            let postgres = backup.manifest.postgres.as_ref();
-            let preload = postgres.and_then(|postgres| postgres.settings.get("shared_preload_libraries")).cloned().unwrap_or_default();
             let started = fed(self.settings, way.as_ref(), place, repository, |command| {
-                let start = Start {
-                    restore_command: command,
-                    preload,
-                    settings: self.settings.server_settings.clone(),
-                    ..Start::of(database, Goal::Writable, self.settings.start_timeout)
-                };
+                let start = self.settings.start(Goal::Writable, database.settings.clone(), command);
                 Server::start(place, self.settings.bin_directory, major, &start).map_err(one_line)
             })?;
             let (server, fed) = started;

@@ -126,3 +126,8 @@ impl PgError {
         }
     }
 }
+
+/// A name in a statement (manual, "Identifiers and Key Words"), or in a command of the replication protocol.
+pub(crate) fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}

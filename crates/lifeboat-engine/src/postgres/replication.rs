@@ -6,7 +6,7 @@
 use lifeboat_core::wal::{Lsn, Timeline};
 
 use super::connection::{Connection, CopyStart};
-use super::{PgError, Purpose};
+use super::{PgError, Purpose, identifier};
 
 /// What a physical replication slot still has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,21 +34,16 @@ pub struct Slot {
     pub active_pid: Option<i32>,
 }
 
-/// The slot's name as an identifier of the replication protocol.
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
-
 impl Connection {
     /// Makes a physical slot that keeps WAL from now on (`RESERVE_WAL`: from the last redo point). Over replication.
     pub fn create_physical_slot(&self, name: &str) -> Result<(), PgError> {
         // This form of the options is understood by all of 13 to 18.
-        self.query(&format!("CREATE_REPLICATION_SLOT {} PHYSICAL RESERVE_WAL", quoted(name)), &[]).map(drop)
+        self.query(&format!("CREATE_REPLICATION_SLOT {} PHYSICAL RESERVE_WAL", identifier(name)), &[]).map(drop)
     }
 
     /// Drops a slot; one that is in use is an error (SQLSTATE 55006). Over replication.
     pub fn drop_slot(&self, name: &str) -> Result<(), PgError> {
-        self.query(&format!("DROP_REPLICATION_SLOT {}", quoted(name)), &[]).map(drop)
+        self.query(&format!("DROP_REPLICATION_SLOT {}", identifier(name)), &[]).map(drop)
     }
 
     /// Looks at a slot over SQL (`pg_replication_slots`, whose `wal_status` came with version 13).
@@ -75,7 +70,7 @@ impl Connection {
         if self.server_version() < 150_000 {
             return Err(PgError::Unsupported { reason: "a server older than 15 tells about slots only over SQL".to_owned() });
         }
-        let rows = self.query(&format!("READ_REPLICATION_SLOT {}", quoted(name)), &[])?;
+        let rows = self.query(&format!("READ_REPLICATION_SLOT {}", identifier(name)), &[])?;
         let row = rows.one()?;
         // All columns are NULL where there is no such slot.
         if row.get_opt("slot_type")?.is_none() {
@@ -93,6 +88,6 @@ impl Connection {
 
     /// Starts the WAL stream of a timeline at `from`, through a slot.
     pub fn start_physical(&mut self, slot: &str, from: Lsn, timeline: Timeline) -> Result<CopyStart<'_>, PgError> {
-        self.copy_both(&format!("START_REPLICATION SLOT {} PHYSICAL {from} TIMELINE {timeline}", quoted(slot)))
+        self.copy_both(&format!("START_REPLICATION SLOT {} PHYSICAL {from} TIMELINE {timeline}", identifier(slot)))
     }
 }

@@ -1,11 +1,11 @@
 //! `[audit]`: who signs this host's records, whose records count, and where its journal is (docs/audit.md).
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Origin, Setting, Source, UserKeys, environment};
+use super::{Origin, Setting, Source, UserKeys, state_directory};
 
 /// The table as it is written.
 #[derive(Debug, Default, Deserialize)]
@@ -40,10 +40,7 @@ impl AuditSettings {
     pub(super) fn resolve(source: &Source<'_>, table: AuditTable, user_keys: &UserKeys) -> Self {
         let own = user_keys.audit_key();
         let own = own.exists().then(|| Setting { value: own, origin: Origin::User(user_keys.directory.clone()) });
-        let state = std::env::var_os("XDG_STATE_HOME")
-            .map(PathBuf::from)
-            .or_else(|| environment("HOME").map(|home| Path::new(&home).join(".local/state")))
-            .unwrap_or_else(|| PathBuf::from("/var/lib"));
+        let state = state_directory().unwrap_or_else(|| PathBuf::from("/var/lib"));
         let by_default = Setting { value: state.join("lifeboat/audit"), origin: Origin::Default };
         Self {
             key_file: source.path("LIFEBOAT_AUDIT_KEY", table.key_file).or(own),

@@ -1,7 +1,7 @@
 //! `[drill]`: where drills work, what they check and play through (docs/drill.md), and what a backup records for them (docs/drill-truth.md).
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use lifeboat_core::drill::{Assertion, Scenario};
@@ -9,7 +9,7 @@ use lifeboat_core::truth::Budget;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Origin, Setting, Source, environment, parse_bytes, parse_days, shown_span};
+use super::{Origin, Setting, Source, parse_bytes, parse_days, shown_span, state_directory};
 use crate::failure::Failure;
 
 /// The table as it is written.
@@ -158,8 +158,5 @@ fn default_directory() -> PathBuf {
     if rustix::process::geteuid().is_root() {
         return PathBuf::from("/var/lib/lifeboat/drills");
     }
-    std::env::var_os("XDG_STATE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| environment("HOME").map(|home| Path::new(&home).join(".local/state")))
-        .map_or_else(|| PathBuf::from("/var/lib/lifeboat/drills"), |state| state.join("lifeboat/drills"))
+    state_directory().map_or_else(|| PathBuf::from("/var/lib/lifeboat/drills"), |state| state.join("lifeboat/drills"))
 }

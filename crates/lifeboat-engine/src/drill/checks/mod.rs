@@ -40,7 +40,7 @@ use std::time::{Duration, Instant};
 
 use lifeboat_core::drill::{Check, CheckResult, Outcome, tool_output};
 
-use crate::postgres::{Connection, Dsn, PgError, Purpose};
+use crate::postgres::{Connection, Dsn, PgError, Purpose, identifier};
 use crate::restore::server;
 use process::{How, Run};
 
@@ -222,11 +222,6 @@ fn timed(check: impl FnOnce() -> CheckResult) -> CheckResult {
     let begun = Instant::now();
     let result = check();
     result.took(begun.elapsed().as_secs_f64())
-}
-
-/// A name in a statement (manual, "Identifiers and Key Words").
-fn identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// A value in a connection string (manual, "Connection Strings"): in quotes, with backslashes before quotes and backslashes.
