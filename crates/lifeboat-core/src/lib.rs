@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod alert;
 pub mod approval;
 pub mod artifacts;
 pub mod attestation;
@@ -22,6 +23,7 @@ pub mod prune;
 pub mod replicate;
 pub mod repository;
 pub mod restore;
+pub mod status;
 pub mod trust;
 pub mod truth;
 pub mod verify;

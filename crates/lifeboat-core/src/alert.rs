@@ -1,0 +1,97 @@
+//! What somebody has to be told: which alerts there are, when each is raised, and who was told what when.
+//!
+//! [`CATALOGUE`] is the list that the documentation, the rules for Prometheus and the tests are held against; [`raise`] decides which of them hold;
+//! [`book`] remembers whom they were told to, so that nobody is told the same twice a minute, and everybody is told when it is over.
+
+pub mod book;
+mod raise;
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
+pub use crate::status::Severity;
+pub use raise::{Terms, raise, stale};
+
+/// An alert that holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alert {
+    /// Which of the [`CATALOGUE`].
+    pub name: Cow<'static, str>,
+    /// What it is of: a repository, a backup, a slot, a disk; with the name it tells alerts apart. May be empty.
+    pub subject: String,
+    /// How serious.
+    pub severity: Severity,
+    /// What is the matter, with the numbers.
+    pub summary: String,
+    /// What to do: begins with a command where there is one.
+    pub fix: String,
+}
+
+impl Alert {
+    /// Tells it apart from others, for those who are told of it.
+    pub fn key(&self) -> String {
+        if self.subject.is_empty() { self.name.to_string() } else { format!("{}/{}", self.name, self.subject) }
+    }
+
+    /// Where the runbook has its section: `docs/alerts.md`, with the name as the anchor.
+    pub fn runbook(&self) -> String {
+        format!("docs/alerts.md#{}", self.name)
+    }
+}
+
+/// A kind of alert.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kind {
+    /// Its name: a word for programs, and the anchor of its section in the runbook.
+    pub name: &'static str,
+    /// The worst that it can be.
+    pub severity: Severity,
+    /// When it is raised.
+    pub when: &'static str,
+}
+
+const fn kind(name: &'static str, severity: Severity, when: &'static str) -> Kind {
+    Kind { name, severity, when }
+}
+
+use Severity::{Critical, Warning};
+
+/// Every kind of alert that there is.
+pub const CATALOGUE: &[Kind] = &[
+    kind("no-backup", Critical, "no backup of the system counts: there is none, or none is whole and signed by somebody who is trusted"),
+    kind("backup-failed", Critical, "the last backup on this host failed or was interrupted"),
+    kind("backup-overdue", Critical, "the newest backup that counts is older than alerts.backup_age"),
+    kind("backup-degraded", Critical, "pages were damaged already where the newest backup took them from"),
+    kind("backup-unreadable", Critical, "the manifest of a backup is missing or cannot be read"),
+    kind("signature-invalid", Critical, "the signature of a backup or of a drill's report does not hold"),
+    kind("rpo-missed", Critical, "more would be lost now than objectives.rpo allows"),
+    kind("wal-gap", Critical, "WAL is missing in the middle of what could be gone back to"),
+    kind("wal-lag", Warning, "WAL reaches the repository late"),
+    kind("wal-stopped", Critical, "WAL does not reach the repository at all, or cannot be replayed there"),
+    kind("wal-ready", Warning, "finished WAL files pile up behind archive_command"),
+    kind("receiver-down", Critical, "the WAL receiver does not run, or is not connected"),
+    kind("sync-degraded", Critical, "commits are not held until they are durable, against wal.mode = sync"),
+    kind("slot-at-risk", Critical, "the replication slot has lost WAL, will soon, or holds WAL without a limit"),
+    kind("clock-skew", Warning, "the server's clock and this host's differ"),
+    kind("server-unreachable", Critical, "the server does not answer"),
+    kind("repository-unreachable", Critical, "a repository cannot be read"),
+    kind("replica-behind", Warning, "a replica does not have what the primary has"),
+    kind("verify-findings", Critical, "the last verification found damage, or did not end"),
+    kind("drill-failed", Critical, "the last drill failed or was interrupted"),
+    kind("drill-objective", Critical, "the last drill missed an objective"),
+    kind("drill-overdue", Warning, "no drill has succeeded for longer than objectives.drill"),
+    kind("drill-evidence", Critical, "the row of drill reports has a hole, or one that nobody signed"),
+    kind("policy-denied", Warning, "the policy denied, or could not decide, something that was to be done on this host"),
+    kind("task-failed", Warning, "expire, prune or replicate failed or was interrupted"),
+    kind("task-late", Warning, "a task of the agent did not begin when it should have"),
+    kind("key-ending", Critical, "a key or a certificate ends within alerts.key_days, or has ended"),
+    kind("disk-space", Critical, "a file system that must not fill has less free than alerts.disk_free_percent"),
+    kind("status-unknown", Warning, "something could not be looked at"),
+    kind("status-stale", Critical, "the agent has not been able to look for a long time"),
+];
+
+/// The kind of this name.
+pub fn find(name: &str) -> Option<&'static Kind> {
+    CATALOGUE.iter().find(|kind| kind.name == name)
+}

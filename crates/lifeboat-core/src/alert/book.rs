@@ -1,0 +1,214 @@
+//! Who was told what when: alerts in, messages out.
+//!
+//! A pure value: whoever sends a [`Message`] says afterwards whether it arrived, and what did not arrive comes again. So an alert that is resolved while
+//! a sink is down is told of as both, and one that comes back within a moment is told of once.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::{Alert, Severity};
+
+/// How alerts are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rhythm {
+    /// A new alert waits so long for others, so that one accident is one message (`alerts.group_wait`).
+    pub group_wait: SignedDuration,
+    /// What still holds is told again after this (`alerts.repeat`).
+    pub repeat: SignedDuration,
+    /// An alert has to be gone for so long before it is over: what comes and goes is told once (`alerts.resolve_after`).
+    pub resolve_after: SignedDuration,
+}
+
+/// One alert, since when, and who knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// As it was last seen.
+    pub alert: Alert,
+    /// Since when it holds.
+    pub since: Timestamp,
+    /// When it was last seen to hold.
+    pub seen: Timestamp,
+    /// When it was last told, and how serious it was then.
+    #[serde(default)]
+    pub told: Option<(Timestamp, Severity)>,
+}
+
+/// What one sink is told at once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// What holds and was not told, or is told again; the worst first.
+    pub firing: Vec<Notice>,
+    /// What was told and is over.
+    pub resolved: Vec<Notice>,
+}
+
+/// One alert in a message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notice {
+    /// The alert.
+    pub alert: Alert,
+    /// Since when it holds.
+    pub since: Timestamp,
+    /// When it was last seen to hold: when it ended, of one that is over.
+    pub seen: Timestamp,
+    /// It was told before.
+    pub again: bool,
+}
+
+/// What one sink has been told.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Book {
+    /// By [`Alert::key`].
+    pub entries: BTreeMap<String, Entry>,
+}
+
+impl Book {
+    /// Notes what holds now.
+    pub fn note(&mut self, firing: &[Alert], now: Timestamp, rhythm: &Rhythm) {
+        for alert in firing {
+            let entry = self.entries.entry(alert.key());
+            let entry = entry.or_insert_with(|| Entry { alert: alert.clone(), since: now, seen: now, told: None });
+            entry.alert = alert.clone();
+            entry.seen = now;
+        }
+        // What nobody was told of and is gone need not be told.
+        self.entries.retain(|_, entry| entry.told.is_some() || entry.seen == now || now.duration_since(entry.seen) < rhythm.resolve_after);
+    }
+
+    /// What is to be told now. `None`: nothing.
+    pub fn message(&self, now: Timestamp, rhythm: &Rhythm) -> Option<Message> {
+        let gone = |entry: &Entry| now.duration_since(entry.seen) >= rhythm.resolve_after && entry.seen < now;
+        let notice =
+            |entry: &Entry| Notice { alert: entry.alert.clone(), since: entry.since, seen: entry.seen, again: entry.told.is_some() };
+        let holds = |entry: &&Entry| !gone(entry);
+        let due = |entry: &Entry| match entry.told {
+            None => now.duration_since(entry.since) >= rhythm.group_wait,
+            // One that got worse is news.
+            Some((at, severity)) => entry.alert.severity < severity || now.duration_since(at) >= rhythm.repeat,
+        };
+        let resolved: Vec<Notice> = self.entries.values().filter(|entry| gone(entry) && entry.told.is_some()).map(notice).collect();
+        let mut firing = Vec::new();
+        if self.entries.values().filter(holds).any(due) {
+            // Whoever is told at all is told of everything that is new, so that one accident is one message.
+            firing.extend(self.entries.values().filter(holds).filter(|entry| entry.told.is_none() || due(entry)).map(notice));
+            firing.sort_by_key(|notice: &Notice| notice.alert.severity);
+        }
+        (!firing.is_empty() || !resolved.is_empty()).then_some(Message { firing, resolved })
+    }
+
+    /// A message has arrived.
+    pub fn arrived(&mut self, message: &Message, now: Timestamp) {
+        for notice in &message.firing {
+            if let Some(entry) = self.entries.get_mut(&notice.alert.key()) {
+                entry.told = Some((now, notice.alert.severity));
+            }
+        }
+        for notice in &message.resolved {
+            // It may hold again by now: then it is a new one.
+            if self.entries.get(&notice.alert.key()).is_some_and(|entry| entry.seen == notice.seen) {
+                self.entries.remove(&notice.alert.key());
+            }
+        }
+    }
+
+    /// What holds, the worst first.
+    pub fn firing(&self, now: Timestamp, rhythm: &Rhythm) -> Vec<&Entry> {
+        let mut firing: Vec<&Entry> = self.entries.values().filter(|entry| now.duration_since(entry.seen) < rhythm.resolve_after).collect();
+        firing.sort_by_key(|entry| entry.alert.severity);
+        firing
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RHYTHM: Rhythm = Rhythm {
+        group_wait: SignedDuration::from_secs(30),
+        repeat: SignedDuration::from_hours(4),
+        resolve_after: SignedDuration::from_secs(60),
+    };
+
+    fn alert(name: &'static str, severity: Severity) -> Alert {
+        Alert { name: name.into(), subject: String::new(), severity, summary: "s".into(), fix: "f".into() }
+    }
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + seconds).unwrap()
+    }
+
+    fn names(notices: &[Notice]) -> Vec<&str> {
+        notices.iter().map(|notice| notice.alert.name.as_ref()).collect()
+    }
+
+    #[test]
+    fn one_accident_is_one_message_and_is_told_again_only_after_a_while() {
+        let mut book = Book::default();
+        book.note(&[alert("wal-lag", Severity::Warning)], at(0), &RHYTHM);
+        assert_eq!(book.message(at(10), &RHYTHM), None);
+        let both = [alert("wal-lag", Severity::Warning), alert("server-unreachable", Severity::Critical)];
+        book.note(&both, at(29), &RHYTHM);
+        let message = book.message(at(30), &RHYTHM).unwrap();
+        assert_eq!(names(&message.firing), ["server-unreachable", "wal-lag"], "the worst first, the new one with it");
+        // It did not arrive: it comes again.
+        assert_eq!(book.message(at(31), &RHYTHM).as_ref(), Some(&message));
+        book.arrived(&message, at(31));
+        book.note(&both, at(60), &RHYTHM);
+        assert_eq!(book.message(at(61), &RHYTHM), None);
+        let later = 31 + 4 * 3600;
+        book.note(&both, at(later), &RHYTHM);
+        let again = book.message(at(later), &RHYTHM).unwrap();
+        assert_eq!(names(&again.firing), ["server-unreachable", "wal-lag"]);
+        assert!(again.firing.iter().all(|notice| notice.again && notice.since <= at(29)));
+    }
+
+    #[test]
+    fn what_gets_worse_is_told_at_once() {
+        let mut book = Book::default();
+        book.note(&[alert("disk-space", Severity::Warning)], at(0), &RHYTHM);
+        let message = book.message(at(30), &RHYTHM).unwrap();
+        book.arrived(&message, at(30));
+        book.note(&[alert("disk-space", Severity::Critical)], at(90), &RHYTHM);
+        assert_eq!(names(&book.message(at(90), &RHYTHM).unwrap().firing), ["disk-space"]);
+    }
+
+    #[test]
+    fn what_is_over_is_told_once_to_those_who_were_told_that_it_began() {
+        let mut book = Book::default();
+        book.note(&[alert("wal-lag", Severity::Warning)], at(0), &RHYTHM);
+        // Gone before anybody was told: nobody is.
+        book.note(&[], at(61), &RHYTHM);
+        assert_eq!((book.message(at(61), &RHYTHM), book.entries.len()), (None, 0));
+        book.note(&[alert("wal-lag", Severity::Warning)], at(100), &RHYTHM);
+        book.note(&[alert("wal-lag", Severity::Warning)], at(130), &RHYTHM);
+        let message = book.message(at(130), &RHYTHM).unwrap();
+        book.arrived(&message, at(130));
+        // Gone for a moment only.
+        book.note(&[], at(160), &RHYTHM);
+        assert_eq!(book.message(at(160), &RHYTHM), None);
+        book.note(&[], at(190), &RHYTHM);
+        let over = book.message(at(190), &RHYTHM).unwrap();
+        assert_eq!((names(&over.firing), names(&over.resolved)), (vec![], vec!["wal-lag"]));
+        assert_eq!(over.resolved[0].seen, at(130));
+        // The message is lost, and the alert comes back meanwhile: it is not over.
+        let mut back = book.clone();
+        back.note(&[alert("wal-lag", Severity::Warning)], at(200), &RHYTHM);
+        back.arrived(&over, at(201));
+        assert_eq!(back.entries.len(), 1);
+        book.arrived(&over, at(201));
+        assert_eq!(book.entries.len(), 0);
+    }
+
+    #[test]
+    fn nothing_waits_where_nothing_is_to_wait_for() {
+        let rhythm = Rhythm { group_wait: SignedDuration::ZERO, resolve_after: SignedDuration::ZERO, ..RHYTHM };
+        let mut book = Book::default();
+        book.note(&[alert("wal-gap", Severity::Critical)], at(0), &rhythm);
+        let message = book.message(at(0), &rhythm).unwrap();
+        book.arrived(&message, at(0));
+        book.note(&[], at(1), &rhythm);
+        assert_eq!(names(&book.message(at(1), &rhythm).unwrap().resolved), ["wal-gap"]);
+    }
+}

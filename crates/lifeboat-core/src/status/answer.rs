@@ -1,0 +1,211 @@
+//! Can I recover, to when, how fast, and when was that proven?
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::seen::{BackupSeen, BackupState, Observed, SignatureState};
+
+/// Whether a disaster now would be survived, as far as was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Yes, within the objectives, and a drill has proven it.
+    Recoverable,
+    /// Yes, but something speaks against it: an objective, a proof, a doubt.
+    AtRisk,
+    /// There is nothing to recover from.
+    NotRecoverable,
+    /// Nobody could look.
+    Unknown,
+}
+
+impl Verdict {
+    /// In words.
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Recoverable => "yes",
+            Self::AtRisk => "yes, but",
+            Self::NotRecoverable => "no",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// What a drill has proven.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Proof {
+    /// The last drill that succeeded.
+    pub drill: String,
+    /// When it was.
+    pub at: Timestamp,
+    /// Seconds until everything was back.
+    #[serde(default)]
+    pub rto_seconds: Option<f64>,
+    /// Seconds of commits that would have been lost then.
+    #[serde(default)]
+    pub rpo_seconds: Option<f64>,
+    /// Later drills that did not succeed.
+    pub failed_since: u64,
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// In a word.
+    pub verdict: Verdict,
+    /// What speaks against it, the worst first.
+    pub reasons: Vec<String>,
+    /// The first moment that the database can be brought back to.
+    #[serde(default)]
+    pub from: Option<Timestamp>,
+    /// The last one.
+    #[serde(default)]
+    pub to: Option<Timestamp>,
+    /// What would be lost if the host went now, in seconds; `None`: nobody knows.
+    #[serde(default)]
+    pub rpo_seconds: Option<u64>,
+    /// That is within the objective.
+    #[serde(default)]
+    pub rpo_met: Option<bool>,
+    /// What the last successful drill has proven.
+    #[serde(default)]
+    pub proof: Option<Proof>,
+    /// Its time is within the objective.
+    #[serde(default)]
+    pub rto_met: Option<bool>,
+    /// It is not older than drills may be.
+    #[serde(default)]
+    pub proof_fresh: Option<bool>,
+    /// The backup that a restore of the present would begin with.
+    #[serde(default)]
+    pub backup: Option<String>,
+}
+
+/// Seconds from one moment to a later one; 0 if it is not later.
+pub(crate) fn seconds_between(earlier: Timestamp, later: Timestamp) -> u64 {
+    later.duration_since(earlier).as_secs().max(0).unsigned_abs()
+}
+
+/// The backup of a cluster, or of artifacts where the system has no cluster, that restores begin with.
+fn newest(observed: &Observed, wanted: impl Fn(&BackupSeen) -> bool) -> Option<&BackupSeen> {
+    observed.backups.iter().flatten().find(|backup| backup.counts() && backup.whole_until.is_none() && wanted(backup))
+}
+
+/// The moment up to which the newest backup that counts keeps the system: its database's, or when it began.
+pub(crate) fn covers(backup: &BackupSeen) -> Option<Timestamp> {
+    backup.consistent_at.or(backup.started)
+}
+
+/// The newest backup that has what the system is: a database where a server is configured.
+pub(crate) fn newest_whole(observed: &Observed) -> Option<&BackupSeen> {
+    let database = observed.server.is_some();
+    newest(observed, |backup| !database || backup.copy.is_some())
+}
+
+/// Answers.
+pub fn answer(observed: &Observed) -> Answer {
+    let backup = newest_whole(observed);
+    let (from, to) = span(observed, backup);
+    let complete = observed.wal.as_ref().is_some_and(|wal| wal.lag_bytes == Some(0) && !wal.windows.is_empty());
+    let rpo_seconds = match (backup, complete) {
+        (None, _) => None,
+        // Everything that the server has written is in the repository.
+        (Some(_), true) => Some(0),
+        (Some(_), false) => to.map(|to| seconds_between(to, observed.at)),
+    };
+    let rpo_met = rpo_seconds.map(|seconds| seconds <= observed.objectives.rpo_seconds);
+    let proof = proof(observed);
+    let rto_met = proof.as_ref().and_then(|proof| proof.rto_seconds).map(|seconds| seconds <= observed.objectives.rto_seconds as f64);
+    let proof_fresh = proof.as_ref().map(|proof| seconds_between(proof.at, observed.at) <= observed.objectives.drill_seconds);
+    let mut answer = Answer {
+        verdict: Verdict::Unknown,
+        reasons: Vec::new(),
+        from,
+        to,
+        rpo_seconds,
+        rpo_met,
+        proof,
+        rto_met,
+        proof_fresh,
+        backup: backup.map(|backup| backup.id.clone()),
+    };
+    answer.reasons = reasons(observed, &answer, backup);
+    answer.verdict = match (backup, &observed.backups) {
+        (Some(_), _) if answer.reasons.is_empty() => Verdict::Recoverable,
+        (Some(_), _) => Verdict::AtRisk,
+        (None, Some(_)) => Verdict::NotRecoverable,
+        (None, None) => Verdict::Unknown,
+    };
+    answer
+}
+
+/// From when to when the database can be brought back; without WAL, the moments of the backups.
+fn span(observed: &Observed, newest: Option<&BackupSeen>) -> (Option<Timestamp>, Option<Timestamp>) {
+    let backups = || observed.backups.iter().flatten().filter(|backup| backup.counts()).filter_map(covers);
+    let windows = || observed.wal.iter().flat_map(|wal| &wal.windows);
+    let from = windows().filter_map(|window| window.from.time).chain(backups()).min();
+    // The newest window only: one that a hole ended does not reach the present, whatever is behind the hole.
+    let reached = windows().filter_map(|window| window.to.time).max();
+    let last_commit = observed.wal.as_ref().filter(|wal| wal.windows.iter().any(|window| window.stopped_by.is_none()));
+    let last_commit = last_commit.and_then(|wal| wal.last_commit).filter(|_| reached.is_some());
+    let to = [reached, last_commit, newest.and_then(covers)].into_iter().flatten().max();
+    (from, to)
+}
+
+fn proof(observed: &Observed) -> Option<Proof> {
+    let entries = &observed.drills.as_ref()?.entries;
+    let at = entries.iter().position(super::DrillSeen::succeeded)?;
+    let drill = &entries[at];
+    Some(Proof {
+        drill: drill.id.clone(),
+        at: drill.at,
+        rto_seconds: drill.rto_seconds,
+        rpo_seconds: drill.rpo_seconds,
+        failed_since: at as u64,
+    })
+}
+
+fn reasons(observed: &Observed, answer: &Answer, backup: Option<&BackupSeen>) -> Vec<String> {
+    let mut reasons = Vec::new();
+    match (&observed.backups, backup) {
+        (None, _) => reasons.push("nobody could look at the backups".to_owned()),
+        (Some(all), None) if all.is_empty() => reasons.push("there is no backup".to_owned()),
+        (Some(all), None) if all.iter().all(|one| one.signature == SignatureState::NotChecked) => {
+            reasons.push("no signature was checked: no trusted key is configured".to_owned());
+        }
+        (Some(_), None) => reasons
+            .push("no backup counts: each is damaged, expired, without the database, or not signed by anybody who is trusted".to_owned()),
+        (Some(all), Some(backup)) => {
+            let newer = all.iter().take_while(|one| one.id != backup.id).count();
+            if newer > 0 {
+                reasons.push(format!("{newer} newer backups do not count"));
+            }
+            if backup.state == BackupState::Degraded {
+                reasons.push(format!("backup {} has damaged pages", backup.id));
+            }
+        }
+    }
+    if answer.rpo_met == Some(false) {
+        reasons.push("the RPO is missed".to_owned());
+    }
+    if backup.is_some() && answer.rpo_seconds.is_none() {
+        reasons.push("nobody knows what would be lost".to_owned());
+    }
+    let primary = observed.repositories.first();
+    if let Some(trouble) = primary.and_then(|primary| primary.trouble.as_ref()) {
+        reasons.push(format!("the primary repository cannot be read: {trouble}"));
+    }
+    match (&answer.proof, answer.proof_fresh) {
+        (None, _) => reasons.push("no drill has proven it".to_owned()),
+        (Some(_), Some(false)) => reasons.push("the last drill that succeeded is too old".to_owned()),
+        (Some(proof), _) if proof.failed_since > 0 => reasons.push("the last drill did not succeed".to_owned()),
+        _ => {}
+    }
+    if answer.rto_met == Some(false) {
+        reasons.push("the last drill took longer than the RTO allows".to_owned());
+    }
+    if observed.wal.as_ref().is_some_and(|wal| wal.findings.iter().any(|finding| finding.severity == super::Severity::Critical)) {
+        reasons.push("something is wrong with the way of WAL".to_owned());
+    }
+    reasons
+}
