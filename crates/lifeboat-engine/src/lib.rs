@@ -37,3 +37,4 @@ pub mod store;
 pub mod truth;
 pub mod verify;
 pub mod wal;
+pub mod web;

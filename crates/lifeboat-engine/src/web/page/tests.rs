@@ -1,0 +1,1 @@
+//! What is on the pages, and what does not get out of them.
