@@ -30,7 +30,7 @@ pub trait Source: Send + Sync + 'static {
     /// Who looks.
     fn agent(&self) -> AgentView;
 
-    /// Metrics, as OpenMetrics or in Prometheus' own text; `None`: there are none.
+    /// Metrics, as OpenMetrics or in Prometheus' own text; `None`: there are none yet.
     fn metrics(&self, open_metrics: bool) -> Option<String>;
 
     /// The page that a drill left, if it is the one that was signed. It may take its time: it is called on a thread of its own, a few at once.
@@ -69,6 +69,7 @@ pub struct AgentView {
     /// Since when it runs.
     pub since: Timestamp,
     /// What it does there.
+    #[serde(flatten)]
     pub part: Part,
     /// It looks again after so many seconds.
     pub interval_seconds: u64,

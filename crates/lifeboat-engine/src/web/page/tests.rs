@@ -1,1 +1,0 @@
-//! What is on the pages, and what does not get out of them.
