@@ -15,6 +15,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use lifeboat_core::attestation::{DRILL_PREDICATE_TYPE, TEST_RESULT_PREDICATE_TYPE};
 use lifeboat_core::drill::judge::turned_red;
 use lifeboat_core::drill::{CheckResult, ControlResult, Outcome, Report, ScenarioResult, Verdict, span};
+use lifeboat_core::plain::plain;
 use lifeboat_core::repository::Sha256;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -38,7 +39,7 @@ pub fn render(report: &Report, report_sha256: Sha256, earlier: &History) -> Stri
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
                 meta name="referrer" content="no-referrer";
-                title { (shown(&title)) }
+                title { (plain(&title)) }
                 style { (PreEscaped(STYLE)) }
             }
             body {
