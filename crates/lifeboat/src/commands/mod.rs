@@ -19,6 +19,7 @@ mod replicate;
 mod restore;
 mod restore_point;
 mod show;
+mod status_text;
 mod verify;
 pub(crate) mod wal;
 
