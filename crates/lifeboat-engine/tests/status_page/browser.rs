@@ -175,8 +175,19 @@ fn everybody_can_read_every_page_of_a_system_that_is_well_or_was_not_seen() {
 
 #[test]
 fn everybody_can_read_every_page_of_a_system_in_trouble() {
-    let seen = everybody_can_read(&["at-risk", "lost", "hostile", "many"]);
+    let seen = everybody_can_read(&["at-risk", "lost"]);
     assert!(seen["lost-overview-360-dark"].text.contains("No, there is nothing to recover from"));
+}
+
+#[test]
+fn everybody_can_read_what_a_hostile_system_is_called() {
+    let seen = everybody_can_read(&["hostile"]);
+    assert!(seen["hostile-overview-360-dark"].text.contains("\\u{202e}"));
+}
+
+#[test]
+fn everybody_can_read_about_ten_thousand_backups() {
+    let seen = everybody_can_read(&["many"]);
     assert!(seen["many-backups-1280-light"].text.contains("Page 1 of 100"));
 }
 
