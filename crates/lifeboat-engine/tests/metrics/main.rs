@@ -1,7 +1,8 @@
-//! Metrics and their textfile, with the programs that read them.
+//! Metrics, their textfile, the rules and the dashboard, with the programs that read them.
 
 mod exposition;
 mod programs;
+mod rules;
 mod scraped;
 mod system;
 mod text;
