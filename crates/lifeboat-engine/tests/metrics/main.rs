@@ -1,5 +1,6 @@
 //! Metrics, their textfile, the rules and the dashboard, with the programs that read them.
 
+mod dashboard;
 mod exposition;
 mod programs;
 mod rules;
