@@ -95,6 +95,13 @@ pub(crate) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Write the manual pages, one for each command and one for the configuration file
+    #[command(hide = true)]
+    Man {
+        /// Write them into this directory, which is made if it is missing
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -376,6 +383,8 @@ pub(crate) enum Key {
 pub(crate) enum Config {
     /// Print each setting and where it came from
     Show,
+    /// Print a configuration file with a line for every setting, each commented out
+    Example,
 }
 
 #[derive(Debug, Args)]

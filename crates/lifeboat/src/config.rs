@@ -6,6 +6,7 @@ mod audit;
 mod drill;
 pub(crate) mod edit;
 mod policy;
+pub(crate) mod reference;
 mod repositories;
 mod signing;
 mod trust;

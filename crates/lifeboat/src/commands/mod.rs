@@ -12,6 +12,7 @@ mod expire;
 mod init;
 pub(crate) mod key;
 mod list;
+mod man;
 mod pin;
 pub(crate) mod policy;
 mod prune;
@@ -26,7 +27,7 @@ use std::io::Write as _;
 
 use clap::CommandFactory as _;
 
-use crate::cli::{Artifact, Cli, Command, Key, Wal};
+use crate::cli::{Artifact, Cli, Command, Config, Key, Wal};
 use crate::config::Settings;
 use crate::failure::Failure;
 use crate::output::Output;
@@ -41,7 +42,10 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
             let _ = std::io::stdout().write_all(&script);
             return Ok(0);
         }
+        Command::Man { out: directory } => return man::run(directory, out),
         Command::Demo(demo) => return demo::run(demo, out),
+        // Needs no configuration, and has to help where there is a broken one.
+        Command::Config(Config::Example) => return config::example(out),
         _ => {}
     }
     if cli.as_of.is_some() && !only_reads(&cli.command) {
@@ -71,8 +75,8 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
         Command::Key(key) => key::run(key, &settings, out),
         Command::Audit(audit) => audit::run(audit, &settings, out),
         Command::Policy(policy) => policy::run(policy, &settings, out),
-        Command::Config(config) => config::run(config, &settings, out),
-        Command::Completions { .. } | Command::Demo(_) => Ok(0),
+        Command::Config(_) => config::show(&settings, out),
+        Command::Completions { .. } | Command::Man { .. } | Command::Demo(_) => Ok(0),
     }
 }
 
