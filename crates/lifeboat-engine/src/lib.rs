@@ -14,6 +14,7 @@ pub mod drill;
 pub mod expire;
 pub mod export;
 pub mod hold;
+pub mod init;
 pub mod keys;
 pub mod lease;
 pub mod opened_backup;

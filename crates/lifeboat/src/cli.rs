@@ -106,21 +106,24 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct Init {
-    /// Write a commented configuration to this file
+    /// Write a commented configuration to this file, with what is found of a server on this host
     #[arg(long, value_name = "FILE")]
     pub(crate) write_config: Option<PathBuf>,
     /// Name of the protected system, for the configuration
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
-    /// How to reach the server, for the configuration
+    /// How to reach the server, for the configuration [default: the PG* variables, then /var/run/postgresql]
     #[arg(long, value_name = "DSN")]
     pub(crate) dsn: Option<String>,
-    /// Data directory of the server, for the configuration
+    /// Data directory of the server, for the configuration [default: as the server says]
     #[arg(long, value_name = "DIR")]
     pub(crate) data_directory: Option<PathBuf>,
     /// Directory of the artifacts, for the configuration
     #[arg(long, value_name = "DIR")]
     pub(crate) artifacts: Option<PathBuf>,
+    /// Directory for spool, journal and drills, for the configuration: /var/lib/lifeboat where the Debian package is
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_directory: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

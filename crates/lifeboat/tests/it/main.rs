@@ -18,6 +18,7 @@ mod drill_report;
 mod expire;
 mod failure;
 mod gate;
+mod init;
 mod key;
 mod moto;
 mod orchestrator;
