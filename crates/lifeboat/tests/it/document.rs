@@ -339,6 +339,12 @@ pub(crate) fn mentions(page: &str) -> Vec<(usize, String)> {
     found
 }
 
+/// Whether the program has a command of this name.
+pub(crate) fn has_command(name: &str) -> bool {
+    let output = Command::new(env!("CARGO_BIN_EXE_lifeboat")).arg("--help").env_clear().output().expect("it is built");
+    String::from_utf8_lossy(&output.stdout).lines().any(|line| line.split_whitespace().next() == Some(name))
+}
+
 /// Why a mentioned command is none: its words are no command, or an option of it is not there.
 pub(crate) fn is_command(mention: &str) -> Result<(), String> {
     let is_word = |word: &&str| word.chars().all(|c| c.is_ascii_lowercase() || c == '-') && !word.starts_with('-');
