@@ -20,10 +20,12 @@ mod expire;
 mod failure;
 mod gate;
 mod init;
+mod install;
 mod key;
 mod kubernetes;
 mod moto;
 mod orchestrator;
+mod package;
 mod policy;
 mod program;
 #[path = "../../../lifeboat-s3/tests/support/proxy.rs"]
