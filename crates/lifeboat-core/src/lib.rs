@@ -22,6 +22,7 @@ pub mod prune;
 pub mod replicate;
 pub mod repository;
 pub mod restore;
+pub mod trace_context;
 pub mod trust;
 pub mod truth;
 pub mod verify;

@@ -28,6 +28,9 @@ pub(crate) struct Cli {
     /// Print one JSON document on stdout
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    /// Form of the lines on stderr: text for people, or json, one object a line [default: text]
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", hide_possible_values = true)]
+    pub(crate) log_format: Option<crate::log::Format>,
     /// Go around the approvals, and say why: only where the policy allows that; everybody is told
     #[arg(long, global = true, value_name = "REASON", value_parser = crate::commands::approval::said)]
     pub(crate) break_glass: Option<String>,

@@ -5,6 +5,7 @@ mod approvals;
 mod audit;
 mod drill;
 pub(crate) mod edit;
+mod log;
 mod policy;
 mod repositories;
 mod signing;
@@ -25,6 +26,7 @@ use crate::failure::Failure;
 pub(crate) use approvals::{Approvals, ApprovalsTable};
 pub(crate) use audit::AuditSettings;
 pub(crate) use drill::DrillSettings;
+pub(crate) use log::LogSettings;
 pub(crate) use policy::{PolicyTable, PolicyTerms};
 pub(crate) use repositories::{Repositories, RepositorySettings, RepositoryTable};
 pub(crate) use signing::{SigningSettings, SigningTable, TimestampPart, Token};
@@ -51,6 +53,7 @@ pub(crate) struct File {
     pub(crate) policy: Option<PolicyTable>,
     pub(crate) audit: Option<audit::AuditTable>,
     pub(crate) drill: Option<drill::DrillTable>,
+    pub(crate) log: Option<log::LogTable>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -318,6 +321,7 @@ pub(crate) struct Settings {
     pub(crate) policy: PolicyTerms,
     pub(crate) audit: AuditSettings,
     pub(crate) drill: DrillSettings,
+    pub(crate) log: LogSettings,
     /// Why somebody goes around the approvals, if they do: for one command, and never from a file.
     pub(crate) break_glass: Option<String>,
     /// Where the user's own keys are, whether or not they are there.
@@ -683,6 +687,7 @@ impl Settings {
             policy: PolicyTerms::resolve(&source, file.policy.unwrap_or_default())?,
             approvals: Approvals::resolve(&source, file.approvals.unwrap_or_default())?,
             drill: DrillSettings::resolve(&source, file.drill.unwrap_or_default())?,
+            log: LogSettings::resolve(&source, file.log.unwrap_or_default(), cli.log_format)?,
             audit: AuditSettings::resolve(&source, file.audit.unwrap_or_default(), &user_keys),
             break_glass: cli.break_glass.clone(),
             user_keys,
@@ -806,6 +811,7 @@ impl Settings {
         rows.extend(owned(last));
         rows.extend(self.audit.rows());
         rows.extend(self.drill.rows());
+        rows.extend(self.log.rows());
         rows
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lifeboat_engine::progress::Progress;
 
+use crate::log::PhaseLine;
 use crate::output;
 
 /// Time between two lines about one phase where no bar can be drawn.
@@ -27,9 +28,16 @@ struct State {
     total: (u64, u64),
 }
 
+impl State {
+    fn line(&self, files: u64, bytes: u64) -> PhaseLine {
+        let seconds = self.begun.elapsed().as_millis() as f64 / 1000.0;
+        PhaseLine { phase: self.phase, seconds, files, bytes, total_files: None, total_bytes: None }
+    }
+}
+
 impl Shown {
     pub(crate) fn new() -> Self {
-        let bar = output::stderr_is_terminal().then(|| {
+        let bar = output::can_draw().then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
@@ -55,7 +63,7 @@ impl Shown {
             let rate = bytes as f64 / took.as_secs_f64().max(0.001);
             line.push_str(&format!(", {files} files, {}, {}/s", output::bytes(bytes), output::bytes(rate as u64)));
         }
-        output::say(&line);
+        output::tell_phase(state.line(files, bytes), &line);
     }
 
     /// Ends the last phase and takes the bar away.
@@ -104,7 +112,9 @@ impl Progress for Shown {
             && state.said.elapsed() >= LINE_EVERY
         {
             state.said = Instant::now();
-            output::say(&format!("{}: {} of {}", state.phase, output::bytes(done), output::bytes(state.total.1)));
+            let (total_files, total_bytes) = (Some(state.total.0), Some(state.total.1));
+            let line = PhaseLine { total_files, total_bytes, ..state.line(self.files.load(Ordering::Relaxed), done) };
+            output::tell_phase(line, &format!("{}: {} of {}", state.phase, output::bytes(done), output::bytes(state.total.1)));
         }
     }
 

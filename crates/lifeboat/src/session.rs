@@ -357,7 +357,11 @@ pub(crate) fn secret(reference: &Reference, what: &str) -> Result<Secret, Failur
             let failed = |problem: String| failed(problem).hint("run the command by hand; lifeboat config show prints it");
             let mut command = std::process::Command::new(program);
             command.args(arguments).stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
+            command.stderr(output::words_of_programs());
             let mut child = command.spawn().map_err(|error| failed(format!(": run {program}: {error}")))?;
+            if let Some(words) = child.stderr.take() {
+                output::pass_on(program, words);
+            }
             let printed = child.stdout.take().map_or_else(|| Ok(Secret::default()), Secret::read_from);
             if printed.is_err() {
                 // It would wait for ever for somebody to read on.

@@ -15,7 +15,7 @@ use lifeboat_engine::store::probe::{self, Depth};
 use crate::config::{Secret, Settings};
 use crate::failure::{EXIT_FAILED, EXIT_FINDINGS, Failure, chain};
 use crate::gate::{self, Question};
-use crate::output::{self, Output};
+use crate::output::{self, Level, Output};
 use crate::session;
 
 /// A repository, as it was tried out.
@@ -197,7 +197,11 @@ fn key_facts(settings: &Settings) -> KeyFacts {
 /// Says findings on stderr, the most dangerous first.
 pub(super) fn say(diagnosis: &Diagnosis) {
     for finding in &diagnosis.findings {
-        output::say(&format!("{}: {}: {}: {}", finding.severity.word(), finding.subject, finding.problem, finding.meaning));
-        output::say(&format!("fix: {}", finding.fix));
+        let level = match finding.severity {
+            Severity::Essential | Severity::Danger => Level::Error,
+            Severity::Warning => Level::Warning,
+        };
+        let message = format!("{}: {}: {}", finding.subject, finding.problem, finding.meaning);
+        output::tell(level, finding.severity.word(), &message, Some(("fix", &finding.fix)));
     }
 }

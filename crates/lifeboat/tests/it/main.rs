@@ -19,6 +19,7 @@ mod expire;
 mod failure;
 mod gate;
 mod key;
+mod log;
 mod moto;
 mod orchestrator;
 mod policy;

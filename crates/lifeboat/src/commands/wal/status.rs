@@ -17,7 +17,7 @@ use crate::cli::WalStatus;
 use crate::config::{Settings, WalMode};
 use crate::failure::{EXIT_FINDINGS, Failure, chain};
 use crate::gate::{self, Question};
-use crate::output::{self, Output, table};
+use crate::output::{self, Level, Output, table};
 use crate::progress::Shown;
 use crate::session;
 
@@ -161,12 +161,11 @@ fn gaps(survey: &Survey) -> Vec<String> {
 
 fn say(findings: &[WalFinding]) {
     for finding in findings {
-        let word = match finding.severity {
-            Severity::Warning => "warning",
-            Severity::Critical => "critical",
+        let (level, word) = match finding.severity {
+            Severity::Warning => (Level::Warning, "warning"),
+            Severity::Critical => (Level::Error, "critical"),
         };
-        output::say(&format!("{word}: {}", finding.message));
-        output::say(&format!("hint: {}", finding.hint));
+        output::tell(level, word, &finding.message, Some(("hint", &finding.hint)));
     }
 }
 
