@@ -95,7 +95,7 @@ pub struct Event {
     pub environment: String,
     /// By which program.
     pub program: String,
-    /// The id that this program's log lines have, and a trace may have (docs/logs.md).
+    /// The id that this program's log lines and its trace have (docs/logs.md).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace: Option<Id>,
     /// Where the repository is, without credentials. Its id is beside the event, in the record.

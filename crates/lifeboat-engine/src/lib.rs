@@ -34,6 +34,7 @@ pub mod secret;
 mod sha256;
 pub mod signing;
 pub mod store;
+pub mod traces;
 pub mod truth;
 pub mod verify;
 pub mod wal;

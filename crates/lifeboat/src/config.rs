@@ -9,6 +9,7 @@ mod log;
 mod policy;
 mod repositories;
 mod signing;
+mod traces;
 mod trust;
 mod user_keys;
 
@@ -30,6 +31,7 @@ pub(crate) use log::LogSettings;
 pub(crate) use policy::{PolicyTable, PolicyTerms};
 pub(crate) use repositories::{Repositories, RepositorySettings, RepositoryTable};
 pub(crate) use signing::{SigningSettings, SigningTable, TimestampPart, Token};
+pub(crate) use traces::{Headers, TracesSettings};
 pub(crate) use trust::{KeyPlace, KeySource, TrustSettings};
 pub(crate) use user_keys::UserKeys;
 
@@ -54,6 +56,7 @@ pub(crate) struct File {
     pub(crate) audit: Option<audit::AuditTable>,
     pub(crate) drill: Option<drill::DrillTable>,
     pub(crate) log: Option<log::LogTable>,
+    pub(crate) traces: Option<traces::TracesTable>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -322,6 +325,7 @@ pub(crate) struct Settings {
     pub(crate) audit: AuditSettings,
     pub(crate) drill: DrillSettings,
     pub(crate) log: LogSettings,
+    pub(crate) traces: TracesSettings,
     /// Why somebody goes around the approvals, if they do: for one command, and never from a file.
     pub(crate) break_glass: Option<String>,
     /// Where the user's own keys are, whether or not they are there.
@@ -688,6 +692,7 @@ impl Settings {
             approvals: Approvals::resolve(&source, file.approvals.unwrap_or_default())?,
             drill: DrillSettings::resolve(&source, file.drill.unwrap_or_default())?,
             log: LogSettings::resolve(&source, file.log.unwrap_or_default(), cli.log_format)?,
+            traces: TracesSettings::resolve(&source, file.traces.unwrap_or_default())?,
             audit: AuditSettings::resolve(&source, file.audit.unwrap_or_default(), &user_keys),
             break_glass: cli.break_glass.clone(),
             user_keys,
@@ -812,6 +817,7 @@ impl Settings {
         rows.extend(self.audit.rows());
         rows.extend(self.drill.rows());
         rows.extend(self.log.rows());
+        rows.extend(self.traces.rows());
         rows
     }
 }

@@ -21,7 +21,7 @@ use crate::commands;
 use crate::commands::policy::facts;
 use crate::config::Settings;
 use crate::failure::{EXIT_DENIED, EXIT_FAILED, Failure, chain};
-use crate::{operation, output, session};
+use crate::{operation, output, session, traces};
 
 /// What a command wants to do.
 #[derive(Debug, Clone)]
@@ -52,6 +52,7 @@ impl Question {
 
     /// It is about this backup.
     pub(crate) fn about(self, backup: &VerifiedBackup) -> Self {
+        traces::about(&backup.id);
         let backup = facts::backup(&backup.manifest, &backup.signed_by.to_string(), Timestamp::now());
         Self { backup: Some(backup), ..self }
     }
@@ -175,6 +176,7 @@ impl Permit {
 
     /// The backup that was made.
     pub(crate) fn made(&self, backup: &BackupId) {
+        traces::about(backup);
         *self.made.borrow_mut() = Some(backup.clone());
     }
 

@@ -15,6 +15,7 @@ mod output;
 mod progress;
 mod session;
 mod signals;
+mod traces;
 
 use clap::{CommandFactory as _, FromArgMatches as _};
 
@@ -65,16 +66,18 @@ fn main() -> std::process::ExitCode {
         Err(failure::Failure::new(EXIT_BUG, "a bug in lifeboat, described above")
             .hint("report it with that text and the output of lifeboat --version"))
     });
-    match result {
-        Ok(code) => code.into(),
+    let (code, problem) = match result {
+        Ok(code) => (code, None),
         Err(mut failure) => {
             match fetch {
                 Some(fetch) => fetch::trouble(fetch, &mut failure, &out),
                 None => out.failure(&failure),
             }
-            failure.code.into()
+            (failure.code, Some(failure.message))
         }
-    }
+    };
+    traces::end(code, problem.as_deref(), traces::PATIENCE);
+    code.into()
 }
 
 /// What was typed.

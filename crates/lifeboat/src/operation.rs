@@ -2,6 +2,7 @@
 
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::{Instant, SystemTime};
 
 use clap::ArgMatches;
 use lifeboat_core::repository::Id;
@@ -16,6 +17,33 @@ static COMMAND: OnceLock<String> = OnceLock::new();
 pub(crate) struct Operation {
     /// Its id is the trace's; the span is that of this process, and the parent of what it starts.
     pub(crate) context: TraceContext,
+    /// The span of whoever started this process and said so.
+    pub(crate) parent: Option<SpanId>,
+    /// When it began.
+    pub(crate) begun: Moment,
+}
+
+/// A moment, by the clock of people and by one that only goes forward.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment {
+    time: SystemTime,
+    clock: Instant,
+}
+
+impl Moment {
+    pub(crate) fn now() -> Self {
+        Self { time: SystemTime::now(), clock: Instant::now() }
+    }
+
+    /// When it was.
+    pub(crate) fn time(&self) -> SystemTime {
+        self.time
+    }
+
+    /// What time it is, if nobody has set the clock since.
+    pub(crate) fn until_now(&self) -> SystemTime {
+        self.time + self.clock.elapsed()
+    }
 }
 
 /// The operation of this process: a part of what `TRACEPARENT` says, else one of its own. What is no context there does not count, as the
@@ -32,7 +60,7 @@ impl Operation {
             span: SpanId(lifeboat_engine::random::bytes()),
             sampled: around.is_none_or(|around| around.sampled),
         };
-        Self { context }
+        Self { context, parent: around.map(|around| around.span), begun: Moment::now() }
     }
 }
 
@@ -73,11 +101,12 @@ mod tests {
         let around = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
         let inside = Operation::begin(Some(around));
         assert_eq!(inside.context.trace.to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
-        assert!(inside.context.span.to_string() != "00f067aa0ba902b7" && !inside.context.sampled);
+        assert_eq!((inside.parent.unwrap().to_string().as_str(), inside.context.sampled), ("00f067aa0ba902b7", false));
+        assert_ne!(Some(inside.context.span), inside.parent);
         for nothing in [None, Some(""), Some("4bf92f3577b34da6a3ce929d0e0e4736")] {
             let (one, two) = (Operation::begin(nothing), Operation::begin(nothing));
             assert_ne!(one.context.trace, two.context.trace, "{nothing:?}");
-            assert!(one.context.sampled, "{nothing:?}");
+            assert!(one.parent.is_none() && one.context.sampled, "{nothing:?}");
         }
     }
 }

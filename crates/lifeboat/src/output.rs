@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::failure::Failure;
 use crate::log::{self, Format, Line, PhaseLine};
-use crate::operation;
+use crate::{operation, traces};
 
 pub(crate) use crate::log::Level;
 
@@ -60,6 +60,10 @@ impl Output {
         }
         let hint = failure.hint.as_deref().map(|hint| ("hint", hint));
         Line { word: Some(word), hint, exit_code: Some(failure.code), ..Line::new(level, &failure.message) }.write();
+        // Every line for programs has it.
+        if log::format() == Format::Text && traces::is_sent() {
+            say(&format!("trace: {}", operation::id()));
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lifeboat_engine::progress::Progress;
 
 use crate::log::PhaseLine;
-use crate::output;
+use crate::{output, traces};
 
 /// Time between two lines about one phase where no bar can be drawn.
 const LINE_EVERY: Duration = Duration::from_secs(30);
@@ -54,7 +54,11 @@ impl Shown {
     fn end_phase(&self, state: &State) {
         let bytes = self.bytes.swap(0, Ordering::Relaxed);
         let files = self.files.swap(0, Ordering::Relaxed);
-        if state.phase.is_empty() || self.bar.is_some() {
+        if state.phase.is_empty() {
+            return;
+        }
+        traces::phase_ends(files, bytes);
+        if self.bar.is_some() {
             return;
         }
         let took = state.begun.elapsed();
@@ -83,6 +87,7 @@ impl Progress for Shown {
         self.end_phase(&state);
         let now = Instant::now();
         *state = State { phase: name, begun: now, said: now, total: (0, 0) };
+        traces::phase_begins(name);
         if let Some(bar) = &self.bar {
             bar.unset_length();
             bar.reset();

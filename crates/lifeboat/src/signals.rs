@@ -39,5 +39,6 @@ pub(crate) fn watch() {
 /// Ends the process as interrupted.
 pub(crate) fn end() -> ! {
     crate::output::interrupted();
+    crate::traces::end(crate::failure::EXIT_INTERRUPTED, Some("interrupted"), crate::traces::HURRY);
     std::process::exit(i32::from(crate::failure::EXIT_INTERRUPTED));
 }

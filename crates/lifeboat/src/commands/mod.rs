@@ -51,6 +51,7 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
     }
     let settings = Settings::resolve(cli)?;
     crate::log::write_as(settings.log.format.value);
+    crate::traces::begin(&settings, &cli.command);
     match &cli.command {
         Command::Init(init) => init::run(cli, init, settings, out),
         Command::Doctor => doctor::run(&settings, out),

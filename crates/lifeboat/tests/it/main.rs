@@ -41,6 +41,7 @@ mod signing;
 #[expect(dead_code, reason = "shared with the tests of the signers, which use more of it")]
 mod sigstore;
 mod threats;
+mod traces;
 mod truth;
 mod verify;
 mod wal_fetch;
