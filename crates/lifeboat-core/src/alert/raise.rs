@@ -80,13 +80,15 @@ pub fn raise(observed: &Observed, answer: &Answer, terms: &Terms) -> Vec<Alert> 
 
 /// The alert of an agent that cannot look: what it last saw may be long gone.
 pub fn stale(last: Option<Timestamp>, why: Option<&str>, now: Timestamp) -> Alert {
-    let since = last.map_or("never".to_owned(), |last| format!("{} ago", span(seconds_between(last, now))));
+    let since = last.map_or("has never seen how the system stands".to_owned(), |last| {
+        format!("last saw how the system stands {} ago", span(seconds_between(last, now)))
+    });
     let why = why.map(|why| format!(": {why}")).unwrap_or_default();
     Alert {
         name: "status-stale".into(),
         subject: String::new(),
         severity: Critical,
-        summary: format!("the agent last saw how the system stands {since}{why}"),
+        summary: format!("the agent {since}{why}"),
         fix: "lifeboat status, as the agent's user on its host; its log says more".into(),
     }
 }
@@ -318,3 +320,6 @@ fn disks(observed: &Observed, terms: &Terms, out: &mut Raised) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
