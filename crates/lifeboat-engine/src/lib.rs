@@ -16,6 +16,7 @@ pub mod export;
 pub mod hold;
 pub mod keys;
 pub mod lease;
+pub mod notify;
 pub mod opened_backup;
 pub mod owners;
 pub mod pin;
