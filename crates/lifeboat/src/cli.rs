@@ -84,6 +84,9 @@ pub(crate) enum Command {
     /// Ask the policy, test it, print it
     #[command(subcommand)]
     Policy(crate::commands::policy::Policy),
+    /// Try out whether alerts arrive, list which there are
+    #[command(subcommand)]
+    Alert(crate::commands::alert::Alert),
     /// Look at the configuration
     #[command(subcommand)]
     Config(Config),

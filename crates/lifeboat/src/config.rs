@@ -1,6 +1,7 @@
 //! Configuration: one TOML file, joined as flag > environment > file > default, each setting with
 //! where it came from. Unknown keys are errors (c121); secrets are references, never values.
 
+mod alerts;
 mod approvals;
 mod audit;
 mod drill;
@@ -22,6 +23,7 @@ use lifeboat_engine::store::Part;
 use crate::cli::Cli;
 use crate::failure::Failure;
 
+pub(crate) use alerts::{Address, AlertSettings, HEARTBEAT, Http, Kind as SinkKind, MailSecurity, SinkSettings, Way};
 pub(crate) use approvals::{Approvals, ApprovalsTable};
 pub(crate) use audit::AuditSettings;
 pub(crate) use drill::DrillSettings;
@@ -51,6 +53,7 @@ pub(crate) struct File {
     pub(crate) policy: Option<PolicyTable>,
     pub(crate) audit: Option<audit::AuditTable>,
     pub(crate) drill: Option<drill::DrillTable>,
+    pub(crate) alerts: Option<alerts::AlertsTable>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -318,6 +321,7 @@ pub(crate) struct Settings {
     pub(crate) policy: PolicyTerms,
     pub(crate) audit: AuditSettings,
     pub(crate) drill: DrillSettings,
+    pub(crate) alerts: AlertSettings,
     /// Why somebody goes around the approvals, if they do: for one command, and never from a file.
     pub(crate) break_glass: Option<String>,
     /// Where the user's own keys are, whether or not they are there.
@@ -606,6 +610,8 @@ impl Settings {
             let configured = source.pick(None, None, text.map(parse_days).transpose()?);
             Ok(configured.unwrap_or(Setting { value: Duration::from_secs(seconds), origin: Origin::Default }))
         };
+        let rpo = or_default_span(objectives.rpo.as_deref(), 24 * 60 * 60)?;
+        let alerts = AlertSettings::resolve(&source, file.alerts.unwrap_or_default(), rpo.value)?;
         let or_default = |setting: Option<Setting<_>>, value| setting.unwrap_or(Setting { value, origin: Origin::Default });
         let scratch_default = std::env::var_os("XDG_CACHE_HOME")
             .map(PathBuf::from)
@@ -649,7 +655,7 @@ impl Settings {
             workers: source.pick(None, None, workers).unwrap_or(Setting { value: cores, origin: Origin::Default }),
             bandwidth: source.pick(None, None, limits.bandwidth.as_deref().map(parse_bytes).transpose()?),
             compression_level: source.pick(None, None, level).unwrap_or(Setting { value: 1, origin: Origin::Default }),
-            rpo: or_default_span(objectives.rpo.as_deref(), 24 * 60 * 60)?,
+            rpo,
             rto: or_default_span(objectives.rto.as_deref(), 4 * 60 * 60)?,
             drill_every: or_default_span(objectives.drill.as_deref(), 90 * 24 * 60 * 60)?,
             wal_mode: source.pick(None, None, wal.mode).unwrap_or(Setting { value: WalMode::Archive, origin: Origin::Default }),
@@ -683,6 +689,7 @@ impl Settings {
             policy: PolicyTerms::resolve(&source, file.policy.unwrap_or_default())?,
             approvals: Approvals::resolve(&source, file.approvals.unwrap_or_default())?,
             drill: DrillSettings::resolve(&source, file.drill.unwrap_or_default())?,
+            alerts,
             audit: AuditSettings::resolve(&source, file.audit.unwrap_or_default(), &user_keys),
             break_glass: cli.break_glass.clone(),
             user_keys,
@@ -806,8 +813,15 @@ impl Settings {
         rows.extend(owned(last));
         rows.extend(self.audit.rows());
         rows.extend(self.drill.rows());
+        rows.extend(self.alerts.rows());
         rows
     }
+}
+
+/// `[alerts]` of a file, for tests of what pages show.
+#[cfg(test)]
+pub(crate) fn alerts_of(file: File) -> Result<AlertSettings, Failure> {
+    AlertSettings::resolve(&Source { path: None }, file.alerts.unwrap_or_default(), Duration::from_secs(86_400))
 }
 
 #[cfg(test)]

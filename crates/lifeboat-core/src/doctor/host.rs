@@ -158,7 +158,7 @@ pub fn keys(facts: &KeyFacts) -> Diagnosis {
                 "open-secret",
                 &file.path,
                 format!("the {} can be read by others (mode {:04o})", file.what, mode & 0o7777),
-                "who has it can read backups, or sign them",
+                "who has it can do what this host may do with it: read backups, sign them, speak in its name",
                 format!("chmod 600 {}", file.path),
             ),
             _ => {}

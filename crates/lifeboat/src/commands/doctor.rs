@@ -181,7 +181,8 @@ fn key_facts(settings: &Settings) -> KeyFacts {
     ] {
         files.extend(path.map(|path| doctor::secret_file(what, path)));
     }
-    files.extend(settings.signing.secret_files().into_iter().map(|(what, path)| doctor::secret_file(what, path)));
+    let others = settings.signing.secret_files().into_iter().chain(settings.alerts.secret_files());
+    files.extend(others.map(|(what, path)| doctor::secret_file(what, path)));
     KeyFacts {
         signer: tried.map(|(what, _)| what).map_err(|failure| failure.message),
         verified,

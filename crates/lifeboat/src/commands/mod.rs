@@ -1,5 +1,6 @@
 //! One file per command: it resolves what was typed, asks core for the plan, lets the engine do it, and prints.
 
+pub(crate) mod alert;
 pub(crate) mod approval;
 mod artifact;
 pub(crate) mod audit;
@@ -71,6 +72,7 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
         Command::Key(key) => key::run(key, &settings, out),
         Command::Audit(audit) => audit::run(audit, &settings, out),
         Command::Policy(policy) => policy::run(policy, &settings, out),
+        Command::Alert(alert) => alert::run(alert, &settings, out),
         Command::Config(config) => config::run(config, &settings, out),
         Command::Completions { .. } | Command::Demo(_) => Ok(0),
     }

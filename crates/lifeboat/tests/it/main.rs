@@ -1,5 +1,6 @@
 //! Tests of the program as a user runs it. A feature's tests stand in the module that has its name; the fixtures below are for all.
 
+mod alert;
 mod approval;
 mod architecture;
 mod artifact;
@@ -26,6 +27,9 @@ mod program;
 #[path = "../../../lifeboat-s3/tests/support/proxy.rs"]
 #[expect(dead_code, reason = "shared with the tests of the client, which use more of it")]
 mod proxy;
+#[path = "../../../lifeboat-engine/tests/notify/receiver.rs"]
+#[expect(dead_code, reason = "shared with the tests of the sinks, which use more of it")]
+mod receiver;
 mod replicas;
 mod rescue;
 mod restore;
@@ -259,7 +263,9 @@ mod fixtures {
 
     #[test]
     fn the_test_tools_are_installed() {
-        for variable in ["LIFEBOAT_TEST_WEED", "LIFEBOAT_TEST_PYTHON", "LIFEBOAT_TEST_NODE", "LIFEBOAT_TEST_NODE_MODULES"] {
+        for variable in
+            ["LIFEBOAT_TEST_WEED", "LIFEBOAT_TEST_PYTHON", "LIFEBOAT_TEST_NODE", "LIFEBOAT_TEST_NODE_MODULES", "LIFEBOAT_TEST_ALERTMANAGER"]
+        {
             let path = setting(variable).unwrap_or_else(|| panic!("{variable} is not set: run scripts/setup test"));
             assert!(fs::exists(&path).unwrap(), "{variable} names {path}, which is not there: run scripts/setup test");
         }
