@@ -51,7 +51,7 @@ test_reading_and_writing_are_allowed_anywhere if {
 	every operation in ["list", "show", "verify", "artifact-get", "wal-fetch", "audit-list", "drill-list", "drill-show"] {
 		allowed(facts(operation, "READ"))
 	}
-	every operation in ["backup", "wal-push", "artifact-put", "pin", "expire-undo", "replicate", "init"] {
+	every operation in ["backup", "wal-push", "artifact-put", "pin", "expire-undo", "replicate", "init", "alert-test"] {
 		allowed(facts(operation, "WRITE"))
 	}
 }

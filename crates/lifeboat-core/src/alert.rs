@@ -11,7 +11,10 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 pub use crate::status::Severity;
-pub use raise::{Terms, raise, stale};
+pub use raise::{Terms, raise, running_out, stale};
+
+/// Where the runbook is that has a section for every kind; with the name as the anchor.
+pub const RUNBOOK: &str = "docs/alerts.md";
 
 /// An alert that holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,9 +37,35 @@ impl Alert {
         if self.subject.is_empty() { self.name.to_string() } else { format!("{}/{}", self.name, self.subject) }
     }
 
-    /// Where the runbook has its section: `docs/alerts.md`, with the name as the anchor.
+    /// Where the runbook has its section.
     pub fn runbook(&self) -> String {
-        format!("docs/alerts.md#{}", self.name)
+        self.runbook_at(RUNBOOK)
+    }
+
+    /// The same where the runbook is somewhere else (`alerts.runbook_url`).
+    pub fn runbook_at(&self, runbook: &str) -> String {
+        format!("{runbook}#{}", self.name)
+    }
+}
+
+/// The name of a kind in Prometheus and Alertmanager: `backup-overdue` is `LifeboatBackupOverdue` there, so that a rule over metrics and the agent's own
+/// alert are one alert.
+pub fn alertname(name: &str) -> String {
+    let word = |word: &str| {
+        let mut letters = word.chars();
+        letters.next().map_or(String::new(), |first| first.to_ascii_uppercase().to_string() + letters.as_str())
+    };
+    format!("Lifeboat{}", name.split('-').map(word).collect::<String>())
+}
+
+/// An alert that is none, for trying out who is told: of no kind that there is.
+pub fn trial(severity: Severity) -> Alert {
+    Alert {
+        name: "test".into(),
+        subject: String::new(),
+        severity,
+        summary: "somebody tries out whether alerts arrive; nothing is wrong".into(),
+        fix: "nothing: it is over in a moment".into(),
     }
 }
 
@@ -64,14 +93,18 @@ pub const CATALOGUE: &[Kind] = &[
     kind("backup-overdue", Critical, "the newest backup that counts is older than alerts.backup_age"),
     kind("backup-degraded", Critical, "pages were damaged already where the newest backup took them from"),
     kind("backup-unreadable", Critical, "the manifest of a backup is missing or cannot be read"),
-    kind("signature-invalid", Critical, "the signature of a backup or of a drill's report does not hold"),
+    kind("signature-invalid", Critical, "the signature of a backup does not hold"),
     kind("rpo-missed", Critical, "more would be lost now than objectives.rpo allows"),
     kind("wal-gap", Critical, "WAL is missing in the middle of what could be gone back to"),
     kind("wal-lag", Warning, "WAL reaches the repository late"),
     kind("wal-stopped", Critical, "WAL does not reach the repository at all, or cannot be replayed there"),
     kind("wal-ready", Warning, "finished WAL files pile up behind archive_command"),
     kind("receiver-down", Critical, "the WAL receiver does not run, or is not connected"),
-    kind("sync-degraded", Critical, "commits are not held until they are durable, against wal.mode = sync"),
+    kind(
+        "sync-degraded",
+        Critical,
+        "wal.mode is sync, and commits are not held until they are durable, or wait for a receiver that is not there",
+    ),
     kind("slot-at-risk", Critical, "the replication slot has lost WAL, will soon, or holds WAL without a limit"),
     kind("clock-skew", Warning, "the server's clock and this host's differ"),
     kind("server-unreachable", Critical, "the server does not answer"),
@@ -81,7 +114,7 @@ pub const CATALOGUE: &[Kind] = &[
     kind("drill-failed", Critical, "the last drill failed or was interrupted"),
     kind("drill-objective", Critical, "the last drill missed an objective"),
     kind("drill-overdue", Warning, "no drill has succeeded for longer than objectives.drill"),
-    kind("drill-evidence", Critical, "the row of drill reports has a hole, or one that nobody signed"),
+    kind("drill-evidence", Critical, "the row of drill reports has a hole, or a report whose signature does not hold"),
     kind("policy-denied", Warning, "the policy denied, or could not decide, something that was to be done on this host"),
     kind("task-failed", Warning, "expire, prune or replicate failed or was interrupted"),
     kind("task-late", Warning, "a task of the agent did not begin when it should have"),
@@ -94,4 +127,36 @@ pub const CATALOGUE: &[Kind] = &[
 /// The kind of this name.
 pub fn find(name: &str) -> Option<&'static Kind> {
     CATALOGUE.iter().find(|kind| kind.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_name_of_its_own_that_is_one_for_programs() {
+        let names: BTreeSet<&str> = CATALOGUE.iter().map(|kind| kind.name).collect();
+        assert_eq!(names.len(), CATALOGUE.len());
+        assert!(names.iter().all(|name| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-')), "{names:?}");
+        assert_eq!(find("wal-gap").map(|kind| kind.severity), Some(Severity::Critical));
+        assert_eq!((find("test"), find("")), (None, None));
+    }
+
+    #[test]
+    fn names_are_those_that_prometheus_has() {
+        assert_eq!(alertname("backup-overdue"), "LifeboatBackupOverdue");
+        assert_eq!(alertname("rpo-missed"), "LifeboatRpoMissed");
+        let names: BTreeSet<String> = CATALOGUE.iter().map(|kind| alertname(kind.name)).collect();
+        assert_eq!(names.len(), CATALOGUE.len());
+        assert!(names.iter().all(|name| name.bytes().all(|byte| byte.is_ascii_alphabetic())), "{names:?}");
+    }
+
+    #[test]
+    fn a_runbook_may_be_somewhere_else() {
+        let alert = trial(Severity::Warning);
+        assert_eq!((alert.key(), alert.runbook()), ("test".to_owned(), "docs/alerts.md#test".to_owned()));
+        assert_eq!(alert.runbook_at("https://wiki/lifeboat"), "https://wiki/lifeboat#test");
+    }
 }

@@ -95,6 +95,9 @@ pub struct Event {
     pub environment: String,
     /// By which program.
     pub program: String,
+    /// The id that this program's log lines and its trace have (docs/logs.md).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<Id>,
     /// Where the repository is, without credentials. Its id is beside the event, in the record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
@@ -141,6 +144,7 @@ impl Event {
             host: facts.host.clone(),
             environment: facts.environment.clone(),
             program: program.to_owned(),
+            trace: None,
             url: facts.repository.as_ref().map(|repository| repository.url.clone()),
             backup: facts.backup.as_ref().map(|backup| backup.id.clone()),
             plan: plan.map(|plan| plan.digest),

@@ -6,6 +6,7 @@
 pub mod host;
 pub mod privilege;
 pub mod store;
+pub mod watch;
 
 use serde::Serialize;
 

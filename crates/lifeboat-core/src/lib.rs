@@ -24,6 +24,8 @@ pub mod replicate;
 pub mod repository;
 pub mod restore;
 pub mod status;
+pub mod task;
+pub mod trace_context;
 pub mod trust;
 pub mod truth;
 pub mod verify;

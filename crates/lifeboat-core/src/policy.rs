@@ -109,11 +109,17 @@ pub enum Operation {
     DrillList,
     /// Show the report of a drill.
     DrillShow,
+    /// Say how the system stands.
+    Status,
+    /// Do what is planned, day and night.
+    Agent,
+    /// Send everybody who is told of alerts one that means nothing.
+    AlertTest,
 }
 
 impl Operation {
     /// All, in the order of the documentation.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 40] = [
         Self::Init,
         Self::Doctor,
         Self::List,
@@ -151,6 +157,9 @@ impl Operation {
         Self::DrillRun,
         Self::DrillList,
         Self::DrillShow,
+        Self::Status,
+        Self::Agent,
+        Self::AlertTest,
     ];
 
     /// Its class. A policy sees both, and may forget about the one or the other.
@@ -170,7 +179,8 @@ impl Operation {
             | Self::AuditList
             | Self::AuditVerify
             | Self::DrillList
-            | Self::DrillShow => ActionClass::Read,
+            | Self::DrillShow
+            | Self::Status => ActionClass::Read,
             Self::Init
             | Self::Backup
             | Self::Replicate
@@ -180,7 +190,9 @@ impl Operation {
             | Self::ArtifactSync
             | Self::WalPush
             | Self::WalReceive
-            | Self::RestorePoint => ActionClass::Write,
+            | Self::RestorePoint
+            | Self::Agent
+            | Self::AlertTest => ActionClass::Write,
             Self::Restore | Self::DrillRun => ActionClass::Deploy,
             Self::Expire | Self::Prune | Self::Unpin => ActionClass::Delete,
             Self::KeyGenerate | Self::KeyRotate | Self::KeyRevoke | Self::KeyExport | Self::AuditResume => ActionClass::Key,
@@ -188,7 +200,8 @@ impl Operation {
         }
     }
 
-    /// Whether its start and its end stand in the audit log. What only looks at lists, and WAL, which comes by the thousand, do not.
+    /// Whether its start and its end stand in the audit log. What only looks at lists, WAL, which comes by the thousand, and what touches nothing that is stored
+    /// do not.
     pub const fn is_audited(self) -> bool {
         !matches!(
             self,
@@ -207,6 +220,10 @@ impl Operation {
                 | Self::AuditVerify
                 | Self::DrillList
                 | Self::DrillShow
+                | Self::Status
+                // What it does is, each by itself.
+                | Self::Agent
+                | Self::AlertTest
         )
     }
 
@@ -617,7 +634,7 @@ mod tests {
         assert_eq!(names.len(), Operation::ALL.len());
         // The order of the type is that of the list: one left out of the list would leave a gap.
         assert!(Operation::ALL.is_sorted());
-        assert_eq!(Operation::ALL.len(), Operation::DrillShow as usize + 1);
+        assert_eq!(Operation::ALL.len(), Operation::AlertTest as usize + 1);
         for operation in Operation::ALL {
             assert_eq!(serde_json::from_value::<Operation>(operation.name().into()).unwrap(), operation);
         }

@@ -5,6 +5,8 @@
 //! [`Status`], so that they cannot differ. What could not be looked at is in [`Observed::unseen`], and never counts as good.
 
 pub mod answer;
+#[cfg(test)]
+pub(crate) mod samples;
 pub mod seen;
 
 pub use answer::{Answer, Proof, Verdict, answer};

@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use jiff::Timestamp;
 use lifeboat_core::attestation::{Expected, backup_statement};
 use lifeboat_core::doctor::host::{SecretFile, ServerFacts, SpoolFacts};
 
@@ -53,6 +54,34 @@ pub fn secret_file(what: &'static str, path: &Path) -> SecretFile {
     SecretFile { what, path: path.display().to_string(), mode: fs::metadata(path).ok().map(|meta| meta.mode() & 0o7777) }
 }
 
+/// A certificate that is used here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFacts {
+    /// Whose it is (RFC 4514).
+    pub subject: String,
+    /// When it ends.
+    pub not_after: Timestamp,
+}
+
+/// The certificates in a PEM file; keys in it are passed over.
+///
+/// # Errors
+///
+/// It cannot be read, or a certificate in it cannot.
+pub fn certificates(path: &Path) -> std::io::Result<Vec<CertificateFacts>> {
+    use x509_cert::der::Decode as _;
+    let invalid = |problem: String| std::io::Error::new(std::io::ErrorKind::InvalidData, problem);
+    let blocks = pem::parse_many(fs::read(path)?).map_err(|error| invalid(error.to_string()))?;
+    let certificate = |block: &pem::Pem| {
+        let certificate = x509_cert::Certificate::from_der(block.contents()).map_err(|error| invalid(error.to_string()))?;
+        let validity = certificate.tbs_certificate.validity;
+        let seconds = i64::try_from(validity.not_after.to_unix_duration().as_secs()).unwrap_or(i64::MAX);
+        let not_after = Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX);
+        Ok(CertificateFacts { subject: certificate.tbs_certificate.subject.to_string(), not_after })
+    };
+    blocks.iter().filter(|block| block.tag() == "CERTIFICATE").map(certificate).collect()
+}
+
 /// Where WAL rests on its way. Nothing is made.
 pub fn spool(path: &Path, limit_bytes: u64, data: Option<&Path>) -> SpoolFacts {
     // As far as it is there: what is missing is made when it is needed.
@@ -84,10 +113,17 @@ pub fn server(dsn: &Dsn) -> Result<ServerFacts, PgError> {
         // Who may not see it sees no row, or an empty one.
         archive_command = row.get_opt("setting")?.filter(|command| *command != "(disabled)").map(str::to_owned);
     }
+    let on = |name: &str| -> Result<bool, PgError> {
+        let rows = connection.query("SELECT setting FROM pg_settings WHERE name = $1", &[Some(name)])?;
+        Ok(rows.iter().next().is_some_and(|row| row.get("setting").is_ok_and(|setting| setting == "on")))
+    };
+    let (fsync, commit_timestamps) = (on("fsync")?, on("track_commit_timestamp")?);
     let superuser = connection.query("SELECT rolsuper FROM pg_roles WHERE rolname = current_user", &[])?.one()?.bool("rolsuper")?;
     Ok(ServerFacts {
         version_num: facts.server_version,
+        fsync,
         full_page_writes: facts.full_page_writes,
+        commit_timestamps,
         data_checksums: facts.data_checksums != ChecksumState::Off,
         archives: facts.archive_mode != "off",
         archive_command,

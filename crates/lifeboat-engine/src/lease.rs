@@ -4,15 +4,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use lifeboat_core::repository::lease::{LEASE_TIME, Lease, Standing, standing};
 use lifeboat_core::repository::{layout, to_json};
 
+use crate::process::boot_id;
 use crate::repository::MAX_DOCUMENT_BYTES;
 use crate::store::{Store, StoreError, create_or_mine};
 
 /// Time between renewals: two may fail before the lease runs out.
-const RENEWAL: Duration = Duration::from_secs(LEASE_TIME.as_secs() as u64 / 3);
+fn renewal(time: SignedDuration) -> Duration {
+    Duration::try_from(time / 3).unwrap_or_default()
+}
 
 /// Why a lease was not had.
 #[derive(Debug, thiserror::Error)]
@@ -81,10 +84,6 @@ pub fn is_held(store: &dyn Store, purpose: &str) -> Result<bool, StoreError> {
     Ok(matches!(standing(latest(store, purpose)?, Timestamp::now(), |_| false), Standing::Held(_)))
 }
 
-fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
-}
-
 /// Whether the holder was a process of this host and boot that is gone (c117).
 fn is_gone(lease: &Lease, host: &str, boot: &str) -> bool {
     lease.host == host && !boot.is_empty() && lease.boot == boot && !std::path::Path::new(&format!("/proc/{}", lease.pid)).exists()
@@ -98,6 +97,7 @@ pub struct HeldLease<'a> {
 
 struct Shared {
     purpose: String,
+    time: SignedDuration,
     current: Mutex<Lease>,
     lost: Mutex<Option<String>>,
     stop: AtomicBool,
@@ -117,7 +117,19 @@ pub fn with_lease<T, E: From<LeaseError>>(
     host: &str,
     work: impl FnOnce(&HeldLease<'_>) -> Result<T, E>,
 ) -> Result<T, E> {
-    let held = take(store, purpose, host)?;
+    with_lease_for(store, purpose, host, LEASE_TIME, work)
+}
+
+/// The same with a time of its own: one that is held for weeks need not be renewed every minute. Who wants it after its holder has gone waits as long,
+/// unless that was on the same host.
+pub fn with_lease_for<T, E: From<LeaseError>>(
+    store: &dyn Store,
+    purpose: &str,
+    host: &str,
+    time: SignedDuration,
+    work: impl FnOnce(&HeldLease<'_>) -> Result<T, E>,
+) -> Result<T, E> {
+    let held = take(store, purpose, host, time)?;
     std::thread::scope(|scope| {
         scope.spawn(|| held.renew_until_dropped());
         // Also when the work panics: the renewal would go on for ever, and the lease with it.
@@ -134,7 +146,7 @@ impl Drop for Release<'_, '_> {
     }
 }
 
-fn take<'a>(store: &'a dyn Store, purpose: &str, host: &str) -> Result<HeldLease<'a>, LeaseError> {
+fn take<'a>(store: &'a dyn Store, purpose: &str, host: &str, time: SignedDuration) -> Result<HeldLease<'a>, LeaseError> {
     let boot = boot_id();
     let mut newest = latest(store, purpose)?;
     // Several may try at once; who loses the create finds the winner's in its place, and goes on from there.
@@ -154,7 +166,7 @@ fn take<'a>(store: &'a dyn Store, purpose: &str, host: &str) -> Result<HeldLease
             pid,
             boot: boot.clone(),
             taken: now,
-            expires: now + LEASE_TIME,
+            expires: now + time,
             released: false,
         };
         if !create_or_mine(store, &layout::lease(purpose, epoch), &to_json(&lease))? {
@@ -163,6 +175,7 @@ fn take<'a>(store: &'a dyn Store, purpose: &str, host: &str) -> Result<HeldLease
         }
         let shared = Shared {
             purpose: purpose.to_owned(),
+            time,
             current: Mutex::new(lease),
             lost: Mutex::default(),
             stop: AtomicBool::new(false),
@@ -189,7 +202,7 @@ impl HeldLease<'_> {
         let mut current = self.shared.current.lock().expect("no panic while held");
         loop {
             let now = Timestamp::now();
-            let next = Lease { epoch: current.epoch + 1, expires: now + LEASE_TIME, released, ..current.clone() };
+            let next = Lease { epoch: current.epoch + 1, expires: now + self.shared.time, released, ..current.clone() };
             match store.create(&layout::lease(purpose, next.epoch), &to_json(&next)) {
                 Ok(()) => {
                     let epoch = next.epoch;
@@ -224,7 +237,7 @@ impl HeldLease<'_> {
             if self.shared.stop.load(Ordering::SeqCst) {
                 return;
             }
-            let (again, timeout) = self.shared.wake.wait_timeout(waiting, RENEWAL).expect("it is ours alone");
+            let (again, timeout) = self.shared.wake.wait_timeout(waiting, renewal(self.shared.time)).expect("it is ours alone");
             waiting = again;
             if self.shared.stop.load(Ordering::SeqCst) {
                 return;
@@ -249,7 +262,7 @@ impl HeldLease<'_> {
     pub fn check(&self) -> Result<(), LeaseError> {
         let lost = self.shared.lost.lock().expect("no panic while held").is_some();
         let expires = self.shared.current.lock().expect("no panic while held").expires;
-        if !lost && Timestamp::now() < expires - LEASE_TIME / 2 { Ok(()) } else { self.fence() }
+        if !lost && Timestamp::now() < expires - self.shared.time / 2 { Ok(()) } else { self.fence() }
     }
 
     fn release(&self) {

@@ -15,6 +15,9 @@ use zeroize::Zeroizing;
 /// (`/dev/zero`) would fill the memory.
 pub const MAX_SECRET_BYTES: u64 = 64 << 10;
 
+/// Where a secret comes from that is asked for whenever it is needed, so that a new one counts without a restart; the error is the reason, in one line.
+pub type SecretSource = Box<dyn Fn() -> Result<Zeroizing<String>, String> + Send + Sync>;
+
 /// Bytes that nobody must see.
 #[derive(Default)]
 pub struct Secret(Zeroizing<Vec<u8>>);

@@ -15,9 +15,11 @@ use jiff::Timestamp;
 use lifeboat_core::backup::CopyChoice;
 use lifeboat_core::drill::{Assertion, Check, CheckResult, Outcome};
 use lifeboat_core::postgres::page;
+use lifeboat_core::repository::Id;
 use lifeboat_core::repository::layout::{self, Key};
 use lifeboat_core::repository::manifest::Manifest;
 use lifeboat_core::restore::{RestoreRequest, plan};
+use lifeboat_core::trace_context::{SpanId, TraceContext};
 use lifeboat_engine::artifacts::ArtifactSet;
 use lifeboat_engine::backup::{self, ArtifactsSource, BackupRequest, PostgresSource, Protection};
 use lifeboat_engine::drill::checks::{self, Budget, ChecksumsOf, Depth, LogPart, Programs, Smoke, Target};
@@ -34,6 +36,8 @@ use support::{Cluster, bin_directory, program, run};
 
 /// A name that is a trap for whoever builds statements, patterns or connection strings out of it.
 const DATABASE: &str = "o'dd \"db\" \\ a=b";
+
+const TRACE: TraceContext = TraceContext { trace: Id([1; 16]), span: SpanId([2; 8]), sampled: true };
 
 const TABLE: &str = "we\"ird. 't*ble";
 
@@ -528,6 +532,7 @@ fn the_smoke_command_sees_the_drill_and_nothing_else() {
             run_as: None,
             behind: None,
             timeout: Duration::from_secs(timeout),
+            trace: &TRACE,
         })
     };
     let result = smoke(&["env"], 30);
@@ -547,9 +552,11 @@ fn the_smoke_command_sees_the_drill_and_nothing_else() {
         "PGPORT",
         "PGUSER",
         "TMPDIR",
+        "TRACEPARENT",
         "TZ",
     ];
     assert_eq!(names, expected);
+    assert!(result.findings.contains(&format!("TRACEPARENT={TRACE}")), "{result:?}");
     let told = result.findings.iter().find_map(|line| line.strip_prefix("LIFEBOAT_DRILL_DSN=")).unwrap();
     assert_eq!(Dsn::parse(told).unwrap().endpoint(), dsn.endpoint());
 
@@ -593,6 +600,7 @@ fn the_smoke_command_sees_the_drill_and_nothing_else() {
                 run_as: Some((54_321, 54_322)),
                 behind,
                 timeout: Duration::from_secs(30),
+                trace: &TRACE,
             });
             assert_eq!(result.outcome, Outcome::Passed, "{result:?}");
             assert_eq!(result.findings[..3], ["54321", "54322", "54322"], "{result:?}");

@@ -28,6 +28,9 @@ pub(crate) struct Cli {
     /// Print one JSON document on stdout
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    /// Form of the lines on stderr: text for people, or json, one object a line [default: text]
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", hide_possible_values = true)]
+    pub(crate) log_format: Option<crate::log::Format>,
     /// Go around the approvals, and say why: only where the policy allows that; everybody is told
     #[arg(long, global = true, value_name = "REASON", value_parser = crate::commands::approval::said)]
     pub(crate) break_glass: Option<String>,
@@ -41,6 +44,10 @@ pub(crate) enum Command {
     Init(Init),
     /// Try out repository, keys, server and clock, and say what is wrong and how to set it right
     Doctor,
+    /// Say how the system stands: whether it can be recovered, to when, how fast, and when that was proven
+    Status(crate::commands::status::StatusCommand),
+    /// Run day and night: backups, verification, expiry, replication, drills, WAL, alerts, a status page
+    Agent(crate::commands::agent::Agent),
     /// Take a backup of the database and the artifacts
     Backup(Backup),
     /// List backups
@@ -84,6 +91,9 @@ pub(crate) enum Command {
     /// Ask the policy, test it, print it
     #[command(subcommand)]
     Policy(crate::commands::policy::Policy),
+    /// Try out whether alerts arrive, list which there are
+    #[command(subcommand)]
+    Alert(crate::commands::alert::Alert),
     /// Look at the configuration
     #[command(subcommand)]
     Config(Config),
@@ -95,25 +105,35 @@ pub(crate) enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Write the manual pages, one for each command and one for the configuration file
+    #[command(hide = true)]
+    Man {
+        /// Write them into this directory, which is made if it is missing
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Init {
-    /// Write a commented configuration to this file
+    /// Write a commented configuration to this file, with what is found of a server on this host
     #[arg(long, value_name = "FILE")]
     pub(crate) write_config: Option<PathBuf>,
     /// Name of the protected system, for the configuration
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
-    /// How to reach the server, for the configuration
+    /// How to reach the server, for the configuration [default: the PG* variables, then /var/run/postgresql]
     #[arg(long, value_name = "DSN")]
     pub(crate) dsn: Option<String>,
-    /// Data directory of the server, for the configuration
+    /// Data directory of the server, for the configuration [default: as the server says]
     #[arg(long, value_name = "DIR")]
     pub(crate) data_directory: Option<PathBuf>,
     /// Directory of the artifacts, for the configuration
     #[arg(long, value_name = "DIR")]
     pub(crate) artifacts: Option<PathBuf>,
+    /// Directory for spool, journal and drills, for the configuration: /var/lib/lifeboat where the Debian package is
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_directory: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -376,6 +396,8 @@ pub(crate) enum Key {
 pub(crate) enum Config {
     /// Print each setting and where it came from
     Show,
+    /// Print a configuration file with a line for every setting, each commented out
+    Example,
 }
 
 #[derive(Debug, Args)]

@@ -1,13 +1,19 @@
 //! Configuration: one TOML file, joined as flag > environment > file > default, each setting with
 //! where it came from. Unknown keys are errors (c121); secrets are references, never values.
 
+mod agent;
+mod alerts;
 mod approvals;
 mod audit;
 mod drill;
 pub(crate) mod edit;
+mod log;
+mod metrics;
 mod policy;
+pub(crate) mod reference;
 mod repositories;
 mod signing;
+mod traces;
 mod trust;
 mod user_keys;
 
@@ -22,12 +28,17 @@ use lifeboat_engine::store::Part;
 use crate::cli::Cli;
 use crate::failure::Failure;
 
+pub(crate) use agent::AgentSettings;
+pub(crate) use alerts::{Address, AlertSettings, HEARTBEAT, Http, Kind as SinkKind, MailSecurity, SinkSettings, Way};
 pub(crate) use approvals::{Approvals, ApprovalsTable};
 pub(crate) use audit::AuditSettings;
 pub(crate) use drill::DrillSettings;
+pub(crate) use log::LogSettings;
+pub(crate) use metrics::MetricsSettings;
 pub(crate) use policy::{PolicyTable, PolicyTerms};
 pub(crate) use repositories::{Repositories, RepositorySettings, RepositoryTable};
 pub(crate) use signing::{SigningSettings, SigningTable, TimestampPart, Token};
+pub(crate) use traces::{Headers, TracesSettings};
 pub(crate) use trust::{KeyPlace, KeySource, TrustSettings};
 pub(crate) use user_keys::UserKeys;
 
@@ -51,6 +62,12 @@ pub(crate) struct File {
     pub(crate) policy: Option<PolicyTable>,
     pub(crate) audit: Option<audit::AuditTable>,
     pub(crate) drill: Option<drill::DrillTable>,
+    pub(crate) agent: Option<agent::AgentTable>,
+    pub(crate) schedule: Option<agent::ScheduleTable>,
+    pub(crate) metrics: Option<metrics::MetricsTable>,
+    pub(crate) alerts: Option<alerts::AlertsTable>,
+    pub(crate) log: Option<log::LogTable>,
+    pub(crate) traces: Option<traces::TracesTable>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -318,6 +335,12 @@ pub(crate) struct Settings {
     pub(crate) policy: PolicyTerms,
     pub(crate) audit: AuditSettings,
     pub(crate) drill: DrillSettings,
+    /// What runs day and night.
+    pub(crate) agent: AgentSettings,
+    pub(crate) metrics: MetricsSettings,
+    pub(crate) alerts: AlertSettings,
+    pub(crate) log: LogSettings,
+    pub(crate) traces: TracesSettings,
     /// Why somebody goes around the approvals, if they do: for one command, and never from a file.
     pub(crate) break_glass: Option<String>,
     /// Where the user's own keys are, whether or not they are there.
@@ -606,12 +629,22 @@ impl Settings {
             let configured = source.pick(None, None, text.map(parse_days).transpose()?);
             Ok(configured.unwrap_or(Setting { value: Duration::from_secs(seconds), origin: Origin::Default }))
         };
+        let rpo = or_default_span(objectives.rpo.as_deref(), 24 * 60 * 60)?;
+        let alerts = AlertSettings::resolve(&source, file.alerts.unwrap_or_default(), rpo.value)?;
         let or_default = |setting: Option<Setting<_>>, value| setting.unwrap_or(Setting { value, origin: Origin::Default });
         let scratch_default = std::env::var_os("XDG_CACHE_HOME")
             .map(PathBuf::from)
             .or_else(|| environment("HOME").map(|home| Path::new(&home).join(".cache")))
             .unwrap_or_else(|| PathBuf::from("/var/tmp"))
             .join("lifeboat");
+        let wal_mode = source.pick(None, None, wal.mode).unwrap_or(Setting { value: WalMode::Archive, origin: Origin::Default });
+        let keeps = [retention.keep_last, retention.keep_daily, retention.keep_weekly, retention.keep_monthly, retention.keep_yearly];
+        let duties = agent::Duties {
+            replicas: repositories.used.iter().skip(1).any(|one| one.part.value != Part::KeptByStore),
+            retention: keeps.iter().any(Option::is_some) || retention.recovery_window.is_some(),
+            receives: wal_mode.value != WalMode::Archive,
+        };
+        let agent = AgentSettings::resolve(&source, file.agent.unwrap_or_default(), file.schedule.unwrap_or_default(), &duties)?;
         Ok(Self {
             name: source
                 .pick(None, environment("LIFEBOAT_NAME").map(|value| (value, "LIFEBOAT_NAME")), file.name)
@@ -649,10 +682,10 @@ impl Settings {
             workers: source.pick(None, None, workers).unwrap_or(Setting { value: cores, origin: Origin::Default }),
             bandwidth: source.pick(None, None, limits.bandwidth.as_deref().map(parse_bytes).transpose()?),
             compression_level: source.pick(None, None, level).unwrap_or(Setting { value: 1, origin: Origin::Default }),
-            rpo: or_default_span(objectives.rpo.as_deref(), 24 * 60 * 60)?,
+            rpo,
             rto: or_default_span(objectives.rto.as_deref(), 4 * 60 * 60)?,
             drill_every: or_default_span(objectives.drill.as_deref(), 90 * 24 * 60 * 60)?,
-            wal_mode: source.pick(None, None, wal.mode).unwrap_or(Setting { value: WalMode::Archive, origin: Origin::Default }),
+            wal_mode,
             wal_durability: source
                 .pick(None, None, wal.durability)
                 .unwrap_or(Setting { value: Durability::Spool, origin: Origin::Default }),
@@ -682,7 +715,12 @@ impl Settings {
                 .unwrap_or(Setting { value: DEFAULT_GRACE, origin: Origin::Default }),
             policy: PolicyTerms::resolve(&source, file.policy.unwrap_or_default())?,
             approvals: Approvals::resolve(&source, file.approvals.unwrap_or_default())?,
+            agent,
             drill: DrillSettings::resolve(&source, file.drill.unwrap_or_default())?,
+            metrics: MetricsSettings::resolve(&source, file.metrics.unwrap_or_default())?,
+            alerts,
+            log: LogSettings::resolve(&source, file.log.unwrap_or_default(), cli.log_format)?,
+            traces: TracesSettings::resolve(&source, file.traces.unwrap_or_default())?,
             audit: AuditSettings::resolve(&source, file.audit.unwrap_or_default(), &user_keys),
             break_glass: cli.break_glass.clone(),
             user_keys,
@@ -806,8 +844,19 @@ impl Settings {
         rows.extend(owned(last));
         rows.extend(self.audit.rows());
         rows.extend(self.drill.rows());
+        rows.extend(self.agent.rows());
+        rows.extend(self.metrics.rows());
+        rows.extend(self.alerts.rows());
+        rows.extend(self.log.rows());
+        rows.extend(self.traces.rows());
         rows
     }
+}
+
+/// `[alerts]` of a file, for tests of what pages show.
+#[cfg(test)]
+pub(crate) fn alerts_of(file: File) -> Result<AlertSettings, Failure> {
+    AlertSettings::resolve(&Source { path: None }, file.alerts.unwrap_or_default(), Duration::from_secs(86_400))
 }
 
 #[cfg(test)]

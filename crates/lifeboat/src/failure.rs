@@ -61,6 +61,24 @@ pub(crate) const EXIT_BUG: u8 = 70;
 /// Interrupted.
 pub(crate) const EXIT_INTERRUPTED: u8 = 130;
 
+/// What they mean to who reads a manual. `wal push` and `wal fetch` end as PostgreSQL understands it.
+pub(crate) const EXIT_CODES: [(u8, &str); 14] = [
+    (0, "Done."),
+    (EXIT_FAILED, "Failed."),
+    (EXIT_USAGE, "Bad command line or configuration."),
+    (EXIT_FINDINGS, "Done, with findings: damaged pages in the source, parts that could not be checked, a drill with gaps."),
+    (EXIT_NO_REPOSITORY, "The repository does not exist."),
+    (EXIT_LEASED, "Another writer has the lease."),
+    (EXIT_KEY, "Wrong key or credentials."),
+    (EXIT_FORMAT, "The repository's format is too new for this program."),
+    (EXIT_DENIED, "Denied, by the policy or for want of approvals."),
+    (EXIT_UNVERIFIED, "Verification or signature failed; a drill failed."),
+    (EXIT_UNREACHABLE, "The recovery target cannot be reached."),
+    (EXIT_OBJECTIVE, "A drill brought everything back, too late or with too much lost."),
+    (EXIT_BUG, "A bug in lifeboat."),
+    (EXIT_INTERRUPTED, "Interrupted."),
+];
+
 /// Why a command ended, and what to do.
 #[derive(Debug)]
 pub(crate) struct Failure {

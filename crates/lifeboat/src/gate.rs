@@ -21,8 +21,7 @@ use crate::commands;
 use crate::commands::policy::facts;
 use crate::config::Settings;
 use crate::failure::{EXIT_DENIED, EXIT_FAILED, Failure, chain};
-use crate::output;
-use crate::session;
+use crate::{operation, output, session, traces};
 
 /// What a command wants to do.
 #[derive(Debug, Clone)]
@@ -53,6 +52,7 @@ impl Question {
 
     /// It is about this backup.
     pub(crate) fn about(self, backup: &VerifiedBackup) -> Self {
+        traces::about(&backup.id);
         let backup = facts::backup(&backup.manifest, &backup.signed_by.to_string(), Timestamp::now());
         Self { backup: Some(backup), ..self }
     }
@@ -126,7 +126,7 @@ pub(crate) fn allow(settings: &Settings, repository: Option<&Repository>, questi
     if !decided.decision.allow {
         // WAL comes by the thousand; all else that was refused is worth a record.
         if !matches!(facts.operation, Operation::WalPush | Operation::WalFetch | Operation::WalReceive) {
-            let start = Event::start(Id(lifeboat_engine::random::bytes()), session::PROGRAM, &facts, audited(&decided));
+            let start = start(&facts, &decided);
             record(settings, &question, question.audited_repository(settings).as_ref(), &start)?;
         }
         return Err(denied(&facts, &decided));
@@ -139,7 +139,7 @@ pub(crate) fn allow(settings: &Settings, repository: Option<&Repository>, questi
 pub(crate) fn ask(settings: &Settings, repository: Option<&Repository>, question: Question) -> Result<Permit, Failure> {
     let facts = question.facts(settings, repository);
     let decided = decide(settings, &facts)?;
-    let start = Event::start(Id(lifeboat_engine::random::bytes()), session::PROGRAM, &facts, audited(&decided));
+    let start = start(&facts, &decided);
     let repository = question.audited_repository(settings);
     let recorded = record(settings, &question, repository.as_ref(), &start)?;
     if !decided.decision.allow {
@@ -176,6 +176,7 @@ impl Permit {
 
     /// The backup that was made.
     pub(crate) fn made(&self, backup: &BackupId) {
+        traces::about(backup);
         *self.made.borrow_mut() = Some(backup.clone());
     }
 
@@ -209,6 +210,12 @@ fn decide(settings: &Settings, facts: &Facts) -> Result<Decided, Failure> {
     let decided = policy.decide(facts);
     policy.warnings().iter().for_each(|warning| output::warn(warning));
     Ok(decided)
+}
+
+/// The record of the start, with the id that everything else of this operation has.
+fn start(facts: &Facts, decided: &Decided) -> Event {
+    let start = Event::start(Id(lifeboat_engine::random::bytes()), session::PROGRAM, facts, audited(decided));
+    Event { trace: Some(operation::id()), ..start }
 }
 
 /// As the audit log has it.

@@ -1,11 +1,15 @@
 //! What is said, and where: data to stdout, everything else to stderr.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{BufRead as _, BufReader, IsTerminal as _, Read, Write as _};
 
 pub(crate) use lifeboat_core::plain::plain;
 use serde::Serialize;
 
 use crate::failure::Failure;
+use crate::log::{self, Format, Line, PhaseLine};
+use crate::{operation, traces};
+
+pub(crate) use crate::log::Level;
 
 /// Where output goes, and in which form.
 pub(crate) struct Output {
@@ -30,6 +34,11 @@ impl Output {
         } else {
             text()
         };
+        self.raw(&text);
+    }
+
+    /// A result in a form of its own.
+    pub(crate) fn raw(&self, text: &str) {
         match std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush()) {
             // A closed pipe is the reader's way to say "enough".
             Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => warn(&format!("the result could not be printed: {error}")),
@@ -39,44 +48,89 @@ impl Output {
 
     /// Why the command failed: one line, and a hint.
     pub(crate) fn failure(&self, failure: &Failure) {
-        self.complain("error", failure);
+        self.complain(Level::Error, "error", failure);
     }
 
     /// The same of a failure that only means "try again".
     pub(crate) fn warning(&self, failure: &Failure) {
-        self.complain("warning", failure);
+        self.complain(Level::Warning, "warning", failure);
     }
 
-    fn complain(&self, what: &str, failure: &Failure) {
+    fn complain(&self, level: Level, word: &str, failure: &Failure) {
         if self.json {
-            let document = serde_json::json!({"error": {"message": failure.message, "hint": failure.hint, "exit_code": failure.code}});
+            let document = serde_json::json!({"error": {
+                "message": failure.message, "hint": failure.hint, "exit_code": failure.code, "operation": operation::id(),
+            }});
             self.result(&document, String::new);
         }
-        say(&format!("{what}: {}", failure.message));
-        if let Some(hint) = &failure.hint {
-            say(&format!("hint: {hint}"));
+        let hint = failure.hint.as_deref().map(|hint| ("hint", hint));
+        Line { word: Some(word), hint, exit_code: Some(failure.code), ..Line::new(level, &failure.message) }.write();
+        // Every line for programs has it.
+        if log::format() == Format::Text && traces::is_sent() {
+            say(&format!("trace: {}", operation::id()));
         }
     }
 }
 
 /// A line for people, on stderr.
 pub(crate) fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    Line::new(Level::Info, line).write();
 }
 
 /// A warning, on stderr.
 pub(crate) fn warn(line: &str) {
-    say(&format!("warning: {line}"));
+    tell(Level::Warning, "warning", line, None);
+}
+
+/// A line on stderr that begins with a word for what it is; and what to do about it, behind a word for that.
+pub(crate) fn tell(level: Level, word: &str, message: &str, hint: Option<(&str, &str)>) {
+    Line { word: Some(word), hint, ..Line::new(level, message) }.write();
+}
+
+/// How far a phase is, on stderr: in words, and in numbers for programs.
+pub(crate) fn tell_phase(phase: PhaseLine, words: &str) {
+    Line { phase: Some(phase), ..Line::new(Level::Info, words) }.write();
+}
+
+/// Asks a person, who answers on the line where the question stands.
+pub(crate) fn ask(question: &str) {
+    match log::format() {
+        Format::Text => {
+            let _ = write!(std::io::stderr(), "{question} ");
+        }
+        Format::Json => say(question),
+    }
+}
+
+/// How much of a program's words is passed on.
+const MOST_WORDS: u64 = 1 << 20;
+
+/// Where a program that is started here may write its own words: to our stderr, or, where all lines have a form, to [`pass_on`].
+pub(crate) fn words_of_programs() -> std::process::Stdio {
+    match log::format() {
+        Format::Text => std::process::Stdio::inherit(),
+        Format::Json => std::process::Stdio::piped(),
+    }
+}
+
+/// Says what a program writes, line by line. Nobody waits for it: a child of the program may hold its stderr open for ever.
+pub(crate) fn pass_on(program: &str, words: impl Read + Send + 'static) {
+    let program = program.to_owned();
+    std::thread::spawn(move || {
+        for line in BufReader::new(words.take(MOST_WORDS)).split(b'\n').map_while(Result::ok) {
+            say(&format!("{program}: {}", String::from_utf8_lossy(&line)));
+        }
+    });
 }
 
 /// Said when a signal ends the process.
 pub(crate) fn interrupted() {
-    say("interrupted; nothing half-written will be taken for whole");
+    Line::new(Level::Warning, "interrupted; nothing half-written will be taken for whole").write();
 }
 
 /// Whether progress can be drawn.
-pub(crate) fn stderr_is_terminal() -> bool {
-    std::io::stderr().is_terminal()
+pub(crate) fn can_draw() -> bool {
+    std::io::stderr().is_terminal() && log::format() == Format::Text
 }
 
 /// Bytes for people.

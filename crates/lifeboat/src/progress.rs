@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lifeboat_engine::progress::Progress;
 
-use crate::output;
+use crate::log::PhaseLine;
+use crate::{output, traces};
 
 /// Time between two lines about one phase where no bar can be drawn.
 const LINE_EVERY: Duration = Duration::from_secs(30);
@@ -27,9 +28,16 @@ struct State {
     total: (u64, u64),
 }
 
+impl State {
+    fn line(&self, files: u64, bytes: u64) -> PhaseLine {
+        let seconds = self.begun.elapsed().as_millis() as f64 / 1000.0;
+        PhaseLine { phase: self.phase, seconds, files, bytes, total_files: None, total_bytes: None }
+    }
+}
+
 impl Shown {
     pub(crate) fn new() -> Self {
-        let bar = output::stderr_is_terminal().then(|| {
+        let bar = output::can_draw().then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
@@ -46,7 +54,11 @@ impl Shown {
     fn end_phase(&self, state: &State) {
         let bytes = self.bytes.swap(0, Ordering::Relaxed);
         let files = self.files.swap(0, Ordering::Relaxed);
-        if state.phase.is_empty() || self.bar.is_some() {
+        if state.phase.is_empty() {
+            return;
+        }
+        traces::phase_ends(files, bytes);
+        if self.bar.is_some() {
             return;
         }
         let took = state.begun.elapsed();
@@ -55,7 +67,7 @@ impl Shown {
             let rate = bytes as f64 / took.as_secs_f64().max(0.001);
             line.push_str(&format!(", {files} files, {}, {}/s", output::bytes(bytes), output::bytes(rate as u64)));
         }
-        output::say(&line);
+        output::tell_phase(state.line(files, bytes), &line);
     }
 
     /// Ends the last phase and takes the bar away.
@@ -75,6 +87,7 @@ impl Progress for Shown {
         self.end_phase(&state);
         let now = Instant::now();
         *state = State { phase: name, begun: now, said: now, total: (0, 0) };
+        traces::phase_begins(name);
         if let Some(bar) = &self.bar {
             bar.unset_length();
             bar.reset();
@@ -104,7 +117,9 @@ impl Progress for Shown {
             && state.said.elapsed() >= LINE_EVERY
         {
             state.said = Instant::now();
-            output::say(&format!("{}: {} of {}", state.phase, output::bytes(done), output::bytes(state.total.1)));
+            let (total_files, total_bytes) = (Some(state.total.0), Some(state.total.1));
+            let line = PhaseLine { total_files, total_bytes, ..state.line(self.files.load(Ordering::Relaxed), done) };
+            output::tell_phase(line, &format!("{}: {} of {}", state.phase, output::bytes(done), output::bytes(state.total.1)));
         }
     }
 

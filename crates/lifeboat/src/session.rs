@@ -15,10 +15,10 @@ use lifeboat_engine::opened_backup;
 use lifeboat_engine::owners;
 use lifeboat_engine::policy::{OpaSettings, Policy, PolicySettings};
 use lifeboat_engine::repository::Repository;
-use lifeboat_engine::secret::Secret;
+use lifeboat_engine::secret::{Secret, SecretSource};
 use lifeboat_engine::signing::{
-    KeyFileSigner, KeylessConfig, KeylessSigner, KmsConfig, KmsSigner, KnownGood, PublicKey, Reach, Roots, SecretSource, SignError, Signer,
-    SigningKey, StampConfig, StampedSigner, TransitConfig, TransitSigner, Trust, TrustedKey, ambient_token,
+    KeyFileSigner, KeylessConfig, KeylessSigner, KmsConfig, KmsSigner, KnownGood, PublicKey, Reach, Roots, SignError, Signer, SigningKey,
+    StampConfig, StampedSigner, TransitConfig, TransitSigner, Trust, TrustedKey, ambient_token,
 };
 use lifeboat_engine::store::probe::{self, Depth, Examination};
 use lifeboat_engine::store::{self, Access, Member, Note, Store};
@@ -357,7 +357,11 @@ pub(crate) fn secret(reference: &Reference, what: &str) -> Result<Secret, Failur
             let failed = |problem: String| failed(problem).hint("run the command by hand; lifeboat config show prints it");
             let mut command = std::process::Command::new(program);
             command.args(arguments).stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped());
+            command.stderr(output::words_of_programs());
             let mut child = command.spawn().map_err(|error| failed(format!(": run {program}: {error}")))?;
+            if let Some(words) = child.stderr.take() {
+                output::pass_on(program, words);
+            }
             let printed = child.stdout.take().map_or_else(|| Ok(Secret::default()), Secret::read_from);
             if printed.is_err() {
                 // It would wait for ever for somebody to read on.
@@ -382,11 +386,11 @@ pub(crate) fn signing_key(settings: &Settings) -> Result<(SigningKey, Secret), F
     Ok((SigningKey::open(&read(&key.value, "signing key")?, password.expose())?, password))
 }
 
-/// A secret that a signer asks for whenever it needs it.
-fn secret_source(place: &Reference, what: &'static str) -> SecretSource {
-    let place = place.clone();
+/// A secret that whoever uses it asks for whenever it is needed: a signer, a sink of alerts.
+pub(crate) fn secret_source(place: &Reference, what: impl Into<String>) -> SecretSource {
+    let (place, what) = (place.clone(), what.into());
     Box::new(move || {
-        let secret = secret(&place, what).map_err(|failure| failure.message)?;
+        let secret = secret(&place, &what).map_err(|failure| failure.message)?;
         // The bytes are not repeated: they may be the secret after all.
         secret.expose_text().map(|text| Zeroizing::new(text.to_owned())).map_err(|_| format!("read {what}: it is not text"))
     })

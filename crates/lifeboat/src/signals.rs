@@ -30,9 +30,15 @@ pub(crate) fn watch() {
     std::thread::spawn(move || {
         for _ in signals.forever() {
             if !stop() {
-                crate::output::interrupted();
-                std::process::exit(i32::from(crate::failure::EXIT_INTERRUPTED));
+                end();
             }
         }
     });
+}
+
+/// Ends the process as interrupted.
+pub(crate) fn end() -> ! {
+    crate::output::interrupted();
+    crate::traces::end(crate::failure::EXIT_INTERRUPTED, Some("interrupted"), crate::traces::HURRY);
+    std::process::exit(i32::from(crate::failure::EXIT_INTERRUPTED));
 }

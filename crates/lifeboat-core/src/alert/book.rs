@@ -1,7 +1,7 @@
 //! Who was told what when: alerts in, messages out.
 //!
-//! A pure value: whoever sends a [`Message`] says afterwards whether it arrived, and what did not arrive comes again. So an alert that is resolved while
-//! a sink is down is told of as both, and one that comes back within a moment is told of once.
+//! A pure value: whoever sends a [`Message`] says afterwards whether it arrived, and what did not arrive comes again. So an alert that came and went while
+//! a sink was down is told of as over, and one that comes back within a moment is told of once.
 
 use std::collections::BTreeMap;
 
@@ -21,6 +21,9 @@ pub struct Rhythm {
     pub resolve_after: SignedDuration,
 }
 
+/// What ended so long ago is no news any more: a sink that was down for longer is not told of it, and its book does not grow for ever.
+const OLD_NEWS: SignedDuration = SignedDuration::from_hours(7 * 24);
+
 /// One alert, since when, and who knows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
@@ -35,12 +38,22 @@ pub struct Entry {
     pub told: Option<(Timestamp, Severity)>,
 }
 
+impl Entry {
+    fn is_gone(&self, now: Timestamp, rhythm: &Rhythm) -> bool {
+        now.duration_since(self.seen) >= rhythm.resolve_after && self.seen < now
+    }
+
+    fn notice(&self) -> Notice {
+        Notice { alert: self.alert.clone(), since: self.since, seen: self.seen, again: self.told.is_some() }
+    }
+}
+
 /// What one sink is told at once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// What holds and was not told, or is told again; the worst first.
     pub firing: Vec<Notice>,
-    /// What was told and is over.
+    /// What is over: it was told, or had to be and could not.
     pub resolved: Vec<Notice>,
 }
 
@@ -73,28 +86,43 @@ impl Book {
             entry.alert = alert.clone();
             entry.seen = now;
         }
-        // What nobody was told of and is gone need not be told.
-        self.entries.retain(|_, entry| entry.told.is_some() || entry.seen == now || now.duration_since(entry.seen) < rhythm.resolve_after);
+        // What was gone before it had to be told need not be told. What had to be, and was not, could not be: its sink was down.
+        let matters = |entry: &Entry| entry.told.is_some() || entry.seen.duration_since(entry.since) >= rhythm.group_wait;
+        self.entries.retain(|_, entry| {
+            let gone = now.duration_since(entry.seen);
+            entry.seen == now || gone < rhythm.resolve_after || (matters(entry) && gone < OLD_NEWS)
+        });
     }
 
     /// What is to be told now. `None`: nothing.
     pub fn message(&self, now: Timestamp, rhythm: &Rhythm) -> Option<Message> {
-        let gone = |entry: &Entry| now.duration_since(entry.seen) >= rhythm.resolve_after && entry.seen < now;
-        let notice =
-            |entry: &Entry| Notice { alert: entry.alert.clone(), since: entry.since, seen: entry.seen, again: entry.told.is_some() };
-        let holds = |entry: &&Entry| !gone(entry);
+        let holds = |entry: &&Entry| !entry.is_gone(now, rhythm);
         let due = |entry: &Entry| match entry.told {
             None => now.duration_since(entry.since) >= rhythm.group_wait,
             // One that got worse is news.
             Some((at, severity)) => entry.alert.severity < severity || now.duration_since(at) >= rhythm.repeat,
         };
-        let resolved: Vec<Notice> = self.entries.values().filter(|entry| gone(entry) && entry.told.is_some()).map(notice).collect();
+        let resolved: Vec<Notice> = self.entries.values().filter(|entry| entry.is_gone(now, rhythm)).map(Entry::notice).collect();
         let mut firing = Vec::new();
         if self.entries.values().filter(holds).any(due) {
             // Whoever is told at all is told of everything that is new, so that one accident is one message.
-            firing.extend(self.entries.values().filter(holds).filter(|entry| entry.told.is_none() || due(entry)).map(notice));
+            firing.extend(self.entries.values().filter(holds).filter(|entry| entry.told.is_none() || due(entry)).map(Entry::notice));
             firing.sort_by_key(|notice: &Notice| notice.alert.severity);
         }
+        (!firing.is_empty() || !resolved.is_empty()).then_some(Message { firing, resolved })
+    }
+
+    /// All that holds, and what is over and was not told yet: for those who want to hear all the time what holds, and do the rest by themselves. `None`: nothing.
+    pub fn everything(&self, now: Timestamp, rhythm: &Rhythm) -> Option<Message> {
+        let (gone, held): (Vec<&Entry>, Vec<&Entry>) = self.entries.values().partition(|entry| entry.is_gone(now, rhythm));
+        let mut firing: Vec<Notice> = held.iter().map(|entry| entry.notice()).collect();
+        firing.sort_by_key(|notice| notice.alert.severity);
+        // To those who tell alerts apart by how serious they are, one that got worse is another one: the milder one is over, since it was told.
+        let milder = held.iter().filter_map(|entry| {
+            let (at, severity) = entry.told.filter(|(_, severity)| *severity != entry.alert.severity)?;
+            Some(Notice { alert: Alert { severity, ..entry.alert.clone() }, since: entry.since, seen: at, again: true })
+        });
+        let resolved: Vec<Notice> = gone.into_iter().map(Entry::notice).chain(milder).collect();
         (!firing.is_empty() || !resolved.is_empty()).then_some(Message { firing, resolved })
     }
 
@@ -115,7 +143,7 @@ impl Book {
 
     /// What holds, the worst first.
     pub fn firing(&self, now: Timestamp, rhythm: &Rhythm) -> Vec<&Entry> {
-        let mut firing: Vec<&Entry> = self.entries.values().filter(|entry| now.duration_since(entry.seen) < rhythm.resolve_after).collect();
+        let mut firing: Vec<&Entry> = self.entries.values().filter(|entry| !entry.is_gone(now, rhythm)).collect();
         firing.sort_by_key(|entry| entry.alert.severity);
         firing
     }
@@ -199,6 +227,69 @@ mod tests {
         assert_eq!(back.entries.len(), 1);
         book.arrived(&over, at(201));
         assert_eq!(book.entries.len(), 0);
+    }
+
+    #[test]
+    fn what_came_and_went_while_nobody_could_be_told_is_told_as_over() {
+        let mut book = Book::default();
+        let alerts = [alert("wal-lag", Severity::Warning)];
+        book.note(&alerts, at(0), &RHYTHM);
+        book.note(&alerts, at(30), &RHYTHM);
+        assert!(book.message(at(30), &RHYTHM).is_some(), "and it does not arrive");
+        book.note(&[], at(600), &RHYTHM);
+        let over = book.message(at(600), &RHYTHM).unwrap();
+        assert_eq!((names(&over.firing), names(&over.resolved)), (vec![], vec!["wal-lag"]));
+        assert_eq!((over.resolved[0].since, over.resolved[0].seen, over.resolved[0].again), (at(0), at(30), false));
+        // A week later nobody wants to hear of it.
+        let week = 8 * 86_400;
+        let mut late = book.clone();
+        late.note(&[], at(week), &RHYTHM);
+        assert_eq!((late.message(at(week), &RHYTHM), late.entries.len()), (None, 0));
+        book.arrived(&over, at(601));
+        assert_eq!(book.entries.len(), 0);
+    }
+
+    #[test]
+    fn who_wants_everything_hears_all_that_holds_every_time() {
+        let mut book = Book::default();
+        let both = [alert("wal-lag", Severity::Warning), alert("server-unreachable", Severity::Critical)];
+        for second in [0, 10, 20] {
+            book.note(&both, at(second), &RHYTHM);
+            let message = book.everything(at(second), &RHYTHM).unwrap();
+            assert_eq!((names(&message.firing), names(&message.resolved)), (vec!["server-unreachable", "wal-lag"], vec![]));
+            book.arrived(&message, at(second));
+        }
+        // Gone for a moment only: it holds.
+        book.note(&both[..1], at(50), &RHYTHM);
+        let message = book.everything(at(50), &RHYTHM).unwrap();
+        assert_eq!(names(&message.firing), ["server-unreachable", "wal-lag"]);
+        book.arrived(&message, at(50));
+        book.note(&both[..1], at(90), &RHYTHM);
+        let message = book.everything(at(90), &RHYTHM).unwrap();
+        assert_eq!((names(&message.firing), names(&message.resolved)), (vec!["wal-lag"], vec!["server-unreachable"]));
+        assert_eq!(message.resolved[0].seen, at(20));
+        book.arrived(&message, at(90));
+        book.note(&[], at(200), &RHYTHM);
+        let message = book.everything(at(200), &RHYTHM).unwrap();
+        assert_eq!((names(&message.firing), names(&message.resolved)), (vec![], vec!["wal-lag"]));
+        book.arrived(&message, at(200));
+        assert_eq!(book.everything(at(201), &RHYTHM), None);
+    }
+
+    #[test]
+    fn one_that_gets_worse_ends_the_milder_one_of_those_who_tell_them_apart() {
+        let mut book = Book::default();
+        book.note(&[alert("disk-space", Severity::Warning)], at(0), &RHYTHM);
+        let message = book.everything(at(0), &RHYTHM).unwrap();
+        book.arrived(&message, at(1));
+        book.note(&[alert("disk-space", Severity::Critical)], at(30), &RHYTHM);
+        let message = book.everything(at(30), &RHYTHM).unwrap();
+        let seen = |notices: &[Notice]| notices.iter().map(|notice| (notice.alert.severity, notice.seen)).collect::<Vec<_>>();
+        assert_eq!(seen(&message.firing), [(Severity::Critical, at(30))]);
+        assert_eq!(seen(&message.resolved), [(Severity::Warning, at(1))]);
+        book.arrived(&message, at(31));
+        assert_eq!(book.entries.len(), 1, "it still holds");
+        assert_eq!(book.everything(at(32), &RHYTHM).unwrap().resolved, []);
     }
 
     #[test]

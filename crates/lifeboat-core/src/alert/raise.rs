@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::{Alert, Severity, find};
 use crate::drill::Verdict;
 use crate::status::answer::{Answer, covers, newest_whole, seconds_between};
-use crate::status::{BackupState, KeySeen, Observed, Outcome, RunSeen, SignatureState};
+use crate::status::{BackupState, DiskSeen, KeySeen, Observed, Outcome, RunSeen, SignatureState};
 
 /// What the user allows before anybody is told.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -58,8 +58,8 @@ pub fn raise(observed: &Observed, answer: &Answer, terms: &Terms) -> Vec<Alert> 
     drills(observed, answer, &mut out);
     runs(observed, &mut out);
     tasks(observed, &mut out);
-    keys(observed, terms, &mut out);
-    disks(observed, terms, &mut out);
+    keys(&observed.keys, terms, observed.at, &mut out);
+    disks(&observed.disks, terms, &mut out);
     for unseen in &observed.unseen {
         // A repository or a server out of reach has an alert of its own.
         if !unseen.what.starts_with("repository") && unseen.what != "server" {
@@ -78,15 +78,25 @@ pub fn raise(observed: &Observed, answer: &Answer, terms: &Terms) -> Vec<Alert> 
     alerts
 }
 
+/// The alerts about keys and disks alone.
+pub fn running_out(keys_seen: &[KeySeen], disks_seen: &[DiskSeen], terms: &Terms, now: Timestamp) -> Vec<Alert> {
+    let mut out = Raised(Vec::new());
+    keys(keys_seen, terms, now, &mut out);
+    disks(disks_seen, terms, &mut out);
+    out.0
+}
+
 /// The alert of an agent that cannot look: what it last saw may be long gone.
 pub fn stale(last: Option<Timestamp>, why: Option<&str>, now: Timestamp) -> Alert {
-    let since = last.map_or("never".to_owned(), |last| format!("{} ago", span(seconds_between(last, now))));
+    let since = last.map_or("has never seen how the system stands".to_owned(), |last| {
+        format!("last saw how the system stands {} ago", span(seconds_between(last, now)))
+    });
     let why = why.map(|why| format!(": {why}")).unwrap_or_default();
     Alert {
         name: "status-stale".into(),
         subject: String::new(),
         severity: Critical,
-        summary: format!("the agent last saw how the system stands {since}{why}"),
+        summary: format!("the agent {since}{why}"),
         fix: "lifeboat status, as the agent's user on its host; its log says more".into(),
     }
 }
@@ -223,6 +233,10 @@ fn story(run: &RunSeen) -> String {
     let often = if run.failures > 1 { format!(", {} times in a row", run.failures) } else { String::new() };
     match (run.outcome, &run.message) {
         (Outcome::Interrupted, _) => format!("{what} of {at} was interrupted: its process is gone and left no result{often}"),
+        (Outcome::Running, message) => {
+            let message = message.as_ref().map(|message| format!(": {message}")).unwrap_or_default();
+            format!("the last {what} failed{often}{message}; another one runs since {at}")
+        }
         (_, Some(message)) => format!("{what} of {at} failed{often}: {message}"),
         (_, None) => {
             let code = run.exit_code.map_or(String::new(), |code| format!(" with exit code {code}"));
@@ -242,7 +256,8 @@ fn runs(observed: &Observed, out: &mut Raised) {
     for run in &observed.runs {
         let hint = run.hint.clone();
         let fix = move |command: &str| hint.unwrap_or_else(|| command.to_owned());
-        let bad = matches!(run.outcome, Outcome::Failed | Outcome::Interrupted);
+        // While another try runs, what the last one came to still holds.
+        let bad = matches!(run.outcome, Outcome::Failed | Outcome::Interrupted) || run.outcome == Outcome::Running && run.failures > 0;
         if bad && run.exit_code == Some(DENIED) {
             out.say("policy-denied", Warning, &run.operation, story(run), fix("lifeboat policy eval"));
             continue;
@@ -283,13 +298,13 @@ fn tasks(observed: &Observed, out: &mut Raised) {
     }
 }
 
-fn keys(observed: &Observed, terms: &Terms, out: &mut Raised) {
+fn keys(keys: &[KeySeen], terms: &Terms, now: Timestamp, out: &mut Raised) {
     let name = |key: &KeySeen| format!("{} {}", key.what, key.name);
-    for key in &observed.keys {
+    for key in keys {
         let Some(not_after) = key.not_after else { continue };
         // A key that was retired on purpose ends without anybody's surprise, unless it still signs here.
         let matters = key.signs_here || key.state == "trusted";
-        let left = not_after.duration_since(observed.at);
+        let left = not_after.duration_since(now);
         if matters && left <= jiff::SignedDuration::try_from(terms.key_ahead).unwrap_or(jiff::SignedDuration::MAX) {
             let (severity, summary) = if left.is_negative() {
                 (Critical, format!("{} has ended on {not_after:.0}", name(key)))
@@ -302,8 +317,8 @@ fn keys(observed: &Observed, terms: &Terms, out: &mut Raised) {
     }
 }
 
-fn disks(observed: &Observed, terms: &Terms, out: &mut Raised) {
-    for disk in &observed.disks {
+fn disks(disks: &[DiskSeen], terms: &Terms, out: &mut Raised) {
+    for disk in disks {
         let percent = disk.free_bytes.saturating_mul(100).checked_div(disk.total_bytes).unwrap_or(0);
         if percent < u64::from(terms.disk_free_percent) {
             let severity = if percent < u64::from(terms.disk_free_percent) / 2 { Critical } else { Warning };
@@ -318,3 +333,6 @@ fn disks(observed: &Observed, terms: &Terms, out: &mut Raised) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -55,8 +55,12 @@ pub struct SpoolFacts {
 pub struct ServerFacts {
     /// 150018 for 15.18.
     pub version_num: u32,
+    /// `fsync`.
+    pub fsync: bool,
     /// `full_page_writes`.
     pub full_page_writes: bool,
+    /// `track_commit_timestamp`.
+    pub commit_timestamps: bool,
     /// Pages have checksums.
     pub data_checksums: bool,
     /// `archive_mode` is not off.
@@ -158,7 +162,7 @@ pub fn keys(facts: &KeyFacts) -> Diagnosis {
                 "open-secret",
                 &file.path,
                 format!("the {} can be read by others (mode {:04o})", file.what, mode & 0o7777),
-                "who has it can read backups, or sign them",
+                "who has it can do what this host may do with it: read backups, sign them, speak in its name",
                 format!("chmod 600 {}", file.path),
             ),
             _ => {}
@@ -233,6 +237,19 @@ pub fn server(name: &str, facts: &Result<ServerFacts, String>) -> Diagnosis {
             "nobody has tried it with this lifeboat",
             "use a later lifeboat: lifeboat --version",
         ),
+    }
+    if !facts.fsync {
+        out.say(
+            Danger,
+            "fsync",
+            name,
+            "fsync is off",
+            "a crash of the machine may leave a cluster that no recovery repairs, and backups of it",
+            "set fsync = on and reload the server",
+        );
+    }
+    if !facts.commit_timestamps {
+        out.note(name, "track_commit_timestamp is off: drills measure the RPO by WAL and heartbeats only");
     }
     if !facts.full_page_writes {
         out.say(
@@ -351,6 +368,8 @@ mod tests {
     #[test]
     fn servers_are_judged() {
         let good = ServerFacts {
+            fsync: true,
+            commit_timestamps: true,
             version_num: 150_018,
             full_page_writes: true,
             data_checksums: true,
@@ -363,6 +382,7 @@ mod tests {
         assert_eq!(codes(&server("s", &Ok(good.clone()))), []);
         assert_eq!(codes(&server("s", &Ok(ServerFacts { version_num: 120_000, ..good.clone() }))), [("version", Severity::Essential)]);
         assert_eq!(codes(&server("s", &Ok(ServerFacts { version_num: 190_000, ..good.clone() }))), [("version", Severity::Warning)]);
+        assert_eq!(codes(&server("s", &Ok(ServerFacts { fsync: false, ..good.clone() }))), [("fsync", Severity::Danger)]);
         assert_eq!(
             codes(&server("s", &Ok(ServerFacts { full_page_writes: false, ..good.clone() }))),
             [("full-page-writes", Severity::Danger)]

@@ -86,6 +86,14 @@ pub(crate) fn seconds_between(earlier: Timestamp, later: Timestamp) -> u64 {
     later.duration_since(earlier).as_secs().max(0).unsigned_abs()
 }
 
+/// Later than clocks that are set may differ.
+fn in_future(moment: Option<Timestamp>, now: Timestamp) -> bool {
+    moment.is_some_and(|moment| moment.duration_since(now).as_secs() > CLOCKS_DIFFER)
+}
+
+/// Seconds that the clocks of two hosts may differ.
+const CLOCKS_DIFFER: i64 = 60;
+
 /// The backup of a cluster, or of artifacts where the system has no cluster, that restores begin with.
 fn newest(observed: &Observed, wanted: impl Fn(&BackupSeen) -> bool) -> Option<&BackupSeen> {
     observed.backups.iter().flatten().find(|backup| backup.counts() && backup.whole_until.is_none() && wanted(backup))
@@ -111,6 +119,8 @@ pub fn answer(observed: &Observed) -> Answer {
         (None, _) => None,
         // Everything that the server has written is in the repository.
         (Some(_), true) => Some(0),
+        // One of the clocks is wrong, so nobody knows what their difference means.
+        (Some(_), false) if in_future(to, observed.at) => None,
         (Some(_), false) => to.map(|to| seconds_between(to, observed.at)),
     };
     let rpo_met = rpo_seconds.map(|seconds| seconds <= observed.objectives.rpo_seconds);
@@ -188,7 +198,9 @@ fn reasons(observed: &Observed, answer: &Answer, backup: Option<&BackupSeen>) ->
     if answer.rpo_met == Some(false) {
         reasons.push("the RPO is missed".to_owned());
     }
-    if backup.is_some() && answer.rpo_seconds.is_none() {
+    if backup.is_some() && in_future(answer.to, observed.at) {
+        reasons.push("the last moment that can be gone back to lies in the future: a clock is wrong".to_owned());
+    } else if backup.is_some() && answer.rpo_seconds.is_none() {
         reasons.push("nobody knows what would be lost".to_owned());
     }
     let primary = observed.repositories.first();
@@ -208,4 +220,54 @@ fn reasons(observed: &Observed, answer: &Answer, backup: Option<&BackupSeen>) ->
         reasons.push("something is wrong with the way of WAL".to_owned());
     }
     reasons
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::samples;
+
+    #[test]
+    fn all_is_well_where_it_is() {
+        let answer = answer(&samples::well());
+        assert_eq!((answer.verdict, answer.reasons.as_slice()), (Verdict::Recoverable, [].as_slice()), "{answer:?}");
+        assert_eq!((answer.rpo_met, answer.rto_met, answer.proof_fresh), (Some(true), Some(true), Some(true)));
+    }
+
+    #[test]
+    fn nothing_to_recover_from_is_no_and_nobody_who_looked_is_unknown() {
+        let verdict = |backups| answer(&Observed { backups, ..samples::well() }).verdict;
+        assert_eq!(verdict(Some(Vec::new())), Verdict::NotRecoverable);
+        assert_eq!(verdict(None), Verdict::Unknown);
+        let of = |signature| {
+            let mut observed = samples::well();
+            observed.backups.iter_mut().flatten().for_each(|backup| backup.signature = signature);
+            answer(&observed)
+        };
+        assert_eq!(of(SignatureState::NotValid).verdict, Verdict::NotRecoverable);
+        assert_eq!(of(SignatureState::NotChecked).verdict, Verdict::NotRecoverable, "nobody stands for it");
+        assert_eq!(of(SignatureState::NotValid).rpo_seconds, None, "nobody says how little would be lost of what is lost");
+    }
+
+    #[test]
+    fn clocks_that_differ_make_no_promise() {
+        let mut observed = samples::well();
+        if let Some(wal) = &mut observed.wal {
+            wal.lag_bytes = Some(1);
+        }
+        assert!(answer(&observed).rpo_seconds.is_some());
+        observed.at -= jiff::SignedDuration::from_hours(48);
+        let answer = answer(&observed);
+        assert_eq!((answer.verdict, answer.rpo_seconds, answer.rpo_met), (Verdict::AtRisk, None, None), "{answer:?}");
+        assert!(answer.reasons.iter().any(|reason| reason.contains("a clock is wrong")), "{answer:?}");
+    }
+
+    #[test]
+    fn without_proof_nobody_is_sure() {
+        let mut observed = samples::well();
+        observed.drills = None;
+        let answer = answer(&observed);
+        assert_eq!((answer.verdict, answer.proof), (Verdict::AtRisk, None));
+        assert!(answer.reasons.contains(&"no drill has proven it".to_owned()));
+    }
 }

@@ -219,7 +219,7 @@ pub struct ExceptSeen {
     pub from: MomentSeen,
     /// The last.
     pub to: MomentSeen,
-    /// Why; `None`: a backup was being taken.
+    /// Why; `None`: no backup leads there.
     #[serde(default)]
     pub why: Option<String>,
 }

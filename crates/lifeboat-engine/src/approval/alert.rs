@@ -5,6 +5,8 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use lifeboat_core::trace_context::{self, TraceContext};
+
 /// How often it is looked whether the command has ended.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -41,12 +43,13 @@ pub enum AlertError {
 }
 
 /// Runs a command with a document on its standard input, and waits for it, but not for ever: what is to be told of must not wait for a
-/// messenger that hangs.
-pub fn alert(command: &[String], document: &[u8], patience: Duration) -> Result<(), AlertError> {
+/// messenger that hangs. What it does belongs to the trace that is passed on to it.
+pub fn alert(command: &[String], document: &[u8], trace: &TraceContext, patience: Duration) -> Result<(), AlertError> {
     let (program, arguments) = command.split_first().map_or(("", &[][..]), |(program, arguments)| (program.as_str(), arguments));
     let name = || program.to_owned();
     let mut child = Command::new(program)
         .args(arguments)
+        .env(trace_context::VARIABLE, trace.to_string())
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -87,7 +90,12 @@ pub fn alert(command: &[String], document: &[u8], patience: Duration) -> Result<
 
 #[cfg(test)]
 mod tests {
+    use lifeboat_core::repository::Id;
+    use lifeboat_core::trace_context::SpanId;
+
     use super::*;
+
+    const TRACE: TraceContext = TraceContext { trace: Id([0xab; 16]), span: SpanId([0xcd; 8]), sampled: true };
 
     fn shell(script: &str) -> Vec<String> {
         ["sh", "-c", script].map(str::to_owned).to_vec()
@@ -97,20 +105,27 @@ mod tests {
     fn the_document_arrives_and_failures_are_told() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("told");
-        alert(&shell(&format!("cat > {}", file.display())), b"{\"event\":\"x\"}", Duration::from_secs(60)).unwrap();
-        assert_eq!(std::fs::read(&file).unwrap(), b"{\"event\":\"x\"}");
-        let failed = alert(&shell("echo first >&2; echo no pager >&2; exit 3"), b"{}", Duration::from_secs(60)).unwrap_err();
+        alert(
+            &shell(&format!("cat > {0}; echo $TRACEPARENT >> {0}", file.display())),
+            b"{\"event\":\"x\"}",
+            &TRACE,
+            Duration::from_secs(60),
+        )
+        .unwrap();
+        let trace = format!("00-{}-{}-01", "ab".repeat(16), "cd".repeat(8));
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), format!("{{\"event\":\"x\"}}{trace}\n"));
+        let failed = alert(&shell("echo first >&2; echo no pager >&2; exit 3"), b"{}", &TRACE, Duration::from_secs(60)).unwrap_err();
         assert!(failed.to_string().ends_with("exit status: 3: no pager"), "{failed}");
-        assert!(matches!(alert(&["/no/such/program".into()], b"{}", Duration::from_secs(1)), Err(AlertError::Start { .. })));
-        assert!(matches!(alert(&[], b"{}", Duration::from_secs(1)), Err(AlertError::Start { .. })));
+        assert!(matches!(alert(&["/no/such/program".into()], b"{}", &TRACE, Duration::from_secs(1)), Err(AlertError::Start { .. })));
+        assert!(matches!(alert(&[], b"{}", &TRACE, Duration::from_secs(1)), Err(AlertError::Start { .. })));
         // One that does not read a long document is no trouble.
-        alert(&shell("exit 0"), &vec![b' '; 1 << 20], Duration::from_secs(60)).unwrap();
+        alert(&shell("exit 0"), &vec![b' '; 1 << 20], &TRACE, Duration::from_secs(60)).unwrap();
     }
 
     #[test]
     fn one_that_hangs_is_ended() {
         let begun = Instant::now();
-        let slow = alert(&shell("exec sleep 600"), b"{}", Duration::from_millis(100)).unwrap_err();
+        let slow = alert(&shell("exec sleep 600"), b"{}", &TRACE, Duration::from_millis(100)).unwrap_err();
         assert!(matches!(slow, AlertError::Slow { .. }) && begun.elapsed() < Duration::from_secs(300), "{slow}");
     }
 }

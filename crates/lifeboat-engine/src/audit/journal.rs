@@ -314,6 +314,7 @@ mod tests {
             host: "h".into(),
             environment: String::new(),
             program: "p".into(),
+            trace: None,
             url: None,
             backup: None,
             plan: None,

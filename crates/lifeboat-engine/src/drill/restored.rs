@@ -391,6 +391,7 @@ fn smoke(run: &mut Run<'_>, server: &Server, database: &str) {
             words.map(|word| word.to_string_lossy().into_owned()).collect()
         }),
         timeout: run.settings.smoke_timeout,
+        trace: &run.settings.trace,
     });
     // Reports are not encrypted, and what a command prints of the data is nobody's business as long as it succeeds.
     if result.outcome == Outcome::Passed {

@@ -14,6 +14,7 @@ use lifeboat_core::drill::{
     Scenario, ScenarioResult, measure,
 };
 use lifeboat_core::repository::layout;
+use lifeboat_core::trace_context::TraceContext;
 use lifeboat_core::verify::{Finding, FindingKind};
 
 use super::clock::{self, Skewed, Verification};
@@ -55,6 +56,8 @@ pub struct DrillSettings<'a> {
     pub smoke_timeout: Duration,
     /// `PATH` for it.
     pub path: String,
+    /// The span that what it does belongs to.
+    pub trace: TraceContext,
     /// Gives the time of the last heartbeat.
     pub heartbeat: Option<&'a str>,
     /// Bytes of the production's database, where it is another than the drill's.

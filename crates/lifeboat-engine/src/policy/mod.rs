@@ -21,6 +21,7 @@ use embedded::Embedded;
 pub use embedded::{ENGINE, RULE};
 use opa::Opa;
 pub use opa::OpaSettings;
+pub(crate) use opa::is_this_host;
 pub use scan::BUILTINS;
 pub use sources::{SHIPPED, SHIPPED_TEST, SourceFile, Sources};
 

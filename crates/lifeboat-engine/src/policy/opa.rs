@@ -267,7 +267,7 @@ fn printable(text: String) -> String {
     text.chars().filter(|c| !c.is_control()).take(500).collect()
 }
 
-fn is_this_host(url: &Url) -> bool {
+pub(crate) fn is_this_host(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default();
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
     host == "localhost" || address.is_ok_and(|address| address.is_loopback())

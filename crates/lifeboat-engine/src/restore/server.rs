@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lifeboat_core::restore::DatabasePlan;
+use lifeboat_core::trace_context;
 use lifeboat_core::wal::history::History;
 use lifeboat_core::wal::{Lsn, Timeline};
 
@@ -143,8 +144,22 @@ pub(super) fn check_restore_command(plan: &DatabasePlan, probe: &str) -> Result<
         return Ok(());
     }
     let text = String::from_utf8_lossy(&output.stderr);
-    let line = text.lines().find(|line| line.starts_with("error: ")).or(text.lines().last()).unwrap_or("no message");
-    Err(ServerError::RestoreCommand { problem: format!("{} ({})", line.trim_start_matches("error: "), output.status) })
+    let error = text.lines().filter_map(said).find(|(word, _)| word == "error").map(|(_, message)| message);
+    let line = error.or(text.lines().last().map(str::to_owned)).unwrap_or_else(|| "no message".into());
+    Err(ServerError::RestoreCommand { problem: format!("{line} ({})", output.status) })
+}
+
+/// What a line of lifeboat's log says, in whichever form it is written (docs/logs.md): the word before its message, and the message.
+fn said(line: &str) -> Option<(String, String)> {
+    #[derive(serde::Deserialize)]
+    struct Line {
+        level: String,
+        message: String,
+    }
+    match serde_json::from_str(line) {
+        Ok(Line { level, message }) => Some((level, message)),
+        Err(_) => line.split_once(": ").map(|(word, message)| (word.to_owned(), message.to_owned())),
+    }
 }
 
 /// Starts the server in a restored directory and waits until it has recovered and answers.
@@ -175,6 +190,8 @@ pub(super) fn run(postgres: &Path, directory: &Path, options: &[String], timeout
         command.args(["-c", option]);
     }
     command.stdout(log.try_clone().map_err(spawn_error)?).stderr(log);
+    // It outlives the operation that starts it, and what its commands do years later is no part of that one's trace.
+    command.env_remove(trace_context::VARIABLE).env_remove(trace_context::STATE_VARIABLE);
     // Of its own session, so that a Ctrl-C here does not stop it.
     command.process_group(0);
     let mut child = command.spawn().map_err(spawn_error)?;
@@ -224,8 +241,8 @@ pub(super) fn stop(directory: &Path) -> Result<(), ServerError> {
 /// What `wal fetch` said that recovery read around. (A server with a log collector says it there.)
 fn read_around(log: &Path) -> Vec<String> {
     let text = String::from_utf8_lossy(&fs::read(log).unwrap_or_default()).into_owned();
-    let said = text.lines().filter_map(|line| line.strip_prefix("warning: ")).filter(|line| line.starts_with("read wal/"));
-    said.take(crate::artifacts::MAX_KEPT).map(str::to_owned).collect()
+    let read = text.lines().filter_map(said).filter(|(word, message)| word == "warning" && message.starts_with("read wal/"));
+    read.take(crate::artifacts::MAX_KEPT).map(|(_, message)| message).collect()
 }
 
 fn last_words(log: &Path, status: &str) -> String {
@@ -405,6 +422,23 @@ pub(super) fn free_port() -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_restore_command_said_is_understood_in_both_forms() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("log");
+        let lines = [
+            "warning: read wal/1/00000001: it is damaged; read around",
+            "{\"time\":\"2024-03-15T12:00:00Z\",\"level\":\"warning\",\"message\":\"read wal/1/00000002: \\\"x\\\"\",\"more\":1}",
+            "{\"level\":\"info\",\"message\":\"read wal/1/00000003\"}",
+            "LOG:  read wal/1/00000004",
+            "warning: something else",
+            "",
+        ];
+        fs::write(&log, lines.join("\n")).unwrap();
+        assert_eq!(read_around(&log), ["read wal/1/00000001: it is damaged; read around", "read wal/1/00000002: \"x\""]);
+        assert_eq!(said("error: read it: no"), Some(("error".into(), "read it: no".into())));
+    }
 
     #[test]
     fn a_server_that_has_not_written_its_socket_yet_is_not_looked_for_elsewhere() {

@@ -12,7 +12,8 @@ use zeroize::Zeroizing;
 
 use super::SignError;
 use super::certificate::line;
-use super::service::{Reach, SecretSource, Service};
+use super::service::{Reach, Service};
+use crate::secret::SecretSource;
 
 /// Where Kubernetes puts a projected token for Sigstore (cosign, `pkg/providers/filesystem`).
 pub const PROJECTED_TOKEN: &str = "/var/run/sigstore/cosign/oidc-token";

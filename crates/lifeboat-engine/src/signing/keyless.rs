@@ -23,9 +23,10 @@ use sigstore_types::{
 };
 
 use super::certificate::line;
-use super::service::{Kind, Reach, SecretSource, Service, ServiceError, address};
+use super::service::{Kind, Reach, Service, ServiceError, address};
 use super::stamped::timestamp;
 use super::{PublicKey, Roots, SignError, Signer};
+use crate::secret::SecretSource;
 
 /// Validity that a certificate must have left to sign once more: its authority, the log and the timestamp authority have clocks of their own.
 const MARGIN: Duration = Duration::from_secs(60);

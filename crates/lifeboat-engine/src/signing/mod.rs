@@ -28,6 +28,7 @@ use sigstore_bundle::{BundleV03, VerificationMaterialV03};
 use sigstore_types::bundle::SignatureContent;
 use sigstore_types::{DsseEnvelope, DsseSignature, KeyId, PayloadBytes, SignatureBytes, dsse};
 
+pub use crate::secret::SecretSource;
 pub use ambient::{PROJECTED_TOKEN, ambient_token};
 pub use certificate::{CertificateSigned, MAX_ROOTS_BYTES, Roots, RootsError};
 pub use cosign_key::{KeyError, MAX_KEY_FILE_BYTES, PublicKey, SigningKey};
@@ -35,7 +36,7 @@ pub use keyless::{KeylessConfig, KeylessSigner, MAX_SIGNING_CONFIG_BYTES};
 pub use kms::{KmsConfig, KmsSigner};
 pub use known_good::KnownGood;
 pub use lifeboat_core::attestation::{Expected, Mismatch};
-pub use service::{Reach, SecretSource};
+pub use service::Reach;
 pub use stamped::{StampConfig, StampedSigner};
 pub use timestamp::MAX_TIMESTAMPS;
 pub use transit::{DEFAULT_MOUNT, TransitConfig, TransitSigner};

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use reqwest::{Certificate, Client, StatusCode, redirect};
 use tokio::runtime::Runtime;
-use zeroize::Zeroizing;
 
 use super::SignError;
 
@@ -25,10 +24,6 @@ const MAX_ANSWER_BYTES: usize = 1 << 20;
 
 /// The longest message of a service that is repeated.
 const MAX_MESSAGE_CHARS: usize = 300;
-
-/// Where a secret comes from that a service wants to see; the error is the reason, in one line. It is asked again when the last one is
-/// not taken any more.
-pub type SecretSource = Box<dyn Fn() -> Result<Zeroizing<String>, String> + Send + Sync>;
 
 /// How services are reached.
 #[derive(Debug, Clone)]

@@ -21,8 +21,9 @@ use serde_json::{Value, json};
 use sigstore_types::dsse;
 use zeroize::Zeroizing;
 
-use super::service::{Kind, Reach, SecretSource, Service, ServiceError, address, body};
+use super::service::{Kind, Reach, Service, ServiceError, address, body};
 use super::{PublicKey, SignError, Signer, bundle};
+use crate::secret::SecretSource;
 
 /// Where transit usually is mounted.
 pub const DEFAULT_MOUNT: &str = "transit";

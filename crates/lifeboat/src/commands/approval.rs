@@ -30,7 +30,7 @@ use crate::config::{Settings, parse_span};
 use crate::failure::{EXIT_DENIED, EXIT_FAILED, EXIT_KEY, EXIT_UNVERIFIED, Failure};
 use crate::gate::{self, Question};
 use crate::output::{self, Output, plain, table};
-use crate::session;
+use crate::{operation, session};
 
 /// How long the alert command may take.
 const ALERT_PATIENCE: Duration = Duration::from_secs(30);
@@ -231,7 +231,8 @@ pub(crate) fn alert(settings: &Settings, document: &Value) -> Option<String> {
     let command = &settings.approvals.alert_command.as_ref()?.value;
     let mut bytes = document.to_string().into_bytes();
     bytes.push(b'\n');
-    let failed = engine::alert(command, &bytes, ALERT_PATIENCE).err().map(|error| crate::failure::chain(&error))?;
+    let failed =
+        engine::alert(command, &bytes, &operation::this().context, ALERT_PATIENCE).err().map(|error| crate::failure::chain(&error))?;
     output::warn(&format!("nobody may have been told: {}", plain(&failed)));
     Some(failed)
 }
@@ -492,7 +493,7 @@ fn confirm(plan: Sha256) -> Result<(), Failure> {
         return Err(Failure::usage("approve: nobody is there to be asked")
             .hint(format!("read the plan (lifeboat approval show {plan}), then lifeboat approval grant {plan} --yes")));
     }
-    let _ = write!(std::io::stderr(), "approve this? (yes or no) ");
+    output::ask("approve this? (yes or no)");
     let mut answer = String::new();
     let _ = std::io::stdin().lock().read_line(&mut answer);
     if answer.trim() == "yes" {

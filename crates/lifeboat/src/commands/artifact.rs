@@ -16,7 +16,7 @@ use crate::cli::Artifact;
 use crate::config::Settings;
 use crate::failure::{EXIT_FINDINGS, Failure};
 use crate::gate::{self, Question};
-use crate::output::{self, Output, table};
+use crate::output::{self, Level, Output, table};
 use crate::progress::Shown;
 use crate::session;
 
@@ -209,7 +209,8 @@ fn verified(
     let mut all = verdict(&findings);
     if all == lifeboat_core::verify::Verdict::Verified && report.artifacts != count {
         all = lifeboat_core::verify::Verdict::Failed;
-        output::say(&format!("finding: corrupt: artifacts/catalog: {} artifacts, the head says {count}", report.artifacts));
+        let message = format!("corrupt: artifacts/catalog: {} artifacts, the head says {count}", report.artifacts);
+        output::tell(Level::Error, "finding", &message, None);
     }
     out.result(&serde_json::json!({"verdict": all, "report": report, "findings": findings}), || {
         format!(

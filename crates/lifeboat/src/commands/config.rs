@@ -1,11 +1,12 @@
-//! `lifeboat config show`
+//! `lifeboat config show` and `lifeboat config example`
 
-use crate::cli::Config;
-use crate::config::Settings;
+use std::collections::BTreeMap;
+
+use crate::config::{Settings, reference};
 use crate::failure::Failure;
 use crate::output::{Output, table};
 
-pub(super) fn run(Config::Show: &Config, settings: &Settings, out: &Output) -> Result<u8, Failure> {
+pub(super) fn show(settings: &Settings, out: &Output) -> Result<u8, Failure> {
     let rows = settings.rows();
     let document: Vec<_> =
         rows.iter().map(|(key, value, origin)| serde_json::json!({"setting": key, "value": value, "origin": origin})).collect();
@@ -15,5 +16,11 @@ pub(super) fn run(Config::Show: &Config, settings: &Settings, out: &Output) -> R
             rows.iter().map(|(key, value, origin)| vec![key.clone(), value.to_string(), origin.clone()]).collect();
         table(&["SETTING", "VALUE", "FROM"], &cells)
     });
+    Ok(0)
+}
+
+pub(super) fn example(out: &Output) -> Result<u8, Failure> {
+    let text = reference::commented(&BTreeMap::new());
+    out.result(&serde_json::json!({"configuration": text}), || text.clone());
     Ok(0)
 }

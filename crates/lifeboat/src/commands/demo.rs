@@ -23,7 +23,8 @@ use serde_json::Value;
 
 use crate::cli::Demo;
 use crate::failure::{EXIT_FAILED, EXIT_FINDINGS, EXIT_UNVERIFIED, Failure};
-use crate::output::{self, Output};
+use crate::operation;
+use crate::output::{self, Level, Output};
 use checks::Check;
 use orchestrator::{Commit, Made, REFERENCE_QUERY, Work};
 use place::{Guard, Place};
@@ -152,7 +153,7 @@ pub(super) fn run(demo: &Demo, out: &Output) -> Result<u8, Failure> {
     let report = played?;
     let failed: Vec<&Check> = report.checks.iter().filter(|check| !check.holds).collect();
     for check in &failed {
-        output::say(&format!("does not hold: {}: {}", check.name, check.detail));
+        output::tell(Level::Error, "does not hold", &format!("{}: {}", check.name, check.detail), None);
     }
     Ok(if failed.is_empty() { 0 } else { EXIT_UNVERIFIED })
 }
@@ -195,6 +196,7 @@ impl Stage {
         let mut command = Command::new(&self.program);
         server::forget_environment(&mut command);
         command.args(arguments).current_dir(&self.place.directory).env("HOME", &self.place.directory);
+        operation::pass_on(&mut command);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let failed = |error: std::io::Error| Failure::new(EXIT_FAILED, format!("run {line}: {error}"));
         let begun = Instant::now();

@@ -3,8 +3,11 @@
 use lifeboat_core::doctor::host::{self, KeyFacts};
 use lifeboat_core::doctor::privilege::{self, Duties};
 use lifeboat_core::doctor::store::{self as diagnose, StoreFacts};
+use lifeboat_core::doctor::watch::{self, AgentState, Allowed, WatchFacts};
 use lifeboat_core::doctor::{Diagnosis, Finding, Severity};
 use lifeboat_core::policy::Operation;
+use lifeboat_core::task::Task;
+use lifeboat_engine::agent::tasks;
 use lifeboat_engine::doctor;
 use lifeboat_engine::keys::Identities;
 use lifeboat_engine::postgres::Dsn;
@@ -15,7 +18,7 @@ use lifeboat_engine::store::probe::{self, Depth};
 use crate::config::{Secret, Settings};
 use crate::failure::{EXIT_FAILED, EXIT_FINDINGS, Failure, chain};
 use crate::gate::{self, Question};
-use crate::output::{self, Output};
+use crate::output::{self, Level, Output};
 use crate::session;
 
 /// A repository, as it was tried out.
@@ -70,6 +73,8 @@ pub(super) fn run(settings: &Settings, out: &Output) -> Result<u8, Failure> {
             }
         }
     }
+    let watched = watch_facts(settings);
+    diagnosis.join(watch::watch(&watched));
     let diagnosis = diagnosis.sorted();
     let code = match diagnosis.worst() {
         Some(Severity::Essential) => EXIT_FAILED,
@@ -80,6 +85,7 @@ pub(super) fn run(settings: &Settings, out: &Output) -> Result<u8, Failure> {
         "repositories": examined,
         "keys": keys,
         "spool": spool,
+        "watch": watched,
         "server": server.as_ref().map(|(name, facts)| serde_json::json!({"name": name, "facts": facts})),
         "findings": diagnosis.findings,
         "notes": diagnosis.notes,
@@ -95,6 +101,49 @@ pub(super) fn run(settings: &Settings, out: &Output) -> Result<u8, Failure> {
     });
     say(&diagnosis);
     Ok(code)
+}
+
+/// What runs by itself here, or would.
+fn watch_facts(settings: &Settings) -> WatchFacts {
+    let duties = duties(settings);
+    let planned = settings.agent.tasks.iter().filter(|(_, task)| task.schedule.value.is_some()).map(|(task, _)| match task {
+        Task::Backup => Operation::Backup,
+        Task::Verify => Operation::Verify,
+        Task::Expire => Operation::Expire,
+        Task::Prune => Operation::Prune,
+        Task::Replicate => Operation::Replicate,
+        Task::Drill => Operation::DrillRun,
+    });
+    let planned: Vec<Operation> = planned.filter(|_| duties.protects).collect();
+    let (policy_trouble, allowed) = match session::policy(settings) {
+        Err(failure) => (Some(failure.message), Vec::new()),
+        Ok(policy) => {
+            let ask = |operation: Operation| {
+                let decided = policy.decide(&Question::new(operation).facts(settings, None));
+                let denied = (!decided.decision.allow).then(|| decided.decision.reasons.join("; "));
+                Allowed { operation: operation.name(), denied }
+            };
+            // What depends on a plan is decided over that plan, and not here.
+            let allowed =
+                planned.into_iter().filter(|operation| !matches!(operation, Operation::DrillRun | Operation::Prune)).map(ask).collect();
+            (policy.trouble().map(|trouble| chain(trouble)), allowed)
+        }
+    };
+    let state = &settings.agent.state.value;
+    let agent = match tasks::agent(state) {
+        Ok(None) | Err(_) => AgentState::Never,
+        Ok(Some(true)) => AgentState::Runs,
+        Ok(Some(false)) => AgentState::Gone,
+    };
+    let terms = settings.alerting().0;
+    WatchFacts {
+        policy_trouble,
+        allowed,
+        agent,
+        sinks: settings.alerts.sinks.value.len(),
+        heartbeat: settings.alerts.heartbeat_url.is_some(),
+        alerts: super::status::running_out(settings, &terms),
+    }
 }
 
 /// What this host is for, as far as its configuration tells.
@@ -181,7 +230,8 @@ fn key_facts(settings: &Settings) -> KeyFacts {
     ] {
         files.extend(path.map(|path| doctor::secret_file(what, path)));
     }
-    files.extend(settings.signing.secret_files().into_iter().map(|(what, path)| doctor::secret_file(what, path)));
+    let others = settings.signing.secret_files().into_iter().chain(settings.alerts.secret_files());
+    files.extend(others.map(|(what, path)| doctor::secret_file(what, path)));
     KeyFacts {
         signer: tried.map(|(what, _)| what).map_err(|failure| failure.message),
         verified,
@@ -197,7 +247,11 @@ fn key_facts(settings: &Settings) -> KeyFacts {
 /// Says findings on stderr, the most dangerous first.
 pub(super) fn say(diagnosis: &Diagnosis) {
     for finding in &diagnosis.findings {
-        output::say(&format!("{}: {}: {}: {}", finding.severity.word(), finding.subject, finding.problem, finding.meaning));
-        output::say(&format!("fix: {}", finding.fix));
+        let level = match finding.severity {
+            Severity::Essential | Severity::Danger => Level::Error,
+            Severity::Warning => Level::Warning,
+        };
+        let message = format!("{}: {}: {}", finding.subject, finding.problem, finding.meaning);
+        output::tell(level, finding.severity.word(), &message, Some(("fix", &finding.fix)));
     }
 }

@@ -1,5 +1,7 @@
 //! One file per command: it resolves what was typed, asks core for the plan, lets the engine do it, and prints.
 
+pub(crate) mod agent;
+pub(crate) mod alert;
 pub(crate) mod approval;
 mod artifact;
 pub(crate) mod audit;
@@ -12,6 +14,7 @@ mod expire;
 mod init;
 pub(crate) mod key;
 mod list;
+mod man;
 mod pin;
 pub(crate) mod policy;
 mod prune;
@@ -19,6 +22,8 @@ mod replicate;
 mod restore;
 mod restore_point;
 mod show;
+pub(crate) mod status;
+mod status_text;
 mod verify;
 pub(crate) mod wal;
 
@@ -26,10 +31,11 @@ use std::io::Write as _;
 
 use clap::CommandFactory as _;
 
-use crate::cli::{Artifact, Cli, Command, Key, Wal};
+use crate::cli::{Artifact, Cli, Command, Config, Key, Wal};
 use crate::config::Settings;
 use crate::failure::Failure;
 use crate::output::Output;
+use crate::record;
 
 /// Runs a command; the number is its exit code.
 pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
@@ -41,7 +47,10 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
             let _ = std::io::stdout().write_all(&script);
             return Ok(0);
         }
+        Command::Man { out: directory } => return man::run(directory, out),
         Command::Demo(demo) => return demo::run(demo, out),
+        // Needs no configuration, and has to help where there is a broken one.
+        Command::Config(Config::Example) => return config::example(out),
         _ => {}
     }
     if cli.as_of.is_some() && !only_reads(&cli.command) {
@@ -50,7 +59,21 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
         ));
     }
     let settings = Settings::resolve(cli)?;
+    crate::log::write_as(settings.log.format.value);
+    crate::traces::begin(&settings, &cli.command);
+    let recorded = record::begin(cli, &settings);
+    let result = dispatch(cli, settings, out);
+    if let Some(recorded) = recorded {
+        // Read again: the first run makes keys.
+        recorded.end(Settings::resolve(cli).ok().as_ref(), &result);
+    }
+    result
+}
+
+fn dispatch(cli: &Cli, settings: Settings, out: &Output) -> Result<u8, Failure> {
     match &cli.command {
+        Command::Status(status) => status::run(status, &settings, out),
+        Command::Agent(agent) => agent::run(cli, agent, settings, out),
         Command::Init(init) => init::run(cli, init, settings, out),
         Command::Doctor => doctor::run(&settings, out),
         Command::Backup(backup) => backup::run(cli, backup, settings, out),
@@ -71,8 +94,9 @@ pub(crate) fn run(cli: &Cli, out: &Output) -> Result<u8, Failure> {
         Command::Key(key) => key::run(key, &settings, out),
         Command::Audit(audit) => audit::run(audit, &settings, out),
         Command::Policy(policy) => policy::run(policy, &settings, out),
-        Command::Config(config) => config::run(config, &settings, out),
-        Command::Completions { .. } | Command::Demo(_) => Ok(0),
+        Command::Alert(alert) => alert::run(alert, &settings, out),
+        Command::Config(_) => config::show(&settings, out),
+        Command::Completions { .. } | Command::Man { .. } | Command::Demo(_) => Ok(0),
     }
 }
 

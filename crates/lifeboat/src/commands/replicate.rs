@@ -16,7 +16,7 @@ use crate::cli::Replicate;
 use crate::config::{RepositorySettings, Settings};
 use crate::failure::{EXIT_FAILED, EXIT_KEY, Failure};
 use crate::gate::{self, Question};
-use crate::output::{self, Output};
+use crate::output::{self, Level, Output};
 use crate::progress::Shown;
 use crate::session;
 
@@ -82,10 +82,8 @@ fn run_to(
     }
     // What failed is what people must hear of last; the others were brought as far as they could be.
     for failure in outcomes.iter().filter_map(|outcome| outcome.failure.as_ref().map(|failure| (&outcome.name, failure))) {
-        output::say(&format!("error: replica {}: {}", failure.0, failure.1.message));
-        if let Some(hint) = &failure.1.hint {
-            output::say(&format!("hint: {hint}"));
-        }
+        let hint = failure.1.hint.as_deref().map(|hint| ("hint", hint));
+        output::tell(Level::Error, "error", &format!("replica {}: {}", failure.0, failure.1.message), hint);
     }
     match outcomes.iter().find_map(|outcome| outcome.failure.as_ref()) {
         Some(failure) => Ok(failure.code.max(EXIT_FAILED)),

@@ -409,7 +409,7 @@ fn read_around(repository: &Repository) -> Vec<Finding> {
 }
 
 /// A word for a shell, in a setting in which `%` begins a placeholder.
-fn shell(word: &str) -> String {
+pub(super) fn shell(word: &str) -> String {
     let word = word.replace('%', "%%");
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | ':' | '%' | '+' | ',' | '@');
     if !word.is_empty() && word.chars().all(plain) { word } else { format!("'{}'", word.replace('\'', "'\\''")) }

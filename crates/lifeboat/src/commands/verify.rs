@@ -16,7 +16,7 @@ use crate::cli::Verify;
 use crate::config::{RepositorySettings, Settings};
 use crate::failure::{EXIT_FINDINGS, EXIT_NO_REPOSITORY, EXIT_UNVERIFIED, Failure};
 use crate::gate::{self, Permit, Question};
-use crate::output::{self, Output};
+use crate::output::{self, Level, Output};
 use crate::progress::Shown;
 use crate::session;
 
@@ -35,7 +35,8 @@ const PRINTED: usize = 50;
 /// Says findings on stderr.
 pub(super) fn say_findings(findings: &[Finding]) {
     for finding in findings.iter().take(PRINTED) {
-        output::say(&format!("finding: {finding}"));
+        let level = if finding.kind == FindingKind::NotChecked { Level::Warning } else { Level::Error };
+        output::tell(level, "finding", &finding.to_string(), None);
     }
     if findings.len() > PRINTED {
         output::say(&format!("and {} more findings; --json lists them all", findings.len() - PRINTED));

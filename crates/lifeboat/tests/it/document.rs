@@ -181,6 +181,15 @@ pub(crate) fn compare(page: &str, step: &Step, code: i32, output: &str) -> Resul
     Err(text)
 }
 
+/// Who sits at a machine, and what it begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seat {
+    /// The servers' user, on a machine that has the program.
+    Owner,
+    /// Root, on a machine without it: what is written to `/usr` and `/var` is there for this machine only. For tests that run as root.
+    Root,
+}
+
 /// A machine of its own, with a shell at which one types. Dropping it ends everything that runs on it.
 pub(crate) struct Machine {
     namespace: Child,
@@ -196,8 +205,17 @@ const PLACES: [(&str, &str); 5] =
 /// Run as root of the namespace: puts the places where they belong and becomes the user.
 const ENTER: &str = r#"
 set -e
-directory=$1
-shift
+directory=$1 seat=$2
+shift 2
+if [ "$seat" = Root ]; then
+    # In memory: what is below the directory may be such a layer itself.
+    mount -t tmpfs layers "$directory/layers"
+    for place in usr var; do
+        mkdir "$directory/layers/$place" "$directory/layers/$place.work"
+        mount -t overlay -o "lowerdir=/$place,upperdir=$directory/layers/$place,workdir=$directory/layers/$place.work" overlay "/$place"
+    done
+    mount --bind "$directory/run" /run
+fi
 while [ "$1" != -- ]; do
     mount --bind "$directory/$1" "$2"
     shift 2
@@ -212,6 +230,11 @@ exec "$@"
 impl Machine {
     /// A machine on which nothing runs yet, with `environment` beside what a login gives.
     pub(crate) fn start(environment: &[(String, String)]) -> Machine {
+        Machine::start_at(Seat::Owner, environment)
+    }
+
+    /// The same with somebody at it.
+    pub(crate) fn start_at(seat: Seat, environment: &[(String, String)]) -> Machine {
         let owner = Owner::current();
         let directory = temp_dir();
         let path = directory.path();
@@ -219,8 +242,8 @@ impl Machine {
             fs::create_dir(path.join(name)).expect("own directory");
             owner.own(&path.join(name));
         }
-        for name in ["bin", "etc"] {
-            fs::create_dir(path.join(name)).expect("own directory");
+        for name in ["bin", "etc", "layers", "run/postgresql", "run/lock"] {
+            fs::create_dir_all(path.join(name)).expect("own directory");
         }
         for name in ["mnt/safe", "mnt/offsite", "control"] {
             fs::create_dir(path.join(name)).expect("own directory");
@@ -229,13 +252,17 @@ impl Machine {
         fs::set_permissions(path.join("mnt/safe"), fs::Permissions::from_mode(0o700)).expect("own directory");
         // A copy, because there is no /etc/lifeboat to put anything over; what this user may not read the machine does without.
         let _ = Command::new("cp").args(["-a", "/etc/.", "-t"]).arg(path.join("etc")).stderr(Stdio::null()).status();
-        fs::create_dir_all(path.join("etc/lifeboat")).expect("own directory");
-        owner.own(&path.join("etc/lifeboat"));
-        std::os::unix::fs::symlink(reachable_binary(), path.join("bin/lifeboat")).expect("own directory");
+        if seat == Seat::Owner {
+            fs::create_dir_all(path.join("etc/lifeboat")).expect("own directory");
+            owner.own(&path.join("etc/lifeboat"));
+            std::os::unix::fs::symlink(reachable_binary(), path.join("bin/lifeboat")).expect("own directory");
+        }
 
         let mut command = Command::new("unshare");
         let (uid, gid) = owner.ids();
-        let user: Vec<String> = if rustix::process::geteuid().is_root() {
+        let user: Vec<String> = if seat == Seat::Root {
+            Vec::new()
+        } else if rustix::process::geteuid().is_root() {
             vec!["setpriv".into(), format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".into()]
         } else {
             // Root of a namespace of its own, which may mount; and then itself again, because PostgreSQL does not run as root.
@@ -243,14 +270,21 @@ impl Machine {
             ["unshare", "--user"].map(String::from).into_iter().chain([format!("--map-user={uid}"), format!("--map-group={gid}")]).collect()
         };
         command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", ENTER, "enter"]).arg(path);
+        command.arg(format!("{seat:?}"));
         for (name, place) in PLACES {
             command.args([name, place]);
         }
         let programs = Postgres::V15.bin_directory();
         command.arg("--").args(user).args(["env", "-i"]);
-        command.arg(format!("PATH=/usr/local/bin:{}:/usr/bin:/bin", programs.display()));
+        let system = if seat == Seat::Root { "/usr/sbin:/usr/bin:/sbin:/bin" } else { "/usr/bin:/bin" };
+        command.arg(format!("PATH=/usr/local/bin:{}:{system}", programs.display()));
         command.arg(format!("PG_BIN={}", programs.display()));
-        command.args(["HOME=/var/lib/postgresql", "USER=postgres", "PGUSER=postgres", "TZ=UTC", "LC_ALL=C.UTF-8"]);
+        command.args(match seat {
+            Seat::Owner => ["HOME=/var/lib/postgresql", "USER=postgres", "PGUSER=postgres"].as_slice(),
+            // No home of the machine that the test runs on.
+            Seat::Root => &["HOME=/srv", "USER=root", "DEBIAN_FRONTEND=noninteractive"],
+        });
+        command.args(["TZ=UTC", "LC_ALL=C.UTF-8"]);
         command.args(environment.iter().map(|(name, value)| format!("{name}={value}")));
         command.args(["bash", "--noprofile", "--norc"]);
         let said = File::create(path.join("shell.log")).expect("own directory");
@@ -272,7 +306,12 @@ impl Machine {
 
     /// A directory of the machine, as the test sees it.
     pub(crate) fn control(&self) -> PathBuf {
-        self.directory.path().join("control")
+        self.place("control")
+    }
+
+    /// One of its places, likewise: `srv`, `bin`, `run`.
+    pub(crate) fn place(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
     }
 
     /// Types a command, and returns its exit code and what it printed. What it sets in the shell stays, as for who sits there.
@@ -337,6 +376,12 @@ pub(crate) fn mentions(page: &str) -> Vec<(usize, String)> {
         }
     }
     found
+}
+
+/// Whether the program has a command of this name.
+pub(crate) fn has_command(name: &str) -> bool {
+    let output = Command::new(env!("CARGO_BIN_EXE_lifeboat")).arg("--help").env_clear().output().expect("it is built");
+    String::from_utf8_lossy(&output.stdout).lines().any(|line| line.split_whitespace().next() == Some(name))
 }
 
 /// Why a mentioned command is none: its words are no command, or an option of it is not there.

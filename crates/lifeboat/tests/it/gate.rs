@@ -106,7 +106,7 @@ fn denied(output: &Output) -> String {
 /// A command line for every operation, but for those of a drill.
 fn every_operation(backup: &str) -> Vec<Vec<String>> {
     let digest = "00".repeat(32);
-    let lines: [&[&str]; 38] = [
+    let lines: [&[&str]; 39] = [
         &["--repository", "other", "init"],
         &["doctor"],
         &["list"],
@@ -145,6 +145,7 @@ fn every_operation(backup: &str) -> Vec<Vec<String>> {
         &["audit", "list"],
         &["drill", "list"],
         &["drill", "show", "latest"],
+        &["alert", "test"],
     ];
     let mut all: Vec<Vec<String>> = lines.iter().map(|line| line.iter().map(|&word| word.to_owned()).collect()).collect();
     all.push(vec!["audit".into(), "verify".into()]);

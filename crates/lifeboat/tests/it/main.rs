@@ -1,5 +1,7 @@
 //! Tests of the program as a user runs it. A feature's tests stand in the module that has its name; the fixtures below are for all.
 
+mod agent;
+mod alert;
 mod approval;
 mod architecture;
 mod artifact;
@@ -10,6 +12,7 @@ mod backup;
 mod bao;
 mod clouds;
 mod cluster;
+mod container;
 mod demo;
 mod doctor;
 mod document;
@@ -18,14 +21,22 @@ mod drill_report;
 mod expire;
 mod failure;
 mod gate;
+mod init;
+mod install;
 mod key;
+mod kubernetes;
+mod log;
 mod moto;
 mod orchestrator;
+mod package;
 mod policy;
 mod program;
 #[path = "../../../lifeboat-s3/tests/support/proxy.rs"]
 #[expect(dead_code, reason = "shared with the tests of the client, which use more of it")]
 mod proxy;
+#[path = "../../../lifeboat-engine/tests/notify/receiver.rs"]
+#[expect(dead_code, reason = "shared with the tests of the sinks, which use more of it")]
+mod receiver;
 mod replicas;
 mod rescue;
 mod restore;
@@ -40,6 +51,7 @@ mod signing;
 #[expect(dead_code, reason = "shared with the tests of the signers, which use more of it")]
 mod sigstore;
 mod threats;
+mod traces;
 mod truth;
 mod verify;
 mod wal_fetch;
@@ -259,7 +271,9 @@ mod fixtures {
 
     #[test]
     fn the_test_tools_are_installed() {
-        for variable in ["LIFEBOAT_TEST_WEED", "LIFEBOAT_TEST_PYTHON", "LIFEBOAT_TEST_NODE", "LIFEBOAT_TEST_NODE_MODULES"] {
+        for variable in
+            ["LIFEBOAT_TEST_WEED", "LIFEBOAT_TEST_PYTHON", "LIFEBOAT_TEST_NODE", "LIFEBOAT_TEST_NODE_MODULES", "LIFEBOAT_TEST_ALERTMANAGER"]
+        {
             let path = setting(variable).unwrap_or_else(|| panic!("{variable} is not set: run scripts/setup test"));
             assert!(fs::exists(&path).unwrap(), "{variable} names {path}, which is not there: run scripts/setup test");
         }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lifeboat_core::drill::{Check, CheckResult, Outcome};
+use lifeboat_core::trace_context::{self, TraceContext};
 
 use super::process::{How, Run};
 use super::{conninfo_value, no_answer, timed};
@@ -36,6 +37,8 @@ pub struct Smoke<'a> {
     pub behind: Option<&'a Behind<'a>>,
     /// How long it may take.
     pub timeout: Duration,
+    /// The span that what it does belongs to.
+    pub trace: &'a TraceContext,
 }
 
 /// Runs it. It passes if it ends with 0; where it does not, the report has the last lines that it wrote. Its environment holds what it needs
@@ -99,6 +102,7 @@ impl Smoke<'_> {
             ("PATH", self.path.to_owned()),
             ("LANG", "C.UTF-8".to_owned()),
             ("TZ", "UTC".to_owned()),
+            (trace_context::VARIABLE, self.trace.to_string()),
         ]
         .into_iter()
         .filter(|(_, value)| !value.is_empty())

@@ -16,12 +16,13 @@ const MAX_SHOWN: usize = 60;
 const HEIGHT: f64 = 150.0;
 
 /// One drill in the plots.
-struct Point {
-    at: Timestamp,
-    outcome: Outcome,
-    rto: Option<f64>,
-    rpo: Option<f64>,
-    here: bool,
+pub(crate) struct Point {
+    pub(crate) at: Timestamp,
+    pub(crate) outcome: Outcome,
+    pub(crate) rto: Option<f64>,
+    pub(crate) rpo: Option<f64>,
+    /// It is the one that the page is of.
+    pub(crate) here: bool,
 }
 
 pub(super) fn section(report: &Report, earlier: &History) -> Markup {
@@ -123,7 +124,8 @@ const SCALE: [(f64, &str); 9] = [
     (2_592_000.0, "30 d"),
 ];
 
-fn plot(id: &str, title: &str, points: &[Point], objective: f64, of: impl Fn(&Point) -> Option<f64>) -> Markup {
+/// A plot of drills, the oldest first, of which there is at least one.
+pub(crate) fn plot(id: &str, title: &str, points: &[Point], objective: f64, of: impl Fn(&Point) -> Option<f64>) -> Markup {
     // Less than a tenth of a second is as good as nothing, and a logarithm has no zero.
     let value = |point: &Point| of(point).and_then(measured).map(|seconds| seconds.clamp(0.1, 1e8));
     let objective = measured(objective).filter(|objective| *objective > 0.0);

@@ -6,15 +6,16 @@
 //!
 //! Colour never says anything alone: every outcome has a word and a symbol. What a plot shows also stands in a table beside it.
 
-mod history;
+pub(crate) mod history;
 mod timeline;
-mod words;
+pub(crate) mod words;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use lifeboat_core::attestation::{DRILL_PREDICATE_TYPE, TEST_RESULT_PREDICATE_TYPE};
 use lifeboat_core::drill::judge::turned_red;
 use lifeboat_core::drill::{CheckResult, ControlResult, Outcome, Report, ScenarioResult, Verdict, span};
+use lifeboat_core::plain::plain;
 use lifeboat_core::repository::Sha256;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -38,7 +39,7 @@ pub fn render(report: &Report, report_sha256: Sha256, earlier: &History) -> Stri
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
                 meta name="referrer" content="no-referrer";
-                title { (shown(&title)) }
+                title { (plain(&title)) }
                 style { (PreEscaped(STYLE)) }
             }
             body {
@@ -61,7 +62,7 @@ pub fn render(report: &Report, report_sha256: Sha256, earlier: &History) -> Stri
 }
 
 /// A symbol that says the same as a colour.
-const fn symbol(outcome: Outcome) -> &'static str {
+pub(crate) const fn symbol(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Passed => "✓",
         Outcome::NotApplicable => "–",
@@ -70,7 +71,7 @@ const fn symbol(outcome: Outcome) -> &'static str {
     }
 }
 
-const fn class(outcome: Outcome) -> &'static str {
+pub(crate) const fn class(outcome: Outcome) -> &'static str {
     match outcome {
         Outcome::Passed => "good",
         Outcome::NotApplicable => "none",
@@ -80,7 +81,7 @@ const fn class(outcome: Outcome) -> &'static str {
 }
 
 /// How a verdict looks: as the outcome that it is most like.
-const fn like(verdict: Verdict) -> Outcome {
+pub(crate) const fn like(verdict: Verdict) -> Outcome {
     match verdict {
         Verdict::Passed => Outcome::Passed,
         Verdict::PassedWithGaps => Outcome::NotChecked,
@@ -88,7 +89,7 @@ const fn like(verdict: Verdict) -> Outcome {
     }
 }
 
-fn badge(outcome: Outcome, words: &str) -> Markup {
+pub(crate) fn badge(outcome: Outcome, words: &str) -> Markup {
     html! { span class={ "badge " (class(outcome)) } { span aria-hidden="true" { (symbol(outcome)) } " " (words) } }
 }
 

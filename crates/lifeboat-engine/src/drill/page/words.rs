@@ -5,12 +5,12 @@ use lifeboat_core::plain::plain;
 use maud::{Markup, html};
 
 /// Text from elsewhere: escaped by the template, with everything spelled out that hides or turns around, and in a direction of its own.
-pub(super) fn shown(text: &str) -> Markup {
+pub(crate) fn shown(text: &str) -> Markup {
     html! { bdi { (plain(text)) } }
 }
 
 /// A number with its thousands apart.
-pub(super) fn count(number: u64) -> String {
+pub(crate) fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {
@@ -23,7 +23,7 @@ pub(super) fn count(number: u64) -> String {
 }
 
 /// Bytes, in units of 1024.
-pub(super) fn bytes(bytes: u64) -> String {
+pub(crate) fn bytes(bytes: u64) -> String {
     let (mut number, mut unit) = (bytes as f64, "bytes");
     for next in ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"] {
         if number < 1024.0 {
@@ -35,17 +35,17 @@ pub(super) fn bytes(bytes: u64) -> String {
 }
 
 /// A moment, to the second.
-pub(super) fn moment(at: Timestamp) -> String {
+pub(crate) fn moment(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
 /// A place on a picture, in percent of its width. What is no number is at its beginning.
-pub(super) fn percent(part: f64) -> String {
+pub(crate) fn percent(part: f64) -> String {
     let part = if part.is_finite() { part.clamp(0.0, 100.0) } else { 0.0 };
     format!("{part:.2}%")
 }
 
 /// A duration that a picture can show.
-pub(super) fn measured(seconds: f64) -> Option<f64> {
+pub(crate) fn measured(seconds: f64) -> Option<f64> {
     (0.0..1e11).contains(&seconds).then_some(seconds)
 }

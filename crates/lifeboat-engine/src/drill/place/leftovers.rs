@@ -44,7 +44,7 @@ impl Marker {
             drill: settings.drill.clone(),
             host: settings.host.clone(),
             process,
-            began: process::start_ticks(process),
+            began: crate::process::start_ticks(process),
             boot: boot(),
             socket,
             user: user.only_ours(),
@@ -118,7 +118,7 @@ fn state(directory: &Path, marker: &Marker, host: &str) -> LeftoverState {
     // Ours as well: a lock belongs to the file that was opened, not to the process.
     let free = File::open(directory.join(MARKER)).is_ok_and(|file| file.try_lock().is_ok());
     let same_start = marker.boot.is_none() || marker.boot == boot();
-    let runs = same_start && marker.began.is_some() && process::start_ticks(marker.process) == marker.began;
+    let runs = same_start && marker.began.is_some() && crate::process::start_ticks(marker.process) == marker.began;
     // Two ways to see a living process. A drill in another container of this host has another number there, and the lock all the same.
     if free && (!runs || marker.process == std::process::id()) { LeftoverState::Abandoned } else { LeftoverState::Running }
 }

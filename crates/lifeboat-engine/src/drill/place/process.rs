@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::process::is_zombie;
+
 /// How long a server may take to stop, with all that it has to write.
 const STOP: Duration = Duration::from_secs(60);
 
@@ -35,7 +37,7 @@ impl Found {
 
     fn is_gone(&self) -> bool {
         // A zombie that its parent has not taken note of runs no more.
-        pidfd_send_signal(&self.handle, Signal::CONT).is_err() || is_zombie(self.pid)
+        pidfd_send_signal(&self.handle, Signal::CONT).is_err() || is_zombie(self.pid.unsigned_abs())
     }
 
     fn wait(&self, patience: Duration) -> bool {
@@ -48,18 +50,6 @@ impl Found {
         }
         true
     }
-}
-
-fn is_zombie(pid: i32) -> bool {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    text.rsplit_once(')').is_none_or(|(_, rest)| matches!(rest.trim_start().chars().next(), Some('Z' | 'X') | None))
-}
-
-/// When a process was started, in ticks since the machine was (proc_pid_stat(5), field 22): with its number, no other has it.
-pub(super) fn start_ticks(pid: u32) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may have anything in it; the state behind it is field 3.
-    text.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// Stops the server of a data directory, if one runs there. `Some`: what it took.
@@ -123,7 +113,7 @@ fn find(directory: &Path, user: Option<u32>) -> Vec<Found> {
     };
     let is = |pid: i32| {
         let as_user = || user.is_some() && fs::metadata(format!("/proc/{pid}")).ok().map(|found| found.uid()) == user;
-        pid != ours && (stands_in(pid) || as_user()) && !is_zombie(pid)
+        pid != ours && (stands_in(pid) || as_user()) && !is_zombie(pid.unsigned_abs())
     };
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     processes

@@ -83,7 +83,7 @@ impl Programs {
 pub(super) fn forget_environment(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        if ["PG", "LIFEBOAT_", "COSIGN_", "XDG_"].iter().any(|prefix| text.starts_with(prefix)) {
+        if ["PG", "LIFEBOAT_", "COSIGN_", "OTEL_", "XDG_"].iter().any(|prefix| text.starts_with(prefix)) {
             command.env_remove(&name);
         }
     }

@@ -24,6 +24,11 @@ pub(crate) enum Drill {
 }
 
 impl Drill {
+    /// Whether it is more than a look at drills that were run, or at the plan of one.
+    pub(crate) fn restores(&self) -> bool {
+        matches!(self, Self::Run(run) if !run.only_plans())
+    }
+
     /// Whether it can do with a repository that is only read.
     pub(crate) fn only_reads(&self) -> bool {
         matches!(self, Self::List(_) | Self::Show(_))

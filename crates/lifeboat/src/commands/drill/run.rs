@@ -35,7 +35,7 @@ use crate::failure::{EXIT_FAILED, Failure};
 use crate::gate::{self, Permit, Question};
 use crate::output::{self, Output};
 use crate::progress::Shown;
-use crate::{session, signals};
+use crate::{operation, session, signals};
 
 /// What can be typed.
 #[derive(Debug, clap::Args)]
@@ -108,6 +108,13 @@ struct Planned {
     place: PlaceSettings,
     number: u64,
     previous: Option<Sha256>,
+}
+
+impl Run {
+    /// Whether nothing is restored.
+    pub(super) fn only_plans(&self) -> bool {
+        self.dry_run
+    }
 }
 
 pub(super) fn run(run: &Run, settings: &Settings, out: &Output) -> Result<u8, Failure> {
@@ -307,8 +314,7 @@ fn execute(
         for remover in stopping.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter() {
             remover.run();
         }
-        output::interrupted();
-        std::process::exit(i32::from(crate::failure::EXIT_INTERRUPTED));
+        signals::end();
     });
     let progress = Shown::new();
     let places = Configured { settings };
@@ -339,6 +345,7 @@ fn execute(
         assertion_timeout: settings.drill.assert_timeout.value,
         smoke: &settings.drill.smoke.value,
         smoke_timeout: settings.drill.smoke_timeout.value,
+        trace: operation::this().context,
         path: std::env::var("PATH").unwrap_or_else(|_| "/usr/bin:/bin".into()),
         heartbeat: settings.drill.heartbeat_query.as_ref().map(|setting| setting.value.as_str()),
         production_bytes: settings.drill.production_bytes.as_ref().map(|setting| setting.value),

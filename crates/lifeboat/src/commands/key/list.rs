@@ -13,27 +13,31 @@ use crate::session;
 
 /// One that is trusted.
 #[derive(Serialize)]
-struct Row {
+pub(crate) struct Row {
     /// Hint of the key, or issuer and subject.
-    signer: String,
-    state: State,
+    pub(crate) signer: String,
+    pub(crate) state: State,
     /// This host signs with it.
-    signs_here: bool,
+    pub(crate) signs_here: bool,
     #[serde(flatten)]
-    terms: Terms,
+    pub(crate) terms: Terms,
     /// Where the key is.
     key: Option<String>,
     /// How many statements were vouched for when it was revoked.
     known_good: Option<u64>,
 }
 
-pub(super) fn run(settings: &Settings, out: &Output) -> Result<u8, Failure> {
-    gate::allow(settings, None, Question::new(Operation::KeyList))?;
-    let now = Timestamp::now();
+/// The key that signs here, if its public half is there.
+fn own_key(settings: &Settings) -> Option<lifeboat_engine::signing::PublicKey> {
     // The public half stands beside the private one, so that a list needs no password.
     let public = settings.key_file.as_ref().map(|setting| setting.value.with_extension("pub"));
     let signs = public.and_then(|path| std::fs::read_to_string(path).ok());
-    let signs = signs.and_then(|pem| lifeboat_engine::signing::PublicKey::from_pem(&pem).ok());
+    signs.and_then(|pem| lifeboat_engine::signing::PublicKey::from_pem(&pem).ok())
+}
+
+/// Whose signatures count.
+pub(crate) fn signers(settings: &Settings, now: Timestamp) -> Result<Vec<Row>, Failure> {
+    let signs = own_key(settings);
     let mut rows = Vec::new();
     for source in &settings.trust.keys.value {
         let trusted = session::trusted_key(source)?;
@@ -57,6 +61,13 @@ pub(super) fn run(settings: &Settings, out: &Output) -> Result<u8, Failure> {
         key: None,
         known_good: None,
     }));
+    Ok(rows)
+}
+
+pub(super) fn run(settings: &Settings, out: &Output) -> Result<u8, Failure> {
+    gate::allow(settings, None, Question::new(Operation::KeyList))?;
+    let signs = own_key(settings);
+    let rows = signers(settings, Timestamp::now())?;
     if let Some(key) = &signs
         && !rows.iter().any(|row| row.signs_here)
     {

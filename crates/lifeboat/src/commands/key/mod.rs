@@ -21,6 +21,8 @@ use crate::failure::Failure;
 use crate::output::Output;
 use crate::session;
 
+pub(crate) use list::signers;
+
 #[derive(Debug, Args)]
 pub(crate) struct Generate {
     /// Directory for them; what is there is never overwritten

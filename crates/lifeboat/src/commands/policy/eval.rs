@@ -11,7 +11,7 @@ use lifeboat_engine::policy::{Decided, Engines, Policy, PolicySettings};
 use super::{Eval, facts};
 use crate::config::Settings;
 use crate::failure::{EXIT_DENIED, EXIT_FAILED, Failure};
-use crate::output::{self, Output};
+use crate::output::{self, Level, Output};
 use crate::session;
 
 pub(super) fn run(eval: &Eval, settings: &Settings, out: &Output) -> Result<u8, Failure> {
@@ -40,14 +40,14 @@ pub(super) fn run(eval: &Eval, settings: &Settings, out: &Output) -> Result<u8, 
     }
     let decided = policy.decide(&facts);
     for note in &notes {
-        output::say(&format!("note: {note}"));
+        output::tell(Level::Info, "note", note, None);
     }
     out.result(&serde_json::json!({"facts": facts, "decision": decided, "notes": notes}), || text(&facts, &decided));
     if decided.decision.allow {
         return Ok(0);
     }
     // The result says why; what can be done about it is said as of any failure.
-    output::say(&format!("hint: {}", hint(decided.code)));
+    output::tell(Level::Info, "hint", hint(decided.code), None);
     Ok(EXIT_DENIED)
 }
 

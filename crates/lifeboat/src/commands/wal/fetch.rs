@@ -32,7 +32,7 @@ use crate::config::{Origin, Settings};
 use crate::failure::{EXIT_FAILED, EXIT_KEY, EXIT_UNVERIFIED, Failure, chain};
 use crate::gate::{self, Question};
 use crate::output::{self, Output};
-use crate::session;
+use crate::{operation, session};
 
 /// There is no such file, proven.
 const EXIT_AFTER_END: u8 = 1;
@@ -253,6 +253,7 @@ fn prefetch(spool: &Spool, settings: &Settings, identity: Option<&Path>, cluster
                 }
             }
         }
+        operation::pass_on(&mut command);
         // The server's log must not wait for it.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn()
     };

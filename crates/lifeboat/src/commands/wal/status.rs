@@ -17,31 +17,39 @@ use crate::cli::WalStatus;
 use crate::config::{Settings, WalMode};
 use crate::failure::{EXIT_FINDINGS, Failure, chain};
 use crate::gate::{self, Question};
-use crate::output::{self, Output, table};
+use crate::output::{self, Level, Output, table};
 use crate::progress::Shown;
 use crate::session;
 
 /// The receiver's own word (`status.json` in the spool), as far as it is looked at here.
 #[derive(serde::Deserialize, serde::Serialize)]
-struct ReceiverStatus {
-    updated: Timestamp,
-    state: String,
-    mode: String,
-    received: Lsn,
-    spooled: Lsn,
-    stored: Lsn,
+pub(crate) struct ReceiverStatus {
+    pub(crate) updated: Timestamp,
+    pub(crate) state: String,
+    pub(crate) mode: String,
+    pub(crate) received: Lsn,
+    pub(crate) spooled: Lsn,
+    pub(crate) stored: Lsn,
     acknowledged: Lsn,
-    waiting_bytes: u64,
-    degraded: bool,
+    pub(crate) waiting_bytes: u64,
+    pub(crate) degraded: bool,
 }
 
 /// Everything that is known of one cluster.
 #[derive(serde::Serialize)]
-struct Known {
+pub(crate) struct Known {
     #[serde(flatten)]
-    survey: Survey,
-    receiver: Option<ReceiverStatus>,
+    pub(crate) survey: Survey,
+    pub(crate) receiver: Option<ReceiverStatus>,
     verified: Verified,
+}
+
+/// What is known of a cluster, if the repository has WAL of it.
+pub(crate) fn known(settings: &Settings, repository: &Repository, system_id: SystemId, trust: &Trust) -> Result<Option<Known>, Failure> {
+    let Some(survey) = survey(repository, system_id, trust)? else { return Ok(None) };
+    let spool = wal::spool_of(&settings.wal_spool.value, repository, system_id);
+    let receiver = std::fs::read(spool.join("receive/status.json")).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    Ok(Some(Known { survey, receiver, verified: Verified::remembered(&spool) }))
 }
 
 pub(super) fn run(command: &WalStatus, settings: &Settings, out: &Output) -> Result<u8, Failure> {
@@ -57,25 +65,23 @@ pub(super) fn run(command: &WalStatus, settings: &Settings, out: &Output) -> Res
     };
     let (mut known, mut damage) = (Vec::new(), Vec::new());
     for system_id in system_ids {
-        let Some(survey) = survey(&repository, system_id, &trust)? else { continue };
-        let spool = wal::spool_of(&settings.wal_spool.value, &repository, system_id);
-        let receiver = std::fs::read(spool.join("receive/status.json")).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let mut verified = Verified::remembered(&spool);
+        let Some(mut one) = self::known(settings, &repository, system_id, &trust)? else { continue };
         if command.verify {
-            let cluster = Cluster { system_id, segment_size: survey.archive().segment_size() };
+            let spool = wal::spool_of(&settings.wal_spool.value, &repository, system_id);
+            let cluster = Cluster { system_id, segment_size: one.survey.archive().segment_size() };
             let reader = WalReader::new(&repository, cluster, &trust, session::identities(settings, command.identity.as_ref())?);
             let opens = verify::opens(&reader)?.unwrap_or(false);
             let progress = Shown::new();
-            let report = verify::verify(&reader, &verified, opens, settings.workers.value, Timestamp::now(), &progress);
+            let report = verify::verify(&reader, &one.verified, opens, settings.workers.value, Timestamp::now(), &progress);
             progress.finish();
             let report = report?;
             damage.extend(report.findings);
-            verified = report.verified;
-            if let Err(error) = verified.remember(&spool) {
+            one.verified = report.verified;
+            if let Err(error) = one.verified.remember(&spool) {
                 output::warn(&format!("what was verified is not remembered in {}: {error}", spool.display()));
             }
         }
-        known.push(Known { survey, receiver, verified });
+        known.push(one);
     }
     let ours = match &server {
         Some(Ok(server)) => known.iter().find(|known| known.survey.system_id == server.system_id),
@@ -104,23 +110,21 @@ pub(super) fn run(command: &WalStatus, settings: &Settings, out: &Output) -> Res
 pub(crate) fn findings(settings: &Settings, repository: &Repository, trust: &Trust) -> Result<Vec<WalFinding>, Failure> {
     let Some(dsn) = &settings.dsn else { return Ok(Vec::new()) };
     let server = ask(dsn.value.as_str());
-    let mut known = None;
-    if let Ok(server) = &server
-        && let Some(survey) = survey(repository, server.system_id, trust)?
-    {
-        let spool = wal::spool_of(&settings.wal_spool.value, repository, server.system_id);
-        let receiver = std::fs::read(spool.join("receive/status.json")).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        known = Some(Known { survey, receiver, verified: Verified::remembered(&spool) });
-    }
+    let known = match &server {
+        Ok(server) => known(settings, repository, server.system_id, trust)?,
+        Err(_) => None,
+    };
     Ok(assess(&facts(settings, Some(&server), known.as_ref())))
 }
 
-fn ask(dsn: &str) -> Result<ServerWal, String> {
+/// Asks a server.
+pub(crate) fn ask(dsn: &str) -> Result<ServerWal, String> {
     let ask = || wal_facts::read(&Connection::open(&Dsn::parse(dsn)?, Purpose::Sql)?);
     ask().map_err(|error| chain(&error))
 }
 
-fn facts<'a>(settings: &'a Settings, server: Option<&'a Result<ServerWal, String>>, known: Option<&Known>) -> WalFacts<'a> {
+/// What is judged.
+pub(crate) fn facts<'a>(settings: &'a Settings, server: Option<&'a Result<ServerWal, String>>, known: Option<&Known>) -> WalFacts<'a> {
     let survey = known.map(|known| &known.survey);
     let now = Timestamp::now();
     let receiver = known.and_then(|known| known.receiver.as_ref()).map(|receiver| ReceiverSeen {
@@ -161,12 +165,11 @@ fn gaps(survey: &Survey) -> Vec<String> {
 
 fn say(findings: &[WalFinding]) {
     for finding in findings {
-        let word = match finding.severity {
-            Severity::Warning => "warning",
-            Severity::Critical => "critical",
+        let (level, word) = match finding.severity {
+            Severity::Warning => (Level::Warning, "warning"),
+            Severity::Critical => (Level::Error, "critical"),
         };
-        output::say(&format!("{word}: {}", finding.message));
-        output::say(&format!("hint: {}", finding.hint));
+        output::tell(level, word, &finding.message, Some(("hint", &finding.hint)));
     }
 }
 

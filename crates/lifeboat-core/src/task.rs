@@ -1,0 +1,287 @@
+//! What the agent does by itself, and when: facts in, one step out.
+//!
+//! A task is due at the moments of its schedule (the engine reads cron expressions). What was due while nobody was there is done once, at once. One
+//! that fails is tried again, later each time, until its tries are used up or it is due anew. One that takes longer than its deadline is ended.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+/// Something that the agent does by itself: a command with this name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Task {
+    /// Take a backup.
+    Backup,
+    /// Read back what is stored.
+    Verify,
+    /// Mark what no rule keeps.
+    Expire,
+    /// Delete what expired.
+    Prune,
+    /// Bring replicas to what the primary has.
+    Replicate,
+    /// Prove that it restores.
+    Drill,
+}
+
+impl Task {
+    /// All.
+    pub const ALL: [Self; 6] = [Self::Backup, Self::Verify, Self::Expire, Self::Prune, Self::Replicate, Self::Drill];
+
+    /// Its name, and that of the operation.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Backup => "backup",
+            Self::Verify => "verify",
+            Self::Expire => "expire",
+            Self::Prune => "prune",
+            Self::Replicate => "replicate",
+            Self::Drill => "drill",
+        }
+    }
+
+    /// Its command, without the program.
+    pub const fn command(self) -> &'static [&'static str] {
+        match self {
+            Self::Backup => &["backup"],
+            Self::Verify => &["verify", "--all"],
+            Self::Expire => &["expire"],
+            Self::Prune => &["prune"],
+            Self::Replicate => &["replicate"],
+            Self::Drill => &["drill", "run"],
+        }
+    }
+}
+
+/// How a try ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tried {
+    /// The work is done.
+    Done,
+    /// It is not, and another try may do it.
+    Again,
+    /// It is not, and another try would do the same: a decision, bad settings.
+    Never,
+}
+
+impl Tried {
+    /// What an exit code says (`docs/exit-codes.md`); `None`: the process was ended by a signal.
+    pub const fn of(exit_code: Option<u8>) -> Self {
+        match exit_code {
+            // Findings: the work is done, and what it found would be found again. So is a missed objective, and damage that a verification found.
+            Some(0 | 3 | 21 | 23) => Self::Done,
+            // Bad settings, no repository, wrong key, format too new, denied.
+            Some(2 | 10 | 12 | 13 | 20) => Self::Never,
+            Some(_) | None => Self::Again,
+        }
+    }
+}
+
+/// What the agent remembers of a task: written down before and after everything that it does.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Memory {
+    /// When it is due: the next moment of its schedule, with its spread.
+    #[serde(default)]
+    pub due: Option<Timestamp>,
+    /// The try that runs, or ran last, since it was due; 0: none.
+    #[serde(default)]
+    pub attempt: u32,
+    /// When the next try may begin.
+    #[serde(default)]
+    pub again: Option<Timestamp>,
+    /// Since when one runs, as far as was written down.
+    #[serde(default)]
+    pub running_since: Option<Timestamp>,
+}
+
+/// What is allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// It is ended when it takes longer.
+    pub deadline: Duration,
+    /// So many tries.
+    pub attempts: u32,
+    /// Time until the second; doubled for each one after it.
+    pub retry_after: Duration,
+}
+
+/// What is to be done with a task now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Begin this try.
+    Begin(u32),
+    /// It takes too long: end it.
+    End,
+    /// Nothing before this moment; `None`: nothing at all.
+    Wait(Option<Timestamp>),
+}
+
+/// Later by a span; at the end of time if that is too far.
+fn after(moment: Timestamp, span: Duration) -> Timestamp {
+    SignedDuration::try_from(span).ok().and_then(|span| moment.checked_add(span).ok()).unwrap_or(Timestamp::MAX)
+}
+
+impl Memory {
+    /// What is to be done now. Only who has the lease (`leading`) begins anything.
+    pub fn step(&self, terms: &Terms, leading: bool, now: Timestamp) -> Step {
+        if let Some(since) = self.running_since {
+            let deadline = after(since, terms.deadline);
+            return if now >= deadline { Step::End } else { Step::Wait(Some(deadline)) };
+        }
+        let next = match (self.again, self.due) {
+            (Some(again), Some(due)) => again.min(due),
+            (again, due) => match again.or(due) {
+                Some(next) => next,
+                None => return Step::Wait(None),
+            },
+        };
+        if now < next || !leading {
+            return Step::Wait(Some(next));
+        }
+        // What is due anew begins anew, whatever became of the tries before.
+        let anew = self.due.is_some_and(|due| now >= due);
+        Step::Begin(if anew { 1 } else { self.attempt + 1 })
+    }
+
+    /// A try begins. `next` is the moment of the schedule behind `now`.
+    pub fn begins(&mut self, attempt: u32, next: Option<Timestamp>, now: Timestamp) {
+        self.attempt = attempt;
+        self.again = None;
+        self.running_since = Some(now);
+        if attempt == 1 || self.due.is_none() {
+            self.due = next;
+        }
+    }
+
+    /// It ended, or nobody knows how it did.
+    pub fn ended(&mut self, tried: Tried, terms: &Terms, now: Timestamp) {
+        self.running_since = None;
+        let left = self.attempt < terms.attempts;
+        if tried == Tried::Again && left {
+            let doublings = self.attempt.saturating_sub(1).min(16);
+            self.again = Some(after(now, terms.retry_after.saturating_mul(1 << doublings)));
+        } else {
+            self.again = None;
+            self.attempt = 0;
+        }
+    }
+
+    /// The agent begins: what it left running is not running any more, and what the schedule says may have changed.
+    /// `next` is the schedule's next moment; `None`: it is off. Returns whether a try was cut short.
+    pub fn resume(&mut self, next: Option<Timestamp>, terms: &Terms, now: Timestamp) -> bool {
+        let cut = self.running_since.is_some();
+        if cut {
+            self.ended(Tried::Again, terms, now);
+            // Whoever starts the agent again waits for nothing.
+            self.again = self.again.map(|_| now);
+        }
+        match next {
+            None => *self = Self::default(),
+            // What was due while nobody was there is still due. A schedule that changed counts from now.
+            Some(next) => self.due = Some(self.due.filter(|due| *due <= now).map_or(next, |due| due.min(next))),
+        }
+        cut && next.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TERMS: Terms = Terms { deadline: Duration::from_secs(3600), attempts: 3, retry_after: Duration::from_secs(60) };
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_second(1_700_000_000 + seconds).unwrap()
+    }
+
+    #[test]
+    fn a_task_begins_when_it_is_due_and_only_where_the_lease_is() {
+        let memory = Memory { due: Some(at(100)), ..Memory::default() };
+        assert_eq!(memory.step(&TERMS, true, at(99)), Step::Wait(Some(at(100))));
+        assert_eq!(memory.step(&TERMS, false, at(100)), Step::Wait(Some(at(100))));
+        assert_eq!(memory.step(&TERMS, true, at(100)), Step::Begin(1));
+        assert_eq!(Memory::default().step(&TERMS, true, at(0)), Step::Wait(None));
+    }
+
+    #[test]
+    fn one_that_takes_too_long_is_ended() {
+        let mut memory = Memory { due: Some(at(0)), ..Memory::default() };
+        memory.begins(1, Some(at(86_400)), at(0));
+        assert_eq!(memory.step(&TERMS, true, at(3599)), Step::Wait(Some(at(3600))));
+        assert_eq!(memory.step(&TERMS, true, at(3600)), Step::End);
+        // Also when another agent has the lease meanwhile.
+        assert_eq!(memory.step(&TERMS, false, at(3600)), Step::End);
+    }
+
+    #[test]
+    fn one_that_fails_is_tried_again_later_each_time_until_its_tries_are_used_up() {
+        let mut memory = Memory { due: Some(at(0)), ..Memory::default() };
+        memory.begins(1, Some(at(86_400)), at(0));
+        memory.ended(Tried::Again, &TERMS, at(10));
+        assert_eq!(memory.step(&TERMS, true, at(69)), Step::Wait(Some(at(70))));
+        assert_eq!(memory.step(&TERMS, true, at(70)), Step::Begin(2));
+        memory.begins(2, Some(at(86_400)), at(70));
+        memory.ended(Tried::Again, &TERMS, at(80));
+        assert_eq!(memory.step(&TERMS, true, at(200)), Step::Begin(3));
+        memory.begins(3, Some(at(86_400)), at(200));
+        memory.ended(Tried::Again, &TERMS, at(210));
+        assert_eq!(memory.step(&TERMS, true, at(1000)), Step::Wait(Some(at(86_400))));
+        assert_eq!(memory.step(&TERMS, true, at(86_400)), Step::Begin(1));
+    }
+
+    #[test]
+    fn what_another_try_would_not_change_is_not_tried_again() {
+        for code in [0, 2, 3, 10, 12, 13, 20, 21, 23] {
+            let mut memory = Memory { due: Some(at(0)), ..Memory::default() };
+            memory.begins(1, Some(at(86_400)), at(0));
+            memory.ended(Tried::of(Some(code)), &TERMS, at(10));
+            assert_eq!(memory.step(&TERMS, true, at(5000)), Step::Wait(Some(at(86_400))), "{code}");
+        }
+        for code in [Some(1), Some(11), Some(70), Some(130), None] {
+            assert_eq!(Tried::of(code), Tried::Again, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn tries_do_not_run_into_the_next_time_that_it_is_due() {
+        let mut memory = Memory { due: Some(at(0)), ..Memory::default() };
+        memory.begins(1, Some(at(100)), at(0));
+        memory.ended(Tried::Again, &TERMS, at(90));
+        assert_eq!(memory.again, Some(at(150)));
+        assert_eq!(memory.step(&TERMS, true, at(100)), Step::Begin(1), "due anew");
+        memory.begins(1, Some(at(200)), at(100));
+        assert_eq!((memory.due, memory.again), (Some(at(200)), None));
+    }
+
+    #[test]
+    fn a_crash_in_the_middle_is_found_and_the_task_is_tried_again() {
+        let mut memory = Memory { due: Some(at(0)), ..Memory::default() };
+        memory.begins(1, Some(at(86_400)), at(0));
+        assert!(memory.resume(Some(at(86_400)), &TERMS, at(500)));
+        assert_eq!(memory.step(&TERMS, true, at(500)), Step::Begin(2));
+        // Not for ever: a task that takes the machine down with it must not do so each time.
+        memory.begins(2, Some(at(86_400)), at(500));
+        assert!(memory.resume(Some(at(86_400)), &TERMS, at(600)));
+        memory.begins(3, Some(at(86_400)), at(600));
+        assert!(memory.resume(Some(at(86_400)), &TERMS, at(700)));
+        assert_eq!(memory.step(&TERMS, true, at(700)), Step::Wait(Some(at(86_400))));
+    }
+
+    #[test]
+    fn what_was_due_while_nobody_was_there_is_done_once() {
+        let mut memory = Memory { due: Some(at(0)), ..Memory::default() };
+        assert!(!memory.resume(Some(at(10 * 86_400)), &TERMS, at(9 * 86_400)));
+        assert_eq!(memory.step(&TERMS, true, at(9 * 86_400)), Step::Begin(1));
+        memory.begins(1, Some(at(10 * 86_400)), at(9 * 86_400));
+        memory.ended(Tried::Done, &TERMS, at(9 * 86_400 + 60));
+        assert_eq!(memory.step(&TERMS, true, at(9 * 86_400 + 61)), Step::Wait(Some(at(10 * 86_400))));
+        // A schedule that was changed to an earlier time counts, and one that was switched off ends everything.
+        assert!(!memory.resume(Some(at(9 * 86_400 + 600)), &TERMS, at(9 * 86_400 + 70)));
+        assert_eq!(memory.due, Some(at(9 * 86_400 + 600)));
+        memory.resume(None, &TERMS, at(9 * 86_400 + 80));
+        assert_eq!(memory, Memory::default());
+    }
+}

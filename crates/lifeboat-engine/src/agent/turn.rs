@@ -1,0 +1,84 @@
+//! Whose turn it is: of all agents of a system one does the work, and the others wait for it to go.
+
+use std::time::Duration;
+
+use jiff::SignedDuration;
+
+use super::{Shared, lock};
+use crate::causes;
+use crate::lease::{LeaseError, with_lease_for};
+
+/// A lease is good for so long after its holder was last heard of. Renewed at a third of it: a few hundred small objects a day.
+const TIME: SignedDuration = SignedDuration::from_mins(10);
+
+/// Time between two looks at a lease that is somebody else's, or at a repository that does not answer.
+const AGAIN: Duration = Duration::from_secs(30);
+
+/// Time between two looks at our own: a lease that was lost must show soon.
+const CHECK: Duration = Duration::from_secs(60);
+
+/// Whose turn it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Ours.
+    Ours,
+    /// Somebody else's.
+    Others {
+        /// Who says so.
+        holder: String,
+    },
+    /// The repository does not say.
+    Unknown {
+        /// Why not.
+        why: String,
+    },
+}
+
+/// Takes turns until the agent ends.
+pub(super) fn take_turns(shared: &Shared) {
+    let purpose = format!("agent-{}", shared.settings.system);
+    while !shared.stop.is_stopped() {
+        let repository = match shared.surroundings.repository() {
+            Ok(repository) => repository,
+            Err(why) => {
+                turns(shared, Turn::Unknown { why });
+                shared.stop.wait(AGAIN);
+                continue;
+            }
+        };
+        let held = with_lease_for(repository.store(), &purpose, &shared.settings.host, TIME, |lease| {
+            turns(shared, Turn::Ours);
+            loop {
+                if shared.stop.wait(CHECK) {
+                    return Ok(());
+                }
+                lease.check()?;
+            }
+        });
+        turns(
+            shared,
+            match held {
+                Ok(()) => return,
+                Err(LeaseError::Held { holder, .. } | LeaseError::Lost { holder, .. }) => Turn::Others { holder },
+                Err(error @ LeaseError::Store(_)) => Turn::Unknown { why: causes::joined(&error) },
+            },
+        );
+        shared.stop.wait(AGAIN);
+    }
+}
+
+/// Notes whose turn it is, and says it when that is news.
+fn turns(shared: &Shared, turn: Turn) {
+    let before = std::mem::replace(&mut *lock(&shared.turn), turn.clone());
+    if before == turn {
+        return;
+    }
+    match &turn {
+        Turn::Ours => shared.info("it is this agent's turn: it does what is due"),
+        Turn::Others { holder } => shared.info(&format!("it is the turn of {holder}: this agent waits, and does nothing but look")),
+        Turn::Unknown { why } => {
+            shared.warn(&format!("whose turn it is cannot be found out, so nothing that is due begins: {why}"));
+        }
+    }
+    let _ = shared.wake.try_send(());
+}

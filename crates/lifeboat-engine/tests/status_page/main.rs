@@ -1,0 +1,9 @@
+//! The status page: what is on it, what a browser makes of it, and what the server lets pass.
+//!
+//! Pages and pictures stay in `target/tmp/status-page/` to be looked at.
+
+mod browser;
+mod http;
+mod pages;
+mod samples;
+mod schema;

@@ -1,0 +1,175 @@
+//! The manifests of `deploy/kubernetes`, held against the schemas of Kubernetes, the real kustomize and the real program: no cluster is on the
+//! machines that run the tests (docs/install.md says so).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::cluster::{expect_success, temp_dir};
+use crate::document::has_command;
+use crate::program::Program;
+
+fn source(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
+}
+
+fn text(output: std::process::Output) -> String {
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// The oldest version of Kubernetes that the manifests are held against: the first whose CronJobs have time zones for good.
+const OLDEST: &str = "1.27.0";
+/// And the newest whose schemas there are.
+pub(crate) const NEWEST: &str = "1.37.0";
+
+fn validate(files: &[&Path], input: Option<&str>) -> std::process::Output {
+    let mut command = crate::moto::python();
+    let versions = if input.is_some() { NEWEST.to_owned() } else { format!("{OLDEST},{NEWEST}") };
+    command.arg(crate::moto::script("manifests.py")).arg(versions).args(files);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("Python can be run");
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), input.unwrap_or_default().as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+/// Every manifest of deploy/kubernetes, valid.
+pub(crate) fn manifests() -> Vec<serde_json::Value> {
+    let directories = fs::read_dir(source("deploy/kubernetes")).unwrap().map(|entry| entry.unwrap().path());
+    let files = directories.flat_map(|directory| fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()));
+    let mut files: Vec<PathBuf> = files.filter(|path| !path.ends_with("kustomization.yaml")).collect();
+    files.sort();
+    let files: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
+    let output = validate(&files, None);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let documents: Vec<serde_json::Value> = text(output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(documents.len() >= files.len() && files.len() > 8, "{files:?}");
+    documents
+}
+
+/// The templates of pods in the manifests: whose, and what.
+fn pods(documents: &[serde_json::Value]) -> Vec<(String, serde_json::Value)> {
+    let of = |document: &serde_json::Value| {
+        let template = document.pointer("/spec/jobTemplate/spec/template").or(document.pointer("/spec/template"))?;
+        Some((document["metadata"]["name"].as_str().unwrap().to_owned(), template.clone()))
+    };
+    documents.iter().filter_map(of).collect()
+}
+
+fn texts(list: &serde_json::Value) -> Vec<String> {
+    list.as_array().into_iter().flatten().map(|word| word.as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn manifests_fit_the_schemas_and_so_do_what_kustomize_makes_of_them() {
+    let documents = manifests();
+    for kind in ["StatefulSet", "Service", "CronJob", "Job", "ConfigMap", "NetworkPolicy", "ServiceAccount", "PersistentVolumeClaim"] {
+        assert!(documents.iter().any(|document| document["kind"] == kind), "{kind}");
+    }
+    assert!(!documents.iter().any(|document| document["kind"] == "Secret"), "values of secrets are nowhere here");
+    assert!(
+        !documents.iter().any(|document| document["metadata"]["namespace"].is_string()),
+        "the namespace is whoever applies them to choose"
+    );
+    for directory in ["agent", "one-shot", "drill", "restore"] {
+        let made = expect_success(Command::new("kubectl").arg("kustomize").arg(source("deploy/kubernetes").join(directory)));
+        let made = text(made);
+        let output = validate(&[Path::new("-")], Some(&made));
+        assert!(output.status.success() && !output.stdout.is_empty(), "{directory}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    // The schemas are ones: what does not fit is refused.
+    for (wrong, why) in [("replicas: 1", "replicas: one"), ("serviceName:", "servicename:"), ("containerPort: 9847", "containerPort: http")]
+    {
+        let agent = fs::read_to_string(source("deploy/kubernetes/agent/agent.yaml")).unwrap();
+        assert!(agent.contains(wrong), "{wrong}");
+        let output = validate(&[Path::new("-")], Some(&agent.replace(wrong, why)));
+        assert!(!output.status.success(), "{why} was taken");
+    }
+}
+
+#[test]
+fn pods_have_no_right_that_they_do_not_need() {
+    let documents = manifests();
+    let pods = pods(&documents);
+    assert!(pods.len() >= 4, "{pods:?}");
+    for (name, pod) in &pods {
+        let spec = &pod["spec"];
+        assert_eq!(spec["automountServiceAccountToken"], false, "{name}");
+        assert_eq!(spec["securityContext"]["runAsNonRoot"], true, "{name}");
+        assert_eq!(spec["securityContext"]["seccompProfile"]["type"], "RuntimeDefault", "{name}");
+        for container in spec["containers"].as_array().unwrap() {
+            let context = &container["securityContext"];
+            assert_eq!((&context["allowPrivilegeEscalation"], &context["readOnlyRootFilesystem"]), (&false.into(), &true.into()), "{name}");
+            assert_eq!(texts(&context["capabilities"]["drop"]), ["ALL"], "{name}");
+            assert!(container["resources"]["limits"]["memory"].is_string(), "{name}");
+        }
+        // A policy of the network is about it, and says both directions.
+        let component = pod.pointer("/metadata/labels/app.kubernetes.io~1component").unwrap();
+        let policies = documents.iter().filter(|document| document["kind"] == "NetworkPolicy").filter(|policy| {
+            texts(policy.pointer("/spec/podSelector/matchExpressions/0/values").unwrap()).iter().any(|value| component == value.as_str())
+        });
+        let directions: Vec<Vec<String>> = policies.map(|policy| texts(&policy["spec"]["policyTypes"])).collect();
+        assert_eq!(directions, [["Ingress", "Egress"]], "{name}");
+    }
+    let agent = &pods.iter().find(|(name, _)| name == "lifeboat-agent").expect("the agent").1["spec"]["containers"][0];
+    for (probe, path) in [("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")] {
+        assert_eq!((&agent[probe]["httpGet"]["path"], &agent[probe]["httpGet"]["port"]), (&path.into(), &"http".into()), "{probe}");
+    }
+    // Whoever applies everything starts no restore.
+    let restore = documents.iter().find(|document| document["metadata"]["name"] == "lifeboat-restore").expect("the restore");
+    assert_eq!(restore["spec"]["suspend"], true);
+}
+
+#[test]
+fn what_pods_run_and_are_configured_with_is_understood() {
+    let documents = manifests();
+    let home = temp_dir();
+    let map = documents.iter().find(|document| document["kind"] == "ConfigMap").expect("a configuration");
+    for (name, pod) in pods(&documents) {
+        let container = &pod["spec"]["containers"][0];
+        let words = texts(&container["args"]);
+        let file = words.iter().skip_while(|word| *word != "--config").nth(1).expect("--config").clone();
+        let command: Vec<String> = words.iter().filter(|word| *word != "--config" && **word != file).cloned().collect();
+        if has_command(&command[0]) {
+            // With all of its options; help is what it does then.
+            Program::new(&home).args(&command).arg("--help").run().success();
+        } else {
+            assert_eq!(command[0], "agent", "no such command");
+        }
+        let mounts: Vec<&serde_json::Value> = container["volumeMounts"].as_array().unwrap().iter().collect();
+        let mount =
+            mounts.iter().find(|mount| mount["mountPath"] == file.as_str()).unwrap_or_else(|| panic!("{name}: {file} is not mounted"));
+        let mut text = map["data"][mount["subPath"].as_str().unwrap()].as_str().unwrap().to_owned();
+        if !has_command("agent") {
+            // The table comes with its command.
+            let (before, after) = text.split_once("\n[agent]\n").unwrap_or((&text, ""));
+            text = format!("{before}{}", after.split_once("\n[").map_or(String::new(), |(_, rest)| format!("\n[{rest}")));
+        }
+        fs::write(home.path().join("mounted.toml"), &text).unwrap();
+        let shown = Program::new(&home).args(["--config", "mounted.toml", "config", "show", "--json"]).run().success().json();
+        let volumes = pod["spec"]["volumes"].as_array().unwrap();
+        for row in shown["settings"].as_array().unwrap().iter().filter(|row| row["origin"].as_str().unwrap().starts_with("file ")) {
+            // Every file that it names is somewhere where the pod has something.
+            let named = row["value"].to_string();
+            for path in named.split(['"', ' ', '=']).filter(|word| word.starts_with('/')) {
+                let below = mounts.iter().find(|mount| Path::new(path).starts_with(mount["mountPath"].as_str().unwrap()));
+                let below = below.unwrap_or_else(|| panic!("{name}: {} names {path}, which is in no volume", row["setting"]));
+                let templates = documents.iter().filter_map(|document| document.pointer("/spec/volumeClaimTemplates/0/metadata/name"));
+                let known = volumes.iter().map(|volume| &volume["name"]).chain(templates).any(|volume| *volume == below["name"]);
+                assert!(known, "{name}: no volume {}", below["name"]);
+            }
+        }
+        // As it is shipped it backs nothing up: to a key that nobody has.
+        assert!(text.contains("recipients = [\"EDIT-ME\"]"), "{text}");
+    }
+    let repository = || Program::new(&home).args(["--repository", "repository"]);
+    repository().arg("init").run().success();
+    let refused = repository().args(["restore", "EDIT-ME-BACKUP-ID", "--pgdata", "restored"]).run();
+    assert!(refused.code == Some(2) && refused.stderr.contains("EDIT-ME-BACKUP-ID"), "{refused}");
+    fs::create_dir(home.path().join("artifacts")).unwrap();
+    fs::write(home.path().join("artifacts/one"), "one").unwrap();
+    fs::write(home.path().join("unedited.toml"), "[encryption]\nrecipients = [\"EDIT-ME\"]\n[artifacts]\ndirectory = \"artifacts\"\n")
+        .unwrap();
+    let refused = repository().args(["--config", "unedited.toml", "backup"]).run();
+    assert!(refused.code != Some(0) && refused.stderr.contains("EDIT-ME"), "{refused}");
+    assert_eq!(repository().args(["list", "--json"]).run().success().json()["backups"], serde_json::json!([]));
+}

@@ -1,0 +1,25 @@
+#!/bin/bash
+# Stands in for kubectl where there is no cluster: what the real one can do by itself it does; what would be applied is held against the
+# schemas of Kubernetes, and named as a cluster would name what it makes.
+set -euo pipefail
+apply() { "$PYTHON" "$SCENES/../manifests.py" "$KUBERNETES" - | "$PYTHON" -c '
+import json, sys
+for line in sys.stdin:
+    document = json.loads(line)
+    group = document["apiVersion"].rpartition("/")[0]
+    kind = document["kind"].lower() + ("." + group if group else "")
+    print(f"{kind}/" + document["metadata"]["name"], "created")
+'; }
+case $1 in
+create | kustomize) exec /usr/bin/kubectl "$@" ;;
+apply)
+    case $2 in
+    -k) /usr/bin/kubectl kustomize "$3" | apply ;;
+    -f) apply ;;
+    esac
+    ;;
+*)
+    echo "kubectl: $1 cannot be done here" >&2
+    exit 1
+    ;;
+esac
