@@ -68,7 +68,7 @@ pub enum Tried {
 }
 
 impl Tried {
-    /// What an exit code says (`docs/exit-codes.md`); `None`: the process was ended by a signal.
+    /// What an exit code says (`docs/reference/exit-codes.md`); `None`: the process was ended by a signal.
     pub const fn of(exit_code: Option<u8>) -> Self {
         match exit_code {
             // Findings: the work is done, and what it found would be found again. So is a missed objective, and damage that a verification found.

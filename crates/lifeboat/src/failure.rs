@@ -61,22 +61,88 @@ pub(crate) const EXIT_BUG: u8 = 70;
 /// Interrupted.
 pub(crate) const EXIT_INTERRUPTED: u8 = 130;
 
-/// What they mean to who reads a manual. `wal push` and `wal fetch` end as PostgreSQL understands it.
-pub(crate) const EXIT_CODES: [(u8, &str); 14] = [
-    (0, "Done."),
-    (EXIT_FAILED, "Failed."),
-    (EXIT_USAGE, "Bad command line or configuration."),
-    (EXIT_FINDINGS, "Done, with findings: damaged pages in the source, parts that could not be checked, a drill with gaps."),
-    (EXIT_NO_REPOSITORY, "The repository does not exist."),
-    (EXIT_LEASED, "Another writer has the lease."),
-    (EXIT_KEY, "Wrong key or credentials."),
-    (EXIT_FORMAT, "The repository's format is too new for this program."),
-    (EXIT_DENIED, "Denied, by the policy or for want of approvals."),
-    (EXIT_UNVERIFIED, "Verification or signature failed; a drill failed."),
-    (EXIT_UNREACHABLE, "The recovery target cannot be reached."),
-    (EXIT_OBJECTIVE, "A drill brought everything back, too late or with too much lost."),
-    (EXIT_BUG, "A bug in lifeboat."),
-    (EXIT_INTERRUPTED, "Interrupted."),
+/// What a code means, for who reads a manual, and what to do then. The manual pages and `docs/reference/exit-codes.md` are made from these.
+pub(crate) struct ExitCode<Code = u8> {
+    /// As `$?` says it.
+    pub(crate) code: Code,
+    /// What happened.
+    pub(crate) meaning: &'static str,
+    /// What to do; empty where there is nothing to be done.
+    pub(crate) advice: &'static str,
+}
+
+const fn code<Code>(code: Code, meaning: &'static str, advice: &'static str) -> ExitCode<Code>
+where
+    Code: Copy,
+{
+    ExitCode { code, meaning, advice }
+}
+
+/// How commands end. `wal push` and `wal fetch` end as PostgreSQL understands it.
+pub(crate) const EXIT_CODES: [ExitCode; 14] = [
+    code(0, "Done.", ""),
+    code(EXIT_FAILED, "Failed.", "Do what the hint says, then give the same command again."),
+    code(
+        EXIT_USAGE,
+        "Bad command line or configuration.",
+        "Nothing was done: correct what the message names; lifeboat config show has every setting.",
+    ),
+    code(
+        EXIT_FINDINGS,
+        "Done, with findings: damaged pages in the source, parts that could not be checked, a drill with gaps.",
+        "What was asked for is done: read every finding and warning.",
+    ),
+    code(
+        EXIT_NO_REPOSITORY,
+        "The repository does not exist.",
+        "Correct its URL or mount it; only where there never was one: lifeboat init.",
+    ),
+    code(
+        EXIT_LEASED,
+        "Another writer has the lease.",
+        "Wait for the other one; a run that died loses its lease at the time that the message names.",
+    ),
+    code(EXIT_KEY, "Wrong key or credentials.", "Name the right ones; lifeboat doctor tries them out."),
+    code(
+        EXIT_FORMAT,
+        "The repository's format is too new for this program.",
+        "Install the version of lifeboat that wrote it, or a later one.",
+    ),
+    code(
+        EXIT_DENIED,
+        "Denied, by the policy or for want of approvals.",
+        "The message says by which rule; ask for what is missing: lifeboat approval request.",
+    ),
+    code(
+        EXIT_UNVERIFIED,
+        "Verification or signature failed; a drill failed.",
+        "Do not go around it: take another backup or another place; lifeboat verify --all tells which are whole.",
+    ),
+    code(
+        EXIT_UNREACHABLE,
+        "The recovery target cannot be reached.",
+        "Take one of the moments that the hint names; lifeboat wal status shows all.",
+    ),
+    code(
+        EXIT_OBJECTIVE,
+        "A drill brought everything back, too late or with too much lost.",
+        "The report says where the time went: lifeboat drill show.",
+    ),
+    code(EXIT_BUG, "A bug in lifeboat.", "Report it with the output and that of lifeboat --version."),
+    code(EXIT_INTERRUPTED, "Interrupted.", "Give the same command again: it finds what is stored already."),
+];
+
+/// How `wal push` ends, for PostgreSQL.
+pub(crate) const PUSH_CODES: [ExitCode<&str>; 2] = [
+    code("0", "The file is in the repository, durably.", ""),
+    code("1..125", "It is not; PostgreSQL keeps it and asks again.", "The server's log has the message."),
+];
+
+/// How `wal fetch` ends, likewise.
+pub(crate) const FETCH_CODES: [ExitCode<&str>; 3] = [
+    code("0", "The file is in its place.", ""),
+    code("1", "The archive ends before it, and that is proven: PostgreSQL ends recovery here.", ""),
+    code(">125", "Anything else: PostgreSQL stops, and does not take it for the end of the archive.", "The server's log has the message."),
 ];
 
 /// Why a command ended, and what to do.

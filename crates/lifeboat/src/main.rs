@@ -14,6 +14,8 @@ mod operation;
 mod output;
 mod progress;
 mod record;
+#[cfg(test)]
+mod reference;
 mod session;
 mod signals;
 mod traces;

@@ -245,7 +245,7 @@ fn story(run: &RunSeen) -> String {
     }
 }
 
-/// The exit code of a denial (`docs/exit-codes.md`).
+/// The exit code of a denial (`docs/reference/exit-codes.md`).
 const DENIED: u8 = 20;
 /// The exit code of a signature or a verification that failed.
 const NOT_VERIFIED: u8 = 21;

@@ -8,7 +8,7 @@ use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 
 use crate::cli::Cli;
 use crate::config::reference::{self, Value};
-use crate::failure::{EXIT_CODES, EXIT_FAILED, Failure};
+use crate::failure::{EXIT_CODES, EXIT_FAILED, ExitCode, FETCH_CODES, Failure, PUSH_CODES};
 use crate::output::Output;
 use crate::session::PROGRAM;
 
@@ -81,17 +81,14 @@ fn page(command: &clap::Command, name: &str, below: &[&clap::Command]) -> Vec<u8
 fn exit_status(roff: &mut Roff, name: &str) {
     roff.control("SH", ["EXIT STATUS"]);
     match name {
-        "lifeboat-wal-push" => {
-            term(roff, [bold("0")], "The file is in the repository, durably.");
-            term(roff, [bold("1..125")], "It is not; PostgreSQL keeps it and asks again.");
-        }
-        "lifeboat-wal-fetch" => {
-            term(roff, [bold("0")], "The file is in its place.");
-            term(roff, [bold("1")], "The archive ends before it, and that is proven: PostgreSQL ends recovery here.");
-            term(roff, [bold(">125")], "Anything else: PostgreSQL stops, and does not take it for the end of the archive.");
-        }
-        _ => EXIT_CODES.iter().for_each(|(code, meaning)| term(roff, [bold(code.to_string())], meaning)),
+        "lifeboat-wal-push" => exit_codes(roff, &PUSH_CODES),
+        "lifeboat-wal-fetch" => exit_codes(roff, &FETCH_CODES),
+        _ => exit_codes(roff, &EXIT_CODES),
     }
+}
+
+fn exit_codes<Code: std::fmt::Display>(roff: &mut Roff, codes: &[ExitCode<Code>]) {
+    codes.iter().for_each(|one| term(roff, [bold(one.code.to_string())], format!("{} {}", one.meaning, one.advice).trim_end()));
 }
 
 /// lifeboat.toml(5).
@@ -176,7 +173,7 @@ mod tests {
         });
         let known: BTreeSet<u8> = codes.chain([0]).collect();
         assert!(known.len() > 10, "{known:?}");
-        assert_eq!(known, EXIT_CODES.iter().map(|(code, _)| *code).collect());
+        assert_eq!(known, EXIT_CODES.iter().map(|one| one.code).collect());
     }
 
     #[test]
