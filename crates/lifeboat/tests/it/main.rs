@@ -53,6 +53,7 @@ mod sigstore;
 mod threats;
 mod traces;
 mod truth;
+mod tutorial;
 mod verify;
 mod wal_fetch;
 mod wal_push;
