@@ -29,6 +29,7 @@ mod log;
 mod moto;
 mod orchestrator;
 mod package;
+mod pages;
 mod policy;
 mod program;
 #[path = "../../../lifeboat-s3/tests/support/proxy.rs"]
