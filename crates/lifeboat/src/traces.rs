@@ -49,7 +49,8 @@ fn running() -> MutexGuard<'static, Option<Running>> {
 /// shows the configuration has to work while it is wrong.
 fn is_traced(command: &Command) -> bool {
     let unending = matches!(command, Command::Wal(Wal::Push(_) | Wal::Fetch(_) | Wal::Prefetch(_) | Wal::Receive(_)));
-    !unending && !matches!(command, Command::Config(_))
+    // The agent runs for weeks, and what it does is traced each by itself; it looks every minute.
+    !unending && !matches!(command, Command::Config(_) | Command::Agent(_) | Command::Status(_))
 }
 
 /// Begins the trace of a command, where traces are sent and whoever started it did not say that this one is not wanted.
