@@ -32,7 +32,14 @@ impl Tree {
     pub(crate) fn of(directory: &Path) -> Tree {
         let mut tree = BTreeMap::new();
         walk(directory, &mut |path, meta| {
-            if is_of_audit(path) || path.ends_with(".local") || path.ends_with(".local/state") || path.ends_with(".local/state/lifeboat") {
+            // That it was tried is noted, in the audit and among the runs of the host.
+            let is_of_runs = path.to_string_lossy().contains("/.local/state/lifeboat/runs");
+            if is_of_audit(path)
+                || is_of_runs
+                || path.ends_with(".local")
+                || path.ends_with(".local/state")
+                || path.ends_with(".local/state/lifeboat")
+            {
                 return;
             }
             let bytes = if meta.is_symlink() {
