@@ -146,6 +146,8 @@ fn every_operation(backup: &str) -> Vec<Vec<String>> {
         &["drill", "list"],
         &["drill", "show", "latest"],
         &["alert", "test"],
+        &["status"],
+        &["agent"],
     ];
     let mut all: Vec<Vec<String>> = lines.iter().map(|line| line.iter().map(|&word| word.to_owned()).collect()).collect();
     all.push(vec!["audit".into(), "verify".into()]);
