@@ -317,10 +317,13 @@ fn keys(keys: &[KeySeen], terms: &Terms, now: Timestamp, out: &mut Raised) {
     }
 }
 
+/// So much is room enough, however little it is of a large disk.
+const ENOUGH_BYTES: u64 = 16 << 30;
+
 fn disks(disks: &[DiskSeen], terms: &Terms, out: &mut Raised) {
     for disk in disks {
         let percent = disk.free_bytes.saturating_mul(100).checked_div(disk.total_bytes).unwrap_or(0);
-        if percent < u64::from(terms.disk_free_percent) {
+        if percent < u64::from(terms.disk_free_percent) && disk.free_bytes < ENOUGH_BYTES {
             let severity = if percent < u64::from(terms.disk_free_percent) / 2 { Critical } else { Warning };
             let summary = format!(
                 "{} ({}) has {percent} % free, {} MiB; {} % must be",
