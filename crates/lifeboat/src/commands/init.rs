@@ -44,6 +44,7 @@ fn keep_state(init: &Init, settings: &mut Settings) {
         let origin = || Origin::Flag("--state-directory");
         settings.audit.directory = Setting { value: state.join("audit"), origin: origin() };
         settings.wal_spool = Setting { value: state.join("spool"), origin: origin() };
+        settings.agent.state = Setting { value: state.clone(), origin: origin() };
     }
 }
 
@@ -334,6 +335,8 @@ fn write_config(path: &Path, init: &Init, settings: &Settings, url: &str, found:
     if let Some(state) = &init.state_directory {
         give("[audit]", "directory", Some(absolute(&state.join("audit"))));
         give("[wal]", "spool", Some(absolute(&state.join("spool"))));
+        // Whoever runs lifeboat by hand notes what was done where the agent looks.
+        give("[agent]", "state", Some(absolute(state)));
         let drills = state.join("drills");
         // Open, as a drill's server is another user where there is root; a directory that was configured is not made by a drill.
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&drills).map_err(|error| {

@@ -41,6 +41,8 @@ fn found(observed: &mut Observed, code: &str, severity: Severity) {
 }
 
 const CASES: &[Case] = &[
+    // While another try runs, what the last one came to still holds.
+    ("backup-failed", "", Critical, |seen| ran(seen, "backup", Outcome::Running, None)),
     ("no-backup", "", Critical, |seen| seen.backups = Some(Vec::new())),
     ("no-backup", "", Critical, |seen| {
         seen.backups.as_mut().unwrap().iter_mut().for_each(|one| one.signature = SignatureState::NotChecked)
@@ -168,7 +170,10 @@ fn what_only_looks_alike_is_not_raised() {
         |seen| {
             (seen.keys[0].signs_here, seen.keys[0].state, seen.keys[0].not_after) = (false, "retired".into(), Some(ago(1)));
         },
-        |seen| ran(seen, "backup", Outcome::Running, None),
+        |seen| {
+            ran(seen, "backup", Outcome::Running, None);
+            seen.runs.iter_mut().for_each(|run| run.failures = 0);
+        },
         // A backup with findings is done; what it found is the backup's own state.
         |seen| ran(seen, "backup", Outcome::Findings, Some(3)),
         |seen| ran(seen, "expire", Outcome::Findings, Some(3)),
