@@ -106,7 +106,7 @@ fn denied(output: &Output) -> String {
 /// A command line for every operation, but for those of a drill.
 fn every_operation(backup: &str) -> Vec<Vec<String>> {
     let digest = "00".repeat(32);
-    let lines: [&[&str]; 39] = [
+    let lines: [&[&str]; 41] = [
         &["--repository", "other", "init"],
         &["doctor"],
         &["list"],
