@@ -205,7 +205,11 @@ fn deleted_objects(ground: &Ground<'_>, restores: &dyn Restores) -> Result<Playe
 }
 
 fn last_wal_damaged(ground: &Ground<'_>, restores: &dyn Restores) -> Result<Played, String> {
-    let Some((way, last)) = ground.way.and_then(|way| Some((way, way.last_whole()?))) else {
+    let wanted = ground::into_place(RestoreRequest::default(), &ground.backup.manifest, ground.temporary);
+    // Looked up again: while the drill ran, another segment may have become the last.
+    let present = ground::way(&ground.repository()?, ground.trust, ground.identities, ground.backup, &wanted, ground.temporary);
+    let present = present.map_err(one_line)?;
+    let Some((way, last)) = ground.way.and(present.as_ref()).and_then(|way| Some((way, way.last_whole()?))) else {
         return Ok(NotHere("the archive has no finished segment on the way".into()));
     };
     let size = way.cluster.segment_size;
@@ -229,7 +233,6 @@ fn last_wal_damaged(ground: &Ground<'_>, restores: &dyn Restores) -> Result<Play
         Ok(_) => return Ok(Fails("the damaged segment was handed to the server".into())),
     };
     // Then: whoever asks for everything is refused, and told what there is instead; and that is there.
-    let wanted = ground::into_place(RestoreRequest::default(), &ground.backup.manifest, ground.temporary);
     let refused = ground::way(&repository, ground.trust, ground.identities, ground.backup, &wanted, ground.temporary);
     let nearest = match refused {
         Err(WayError::Locate(LocateError::Unreachable(refused))) => refused.nearest.iter().map(|one| one.lsn).max(),

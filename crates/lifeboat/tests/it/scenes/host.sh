@@ -11,7 +11,7 @@ install -d -m 700 /var/lib/postgresql/15
 cat >>"$DATA/postgresql.conf" <<'CONF'
 listen_addresses = ''
 unix_socket_directories = '/var/run/postgresql'
-fsync = off
+fsync = on
 shared_buffers = 32MB
 max_connections = 20
 timezone = 'UTC'

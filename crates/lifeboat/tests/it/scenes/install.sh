@@ -13,7 +13,7 @@ su postgres -c "umask 022 && mkdir -p /var/lib/postgresql/15 && $PG_BIN/initdb -
 cat >>"$DATA/postgresql.conf" <<'CONF'
 listen_addresses = ''
 unix_socket_directories = '/var/run/postgresql'
-fsync = off
+fsync = on
 shared_buffers = 32MB
 max_connections = 20
 log_line_prefix = '%m [%p] %q%u@%d '
