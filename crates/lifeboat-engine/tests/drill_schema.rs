@@ -1,15 +1,16 @@
 //! `docs/drill-report.schema.json` describes the reports that the types make, all of them and nothing else.
 
+#[path = "support/schema.rs"]
+mod schema;
+
 use std::collections::BTreeSet;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 
 use lifeboat_core::drill::{Check, Control, Report, Scenario};
 use serde_json::Value;
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+    schema::path("../..")
 }
 
 fn schema() -> Value {
@@ -22,25 +23,8 @@ fn written(name: &str) -> Value {
     serde_json::to_value(serde_json::from_slice::<Report>(&bytes).unwrap()).unwrap()
 }
 
-/// What the checker says. `schema.py` closes the schema: a member without a description does not pass.
 fn check(documents: &[Value]) -> Result<(), String> {
-    let python =
-        std::env::var("LIFEBOAT_TEST_PYTHON").expect("LIFEBOAT_TEST_PYTHON is not set: run scripts/setup test, and load .tools/env");
-    let mut child = Command::new(python)
-        .arg(root().join("crates/lifeboat-engine/tests/policy/schema.py"))
-        .arg(root().join("docs/drill-report.schema.json"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let lines = documents.iter().map(Value::to_string).collect::<Vec<_>>().join("\n");
-    let mut input = child.stdin.take().unwrap();
-    let writer = std::thread::spawn(move || input.write_all(lines.as_bytes()));
-    let output = child.wait_with_output().unwrap();
-    writer.join().unwrap().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let wanted = format!("checked {} and ", documents.len());
-    if output.status.success() && text.starts_with(&wanted) && text.lines().count() == 1 { Ok(()) } else { Err(text) }
+    schema::check(&root().join("docs/drill-report.schema.json"), documents)
 }
 
 #[test]

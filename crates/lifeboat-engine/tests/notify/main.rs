@@ -5,6 +5,7 @@ mod alertmanager;
 mod http;
 mod mail;
 mod receiver;
+#[path = "../support/schema.rs"]
 mod schema;
 
 use std::sync::Arc;

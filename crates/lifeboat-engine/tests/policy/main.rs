@@ -3,12 +3,12 @@
 mod facts;
 mod failures;
 mod loading;
+#[path = "../support/schema.rs"]
+mod schema;
 mod server;
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use lifeboat_core::policy::{Code, Decision, Facts};
@@ -206,21 +206,7 @@ fn every_builtin_is_the_same_in_both_engines() {
 
 /// Ends with an error where a document does not fit the schema, or a fact has no description in it.
 fn check_schema(documents: &[String]) {
-    let mut child = Command::new(setting("LIFEBOAT_TEST_PYTHON"))
-        .arg(root().join("crates/lifeboat-engine/tests/policy/schema.py"))
-        .arg(root().join("docs/policy-facts.schema.json"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut input = child.stdin.take().unwrap();
-    let lines = documents.join("\n");
-    let writer = std::thread::spawn(move || input.write_all(lines.as_bytes()));
-    let output = child.wait_with_output().unwrap();
-    writer.join().unwrap().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    let wanted = format!("checked {} and ", documents.len());
-    assert!(output.status.success() && text.starts_with(&wanted) && text.lines().count() == 1, "{text}");
+    schema::check(&root().join("docs/policy-facts.schema.json"), documents).unwrap_or_else(|text| panic!("{text}"));
 }
 
 #[test]

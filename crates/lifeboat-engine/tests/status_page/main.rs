@@ -4,6 +4,8 @@
 
 mod browser;
 mod http;
+#[path = "../support/schema.rs"]
+mod json_schema;
 mod pages;
 mod samples;
 mod schema;

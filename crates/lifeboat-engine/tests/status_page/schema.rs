@@ -1,44 +1,26 @@
 //! `docs/status.schema.json` describes what the types make, all of it and nothing else.
 
 use std::collections::BTreeSet;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 
 use jiff::{SignedDuration, Timestamp};
 use lifeboat_core::status::Status;
 use lifeboat_engine::web::{Part, api};
 use serde_json::Value;
 
+use crate::json_schema;
 use crate::samples::{agent, judged, observed, with_backups};
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+    json_schema::path("../..")
 }
 
 fn schema() -> Value {
     serde_json::from_slice(&std::fs::read(root().join("docs/status.schema.json")).unwrap()).unwrap()
 }
 
-/// What the checker says. `schema.py` closes the schema: a member without a description does not pass.
 fn check(documents: &[Value]) -> Result<(), String> {
-    let python =
-        std::env::var("LIFEBOAT_TEST_PYTHON").expect("LIFEBOAT_TEST_PYTHON is not set: run scripts/setup test, and load .tools/env");
-    let mut child = Command::new(python)
-        .arg(root().join("crates/lifeboat-engine/tests/policy/schema.py"))
-        .arg(root().join("docs/status.schema.json"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let lines = documents.iter().map(Value::to_string).collect::<Vec<_>>().join("\n");
-    let mut input = child.stdin.take().unwrap();
-    let writer = std::thread::spawn(move || input.write_all(lines.as_bytes()));
-    let output = child.wait_with_output().unwrap();
-    writer.join().unwrap().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let wanted = format!("checked {} and ", documents.len());
-    if output.status.success() && text.starts_with(&wanted) && text.lines().count() == 1 { Ok(()) } else { Err(text) }
+    json_schema::check(&root().join("docs/status.schema.json"), documents)
 }
 
 /// As `/api/v1/status` answers.

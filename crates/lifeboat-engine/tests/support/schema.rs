@@ -1,24 +1,23 @@
 //! Documents held against a JSON schema, by Python's jsonschema.
 
+use std::fmt::Display;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use serde_json::Value;
-
-use crate::setting;
-
-/// A file of these tests, or of the repository.
+/// A file of this crate, or of the repository.
 pub(crate) fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
 /// What does not fit. `schema.py` closes the schema: a member that it does not describe does not pass.
-pub(crate) fn check(schema: &Path, documents: &[Value]) -> Result<(), String> {
-    let mut command = Command::new(setting("LIFEBOAT_TEST_PYTHON"));
+pub(crate) fn check(schema: &Path, documents: &[impl Display]) -> Result<(), String> {
+    let python =
+        std::env::var("LIFEBOAT_TEST_PYTHON").expect("LIFEBOAT_TEST_PYTHON is not set: run scripts/setup test, and load .tools/env");
+    let mut command = Command::new(python);
     command.arg("-B").arg(path("tests/policy/schema.py")).arg(schema).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    let lines = documents.iter().map(Value::to_string).collect::<Vec<_>>().join("\n");
+    let lines = documents.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
     let mut input = child.stdin.take().unwrap();
     let writer = std::thread::spawn(move || input.write_all(lines.as_bytes()));
     let output = child.wait_with_output().unwrap();
