@@ -29,6 +29,7 @@ pub mod process;
 pub mod progress;
 pub mod prune;
 pub mod random;
+mod replace;
 pub mod replicate;
 pub mod repository;
 pub mod restore;

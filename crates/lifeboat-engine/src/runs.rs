@@ -4,7 +4,7 @@
 //! somebody who ended it, and that shows without anybody's help. The repository is not told of any of this: it may be what does not answer.
 
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,7 @@ use lifeboat_core::status::{Outcome, RunSeen};
 use serde::{Deserialize, Serialize};
 
 use crate::process::ProcessId;
+use crate::replace::{Mode, replace};
 
 /// The most bytes that a file here has.
 const MAX_BYTES: u64 = 1 << 20;
@@ -23,16 +24,6 @@ struct Begun {
     id: String,
     started: Timestamp,
     process: ProcessId,
-}
-
-/// The results of one operation.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-struct Results {
-    /// The one that ended last.
-    last: Option<RunSeen>,
-    failures: u64,
-    last_success: Option<Timestamp>,
-    last_success_seconds: Option<f64>,
 }
 
 /// How a run ended.
@@ -48,29 +39,23 @@ pub struct Ending {
     pub hint: Option<String>,
 }
 
-impl Results {
-    /// With one more result.
-    fn with(mut self, operation: &str, begun: &Begun, ended: Option<Timestamp>, ending: Ending) -> Self {
-        let good = matches!(ending.outcome, Outcome::Succeeded | Outcome::Findings);
-        self.failures = if good { 0 } else { self.failures + 1 };
-        if let Some(ended) = ended.filter(|_| good) {
-            self.last_success = Some(ended);
-            self.last_success_seconds = Some(ended.duration_since(begun.started).as_secs_f64().max(0.0));
-        }
-        self.last = Some(RunSeen {
-            operation: operation.to_owned(),
-            id: begun.id.clone(),
-            started: begun.started,
-            ended,
-            outcome: ending.outcome,
-            exit_code: ending.exit_code,
-            message: ending.message,
-            hint: ending.hint,
-            failures: self.failures,
-            last_success: self.last_success,
-            last_success_seconds: self.last_success_seconds,
-        });
-        self
+/// The result of a run, behind that of the one `before`.
+fn result(before: Option<&RunSeen>, operation: &str, begun: &Begun, ended: Option<Timestamp>, ending: Ending) -> RunSeen {
+    let good = matches!(ending.outcome, Outcome::Succeeded | Outcome::Findings);
+    let succeeded = ended.filter(|_| good);
+    let took = |ended: Timestamp| ended.duration_since(begun.started).as_secs_f64().max(0.0);
+    RunSeen {
+        operation: operation.to_owned(),
+        id: begun.id.clone(),
+        started: begun.started,
+        ended,
+        outcome: ending.outcome,
+        exit_code: ending.exit_code,
+        message: ending.message,
+        hint: ending.hint,
+        failures: if good { 0 } else { before.map_or(0, |before| before.failures) + 1 },
+        last_success: succeeded.or(before.and_then(|before| before.last_success)),
+        last_success_seconds: succeeded.map(took).or(before.and_then(|before| before.last_success_seconds)),
     }
 }
 
@@ -94,7 +79,7 @@ impl Runs {
         Self { directory: state.join("runs") }
     }
 
-    fn results_path(&self, operation: &str) -> PathBuf {
+    fn result_path(&self, operation: &str) -> PathBuf {
         self.directory.join(format!("{operation}.json"))
     }
 
@@ -142,16 +127,17 @@ impl Runs {
     fn settle(&self, operation: &str) -> io::Result<()> {
         for (path, begun) in self.running(operation)? {
             if !begun.process.is_alive() {
-                let results = self.results(operation)?.with(operation, &begun, None, interrupted());
-                write_whole(&self.results_path(operation), &results)?;
+                let before = self.result(operation)?;
+                write_whole(&self.result_path(operation), &result(before.as_ref(), operation, &begun, None, interrupted()))?;
                 fs::remove_file(path)?;
             }
         }
         Ok(())
     }
 
-    fn results(&self, operation: &str) -> io::Result<Results> {
-        Ok(read(&self.results_path(operation))?.unwrap_or_default())
+    /// The run that ended last.
+    fn result(&self, operation: &str) -> io::Result<Option<RunSeen>> {
+        read(&self.result_path(operation))
     }
 
     /// The last run of each operation, changed by nobody: one that runs now before one that ended, one that was interrupted as what it is.
@@ -172,37 +158,38 @@ impl Runs {
         operations.dedup();
         let mut seen = Vec::new();
         for operation in operations {
-            let mut results = self.results(&operation)?;
+            let mut last = self.result(&operation)?;
             let mut alive = None;
             for (_, begun) in self.running(&operation)? {
                 match begun.process.is_alive() {
                     true => alive = Some(begun),
-                    false => results = results.with(&operation, &begun, None, interrupted()),
+                    false => last = Some(result(last.as_ref(), &operation, &begun, None, interrupted())),
                 }
             }
             seen.extend(match alive {
-                Some(begun) => {
-                    let Results { last, failures, last_success, last_success_seconds } = results;
-                    // While one runs, what the one before came to still holds.
-                    let before = last.filter(|last| last.failures > 0);
-                    Some(RunSeen {
-                        operation: operation.clone(),
-                        id: begun.id,
-                        started: begun.started,
-                        ended: None,
-                        outcome: Outcome::Running,
-                        exit_code: before.as_ref().and_then(|last| last.exit_code),
-                        message: before.as_ref().and_then(|last| last.message.clone()),
-                        hint: before.and_then(|last| last.hint),
-                        failures,
-                        last_success,
-                        last_success_seconds,
-                    })
-                }
-                None => results.last,
+                Some(begun) => Some(running(&operation, begun, last)),
+                None => last,
             });
         }
         Ok(seen)
+    }
+}
+
+/// One that runs now. What the one before came to still holds, if it was a failure.
+fn running(operation: &str, begun: Begun, last: Option<RunSeen>) -> RunSeen {
+    let failed = last.as_ref().filter(|last| last.failures > 0);
+    RunSeen {
+        operation: operation.to_owned(),
+        id: begun.id,
+        started: begun.started,
+        ended: None,
+        outcome: Outcome::Running,
+        exit_code: failed.and_then(|last| last.exit_code),
+        message: failed.and_then(|last| last.message.clone()),
+        hint: failed.and_then(|last| last.hint.clone()),
+        failures: last.as_ref().map_or(0, |last| last.failures),
+        last_success: last.as_ref().and_then(|last| last.last_success),
+        last_success_seconds: last.and_then(|last| last.last_success_seconds),
     }
 }
 
@@ -218,8 +205,9 @@ impl Run {
     /// The file system.
     pub fn end(self, ending: Ending, now: Timestamp) -> io::Result<()> {
         let _lock = self.runs.lock()?;
-        let results = self.runs.results(&self.operation)?.with(&self.operation, &self.begun, Some(now), ending);
-        write_whole(&self.runs.results_path(&self.operation), &results)?;
+        let before = self.runs.result(&self.operation)?;
+        let ended = result(before.as_ref(), &self.operation, &self.begun, Some(now), ending);
+        write_whole(&self.runs.result_path(&self.operation), &ended)?;
         fs::remove_file(self.runs.running_path(&self.operation, &self.begun.id))
     }
 
@@ -258,19 +246,11 @@ pub(crate) fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> io::Result<Opti
     Ok(serde_json::from_slice(&bytes).ok())
 }
 
-/// Writes a document whole or not at all: under another name first, synced, then renamed.
+/// Writes a document whole or not at all.
 pub(crate) fn write_whole(path: &Path, document: &impl Serialize) -> io::Result<()> {
     let mut text = serde_json::to_vec_pretty(document)?;
     text.push(b'\n');
-    let other = path.with_extension(format!("{}.new", std::process::id()));
-    let mut file = File::options().create(true).truncate(true).write(true).mode(0o644).open(&other)?;
-    file.write_all(&text)?;
-    file.sync_all()?;
-    fs::rename(&other, path)?;
-    if let Some(directory) = path.parent() {
-        File::open(directory)?.sync_all()?;
-    }
-    Ok(())
+    replace(path, &text, Mode::AtMost(0o644))
 }
 
 #[cfg(test)]
@@ -348,7 +328,7 @@ mod tests {
         assert_eq!((only(&runs).id.as_str(), only(&runs).outcome, only(&runs).failures), ("a", Outcome::Running, 1));
         one.end(ending(Outcome::Succeeded, 0), at(3)).unwrap();
         assert_eq!((only(&runs).id.as_str(), only(&runs).failures), ("a", 0));
-        fs::write(runs.results_path("backup"), "{").unwrap();
+        fs::write(runs.result_path("backup"), "{").unwrap();
         assert_eq!(runs.last().unwrap(), []);
         runs.begin("backup", "c", at(4)).unwrap().end(ending(Outcome::Succeeded, 0), at(5)).unwrap();
         assert_eq!(only(&runs).id, "c");

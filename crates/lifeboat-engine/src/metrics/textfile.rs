@@ -1,9 +1,9 @@
 //! The file that the textfile collector of node_exporter reads: for runs that are over before anybody can ask them.
 
-use std::fs::{self, File, Permissions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::io;
 use std::path::Path;
+
+use crate::replace::{Mode, replace};
 
 /// Everybody may read it: node_exporter runs as a user of its own, and there is no secret in it.
 const MODE: u32 = 0o644;
@@ -14,27 +14,15 @@ const MODE: u32 = 0o644;
 ///
 /// The directory is not there, or cannot be written to; the old text is still there then.
 pub fn write_textfile(path: &Path, text: &str) -> io::Result<()> {
-    let named = || io::Error::new(io::ErrorKind::InvalidInput, "the path names no file");
-    let name = path.file_name().ok_or_else(named)?;
-    // The collector takes every file whose name ends in .prom: this one's does not.
-    let mut aside = std::ffi::OsString::from(".");
-    aside.push(name);
-    aside.push(format!(".{}", crate::random::id()));
-    let aside = path.with_file_name(aside);
-    let write = || {
-        let mut file = File::options().write(true).create_new(true).mode(MODE).open(&aside)?;
-        // Whatever the umask is.
-        file.set_permissions(Permissions::from_mode(MODE))?;
-        file.write_all(text.as_bytes())?;
-        // An empty file after a crash would be read as "there are no metrics" until the next run, which may be a day.
-        file.sync_all()?;
-        fs::rename(&aside, path)
-    };
-    write().inspect_err(|_| drop(fs::remove_file(&aside)))
+    // The collector takes every file whose name ends in .prom, and an empty one as "there are no metrics" until the next run, which may be a day.
+    replace(path, text.as_bytes(), Mode::Exactly(MODE))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn names(directory: &Path) -> Vec<String> {

@@ -2,12 +2,13 @@
 //!
 //! Only who was told what is lost with one: what still holds is told again, once.
 
-use std::fs::{self, File};
-use std::io::Write as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use lifeboat_core::alert::book::Book;
 use serde::{Deserialize, Serialize};
+
+use crate::replace::{Mode, replace};
 
 /// Version of the files: another one is not read, and the book begun anew.
 const VERSION: u32 = 1;
@@ -51,7 +52,9 @@ impl Place {
         if self.written.as_ref() == Some(&bytes) || (self.written.is_none() && book.entries.is_empty()) {
             return Ok(());
         }
-        replace(&self.path, &bytes).map_err(|error| format!("{} cannot be written: {error}", self.path.display()))?;
+        let directory = self.path.parent().unwrap_or(Path::new("."));
+        let kept = fs::create_dir_all(directory).and_then(|()| replace(&self.path, &bytes, Mode::AtMost(0o644)));
+        kept.map_err(|error| format!("{} cannot be written: {error}", self.path.display()))?;
         self.written = Some(bytes);
         Ok(())
     }
@@ -72,18 +75,6 @@ fn read(path: &Path) -> Result<Option<(Vec<u8>, Book)>, String> {
         return Err(format!("it is of version {}, and not {VERSION}", kept.version));
     }
     Ok(Some((bytes, kept.book)))
-}
-
-/// The old file or the new one, whatever happens meanwhile.
-fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(directory)?;
-    let aside = path.with_extension("json.new");
-    let mut file = File::create(&aside)?;
-    file.write_all(bytes)?;
-    // Without this a power failure may leave the new name with nothing in it.
-    file.sync_data()?;
-    fs::rename(&aside, path)
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ use lifeboat_core::wal::record::Summarizer;
 use lifeboat_core::wal::{LONG_HEADER_BYTES, Lsn, Segment, SegmentSize, SystemId, Timeline};
 use serde::{Deserialize, Serialize};
 
+use crate::store::sync_directory;
+
 /// How files are written and made durable. There is one way; tests bring disks that fail.
 pub trait Disk: Send + Sync {
     /// Writes all of `bytes` at an offset.
@@ -92,10 +94,6 @@ pub(super) struct Spool {
 /// The run of this machine; empty where it cannot be told, which equals no other.
 pub(super) fn boot() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
-}
-
-fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
 }
 
 /// Where the spool of a receiver is.
