@@ -9,6 +9,7 @@ pub mod artifacts;
 pub mod audit;
 pub mod backup;
 pub mod causes;
+mod client;
 pub mod copy;
 pub mod doctor;
 pub mod drill;

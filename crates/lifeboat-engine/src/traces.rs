@@ -20,7 +20,7 @@ use opentelemetry_http::{HttpClient, HttpError};
 use opentelemetry_otlp::{Protocol, RetryPolicy, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
-use reqwest::{Certificate, Client, Url, redirect};
+use reqwest::{Client, Url};
 
 use crate::causes;
 use crate::secret::Secret;
@@ -182,21 +182,8 @@ fn late(patience: Duration) -> String {
 }
 
 fn client(collector: &Collector, patience: Duration) -> Result<Client, TraceError> {
-    let mut builder = Client::builder()
-        .timeout(patience)
-        .user_agent(concat!("lifeboat/", env!("CARGO_PKG_VERSION")))
-        // Whoever answers does not choose who gets the headers.
-        .redirect(redirect::Policy::none());
-    if let Some(path) = &collector.ca_file {
-        let bad = |problem: String| TraceError::Setup(format!("read {}: {problem}", path.display()));
-        let pem = std::fs::read(path).map_err(|error| bad(error.to_string()))?;
-        let roots = Certificate::from_pem_bundle(&pem).map_err(|_| bad("a certificate in it cannot be read".into()))?;
-        if roots.is_empty() {
-            return Err(bad("no certificate in it".into()));
-        }
-        builder = builder.tls_certs_only(roots);
-    }
-    builder.build().map_err(|error| TraceError::Setup(causes::joined(&error)))
+    let builder = crate::client::builder(collector.ca_file.as_deref()).map_err(TraceError::Setup)?;
+    builder.timeout(patience).build().map_err(|error| TraceError::Setup(causes::joined(&error)))
 }
 
 fn headers(collector: &Collector) -> Result<HeaderMap, TraceError> {

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use lifeboat_core::plain::plain;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Certificate, Client, StatusCode, Url, redirect};
+use reqwest::{Client, StatusCode, Url};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
 use super::words::line;
-use super::{HttpTarget, NotifyError, TIMEOUT, read_ca};
+use super::{HttpTarget, NotifyError, TIMEOUT};
 use crate::secret::SecretSource;
 
 /// Time for a connection to stand.
@@ -125,22 +125,10 @@ impl Http {
 }
 
 fn client(ca_file: Option<&Path>) -> Result<Client, NotifyError> {
-    let bad = |what: &dyn std::fmt::Display| NotifyError::Settings(format!("make the client: {what}"));
-    let mut builder = Client::builder()
-        .user_agent(concat!("lifeboat/", env!("CARGO_PKG_VERSION")))
-        .redirect(redirect::Policy::none())
-        .referer(false)
-        .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(TIMEOUT);
-    if let Some(path) = ca_file {
-        let pem = read_ca(path)?;
-        let roots = Certificate::from_pem_bundle(&pem).map_err(|_| bad(&format!("a certificate in {} cannot be read", path.display())))?;
-        if roots.is_empty() {
-            return Err(bad(&format!("there is no certificate in {}", path.display())));
-        }
-        builder = builder.tls_certs_only(roots);
-    }
-    builder.build().map_err(|error| bad(&crate::causes::joined(&error)))
+    let bad = |what: String| NotifyError::Settings(format!("make the client: {what}"));
+    let builder = crate::client::builder(ca_file).map_err(bad)?;
+    let builder = builder.referer(false).connect_timeout(CONNECT_TIMEOUT).timeout(TIMEOUT);
+    builder.build().map_err(|error| bad(crate::causes::joined(&error)))
 }
 
 /// A secret, or why there is none.

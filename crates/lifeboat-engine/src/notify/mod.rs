@@ -204,7 +204,3 @@ impl NamedSink {
         Ok(Self { name, min_severity, sink })
     }
 }
-
-fn read_ca(path: &std::path::Path) -> Result<Vec<u8>, NotifyError> {
-    std::fs::read(path).map_err(|error| NotifyError::Settings(format!("read certificates {}: {error}", path.display())))
-}

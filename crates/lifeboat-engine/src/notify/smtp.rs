@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 
 use super::http::ask;
 use super::words::{headline, line};
-use super::{Arrived, NotifyError, Sink, SmtpTarget, System, TIMEOUT, Tls, read_ca};
+use super::{Arrived, NotifyError, Sink, SmtpTarget, System, TIMEOUT, Tls};
 use crate::secret::SecretSource;
 use crate::sha256;
 
@@ -104,7 +104,7 @@ fn certificates(target: &SmtpTarget) -> Result<TlsParameters, NotifyError> {
     let mut builder = TlsParameters::builder(target.host.clone());
     if let Some(path) = &target.ca_file {
         let unreadable = || bad(format!("there is no certificate in {} that can be read", path.display()));
-        let pem = read_ca(path)?;
+        let pem = std::fs::read(path).map_err(|error| bad(format!("read certificates {}: {error}", path.display())))?;
         if !String::from_utf8_lossy(&pem).contains("-----BEGIN CERTIFICATE-----") {
             return Err(unreadable());
         }

@@ -8,7 +8,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use reqwest::{Certificate, Client, StatusCode, redirect};
+use reqwest::{Client, StatusCode};
 use tokio::runtime::Runtime;
 
 use super::SignError;
@@ -126,21 +126,8 @@ impl Service {
     /// A client; no request yet.
     pub(super) fn open(reach: &Reach) -> Result<Self, SignError> {
         let bad = |reason: String| SignError::Signer(format!("reach signing service: {reason}"));
-        let mut builder = Client::builder()
-            .connect_timeout(reach.connect_timeout)
-            .timeout(reach.timeout)
-            .user_agent(concat!("lifeboat/", env!("CARGO_PKG_VERSION")))
-            // A service that sends us elsewhere would get elsewhere what it was to see alone.
-            .redirect(redirect::Policy::none());
-        if let Some(path) = &reach.ca_file {
-            let pem = std::fs::read(path).map_err(|error| bad(format!("read {}: {error}", path.display())))?;
-            let roots = Certificate::from_pem_bundle(&pem);
-            let roots = roots.map_err(|_| bad(format!("read {}: a certificate in it cannot be read", path.display())))?;
-            if roots.is_empty() {
-                return Err(bad(format!("read {}: no certificate in it", path.display())));
-            }
-            builder = builder.tls_certs_only(roots);
-        }
+        let builder = crate::client::builder(reach.ca_file.as_deref()).map_err(bad)?;
+        let builder = builder.connect_timeout(reach.connect_timeout).timeout(reach.timeout);
         let client = builder.build().map_err(|error| bad(clean(&crate::causes::joined(&error))))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
