@@ -14,7 +14,8 @@ use lifeboat_core::repository::retention::Standing;
 use lifeboat_core::status::{
     BackupSeen, BackupState, DiskSeen, DrillSeen, DrillsSeen, ExceptSeen, MomentSeen, SignatureState, SlotSeen, TimelineSeen, WindowSeen,
 };
-use lifeboat_core::wal::catalog::{Gap, Moment, Window};
+use lifeboat_core::wal::SystemId;
+use lifeboat_core::wal::catalog::{BackupPoint, Gap, Moment, Window};
 use lifeboat_core::wal::status::ServerWal;
 
 use crate::causes;
@@ -43,7 +44,16 @@ pub fn within<T: Send + 'static>(patience: Duration, look: impl FnOnce() -> T + 
     })
 }
 
-/// The backups of a system, newest first; of all systems where none is named.
+/// What was seen of backups.
+#[derive(Debug, Default)]
+pub struct Backups {
+    /// Those of the system, newest first.
+    pub seen: Vec<BackupSeen>,
+    /// Those that recovery of the cluster can begin with, whatever system they are of, oldest first: for [`crate::wal::survey::survey_with`].
+    pub points: Vec<BackupPoint>,
+}
+
+/// Looks at the backups of a system, or of all where none is named, and at those of a cluster.
 ///
 /// # Errors
 ///
@@ -52,32 +62,58 @@ pub fn backups(
     repository: &Repository,
     trust: Option<&Trust>,
     system: Option<&str>,
+    cluster: Option<SystemId>,
     workers: usize,
     now: Timestamp,
-) -> Result<Vec<BackupSeen>, RepositoryError> {
+) -> Result<Backups, RepositoryError> {
+    type Looked = Result<(Option<BackupSeen>, Option<BackupPoint>), StoreError>;
+    let is_ours = |id: &BackupId| system.is_none_or(|system| id.name() == system);
+    // Without anybody who is trusted no backup counts for recovery.
+    let cluster = cluster.filter(|_| trust.is_some());
     let mut ids = repository.backup_prefixes()?;
-    ids.retain(|id| system.is_none_or(|system| id.name() == system));
+    ids.retain(|id| is_ours(id) || cluster.is_some());
     let next = AtomicUsize::new(0);
     // Each waits on the store several times, one after the other.
-    let look = || -> Vec<(usize, Result<Option<BackupSeen>, StoreError>)> {
+    let look = || -> Vec<(usize, Looked)> {
         let claim = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|index| *index < ids.len());
-        std::iter::from_fn(claim).map(|index| (index, backup(repository, trust, &ids[index], now))).collect()
+        let backup = |index: usize| backup(repository, trust, &ids[index], is_ours(&ids[index]), cluster, now);
+        std::iter::from_fn(claim).map(|index| (index, backup(index))).collect()
     };
-    let mut seen: Vec<(usize, Result<Option<BackupSeen>, StoreError>)> = std::thread::scope(|scope| {
+    let mut looked: Vec<(usize, Looked)> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..workers.clamp(1, 32)).map(|_| scope.spawn(look)).collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     });
-    seen.sort_by_key(|(index, _)| std::cmp::Reverse(*index));
-    let seen = seen.into_iter().map(|(_, seen)| seen).collect::<Result<Vec<_>, _>>()?;
-    Ok(seen.into_iter().flatten().collect())
+    looked.sort_by_key(|(index, _)| *index);
+    let mut backups = Backups::default();
+    for (_, looked) in looked {
+        let (seen, point) = looked?;
+        backups.seen.extend(seen);
+        backups.points.extend(point);
+    }
+    backups.seen.reverse();
+    Ok(backups)
 }
 
-/// One backup. `None`: it is none; what did not finish is garbage, and what is being pruned was one.
-fn backup(repository: &Repository, trust: Option<&Trust>, id: &BackupId, now: Timestamp) -> Result<Option<BackupSeen>, StoreError> {
+/// One backup, if it is to be seen, and what it is to recovery. `None`: it is none; what did not finish is garbage, and what is being pruned was one.
+fn backup(
+    repository: &Repository,
+    trust: Option<&Trust>,
+    id: &BackupId,
+    is_ours: bool,
+    cluster: Option<SystemId>,
+    now: Timestamp,
+) -> Result<(Option<BackupSeen>, Option<BackupPoint>), StoreError> {
     let opened = match trust {
         Some(trust) => opened_backup::open(repository, id, trust).map(|backup| (backup.manifest, Some(backup.digest))),
         None => opened_backup::peek(repository, id).map(|manifest| (manifest, None)),
     };
+    let point = opened.as_ref().ok().zip(cluster).and_then(|((manifest, _), cluster)| BackupPoint::of(manifest, cluster));
+    if !is_ours {
+        return match opened {
+            Err(OpenBackupError::Store(error)) if error.is_transient() => Err(error),
+            _ => Ok((None, point)),
+        };
+    }
     let there = |key| match repository.store().length(&key) {
         Ok(_) => Ok(true),
         Err(StoreError::NotFound { .. }) => Ok(false),
@@ -86,7 +122,7 @@ fn backup(repository: &Repository, trust: Option<&Trust>, id: &BackupId, now: Ti
     let digest = opened.as_ref().ok().and_then(|(_, digest)| *digest);
     let standing = retention::standing(repository, id, digest, trust, now)?;
     let signature = if trust.is_some() { SignatureState::Valid } else { SignatureState::NotChecked };
-    Ok(match opened {
+    let seen = match opened {
         Ok((manifest, _)) => Some(seen(id, Some(&manifest), signature, &standing, None)),
         Err(OpenBackupError::Store(error)) if error.is_transient() => return Err(error),
         // A signature without a manifest is of one that was lost, or is being pruned.
@@ -102,7 +138,8 @@ fn backup(repository: &Repository, trust: Option<&Trust>, id: &BackupId, now: Ti
             let signature = if trust.is_some() && peeked.is_some() { SignatureState::NotValid } else { SignatureState::NotChecked };
             Some(seen(id, peeked.as_ref(), signature, &standing, problem))
         }
-    })
+    };
+    Ok((seen, point))
 }
 
 fn seen(id: &BackupId, manifest: Option<&Manifest>, signature: SignatureState, standing: &Standing, problem: Option<String>) -> BackupSeen {

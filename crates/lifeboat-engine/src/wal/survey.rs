@@ -72,8 +72,18 @@ pub fn backups(repository: &Repository, system_id: SystemId, trust: &Trust) -> R
 
 /// Looks at what a repository has of a cluster. `None`: no WAL of it.
 pub fn survey(repository: &Repository, system_id: SystemId, trust: &Trust) -> Result<Option<Survey>, SurveyError> {
+    survey_with(repository, system_id, trust, || backups(repository, system_id, trust))
+}
+
+/// The same for whoever has looked at the backups already: `backups` are those that [`backups`] would find.
+pub fn survey_with(
+    repository: &Repository,
+    system_id: SystemId,
+    trust: &Trust,
+    backups: impl FnOnce() -> Result<(Vec<BackupPoint>, Vec<String>), RepositoryError>,
+) -> Result<Option<Survey>, SurveyError> {
     let Some(archive) = archive::load(repository, system_id, trust)? else { return Ok(None) };
-    let (backups, not_counted) = backups(repository, system_id, trust)?;
+    let (backups, not_counted) = backups()?;
     let cluster = super::Cluster { system_id, segment_size: archive.segment_size() };
     let reader = WalReader::new(repository, cluster, trust, Identities::default());
     let mut time = |timeline, lsn| last_commit_before(&archive, &reader, timeline, lsn);

@@ -12,6 +12,7 @@ use lifeboat_core::status::{
     Unseen, Verdict, WalSeen, assess,
 };
 use lifeboat_core::wal::SystemId;
+use lifeboat_core::wal::catalog::BackupPoint;
 use lifeboat_core::wal::status as wal_status;
 use lifeboat_engine::agent::tasks;
 use lifeboat_engine::artifacts;
@@ -22,6 +23,7 @@ use lifeboat_engine::signing::Trust;
 use lifeboat_engine::status::{self as look, within};
 use lifeboat_engine::store::{Part, journal_of};
 use lifeboat_engine::wal;
+use lifeboat_engine::wal::survey::survey_with;
 
 use super::wal::status as wal_command;
 use crate::config::{Origin, RepositorySettings, Settings};
@@ -120,8 +122,9 @@ pub(crate) fn observe(settings: &Settings) -> Observed {
         unseen: Vec::new(),
     };
     if let Some(repository) = &repository {
-        let backups = look::backups(repository, trust.as_ref(), system, WORKERS, at);
-        observed.backups = look.at("backups", backups.map_err(|error| chain(&error)));
+        let cluster = trust.as_ref().and_then(|_| look.at("wal", cluster(repository, asked.as_ref()))).flatten();
+        let backups = look::backups(repository, trust.as_ref(), system, cluster, WORKERS, at);
+        let backups = look.at("backups", backups.map_err(|error| chain(&error)));
         let drills = look::drills(repository, trust.as_ref(), &settings.name.value, DRILLS);
         observed.drills = look.at("drills", drills.map_err(|error| chain(&error)));
         let head = artifacts::newest_head(repository.store());
@@ -130,9 +133,14 @@ pub(crate) fn observe(settings: &Settings) -> Observed {
             count: head.count,
             bytes: head.bytes,
         });
-        if let Some(trust) = &trust {
-            observed.wal = look.at("wal", wal_seen(settings, repository, trust, asked.as_ref())).flatten();
+        if let (Some(trust), Some(cluster)) = (&trust, cluster) {
+            // Which moments can be gone back to depends on both.
+            let points =
+                backups.as_ref().map(|backups| backups.points.as_slice()).ok_or_else(|| "nobody could look at the backups".to_owned());
+            let seen = points.and_then(|points| wal_seen(settings, repository, trust, cluster, points, asked.as_ref()));
+            observed.wal = look.at("wal", seen).flatten();
         }
+        observed.backups = backups.map(|backups| backups.seen);
     }
     observed.unseen = look.unseen;
     observed.took_seconds = begun.elapsed().as_secs_f64();
@@ -217,25 +225,28 @@ fn backups_of(place: &RepositorySettings) -> Result<Vec<String>, String> {
     Ok(ids)
 }
 
+/// The cluster that the system has: the server's; where nobody says which it is, the only one that there is WAL of.
+fn cluster(repository: &Repository, asked: Option<&Result<wal_status::ServerWal, String>>) -> Result<Option<SystemId>, String> {
+    if let Some(Ok(server)) = asked {
+        return Ok(Some(server.system_id));
+    }
+    Ok(match wal::clusters(repository).map_err(|error| chain(&error))?.as_slice() {
+        [only] => Some(*only),
+        _ => None,
+    })
+}
+
 fn wal_seen(
     settings: &Settings,
     repository: &Repository,
     trust: &Trust,
+    system_id: SystemId,
+    points: &[BackupPoint],
     asked: Option<&Result<wal_status::ServerWal, String>>,
 ) -> Result<Option<WalSeen>, String> {
     let server = asked.and_then(|asked| asked.as_ref().ok());
-    let system_id: Option<SystemId> = match server {
-        Some(server) => Some(server.system_id),
-        // Nobody says which it is: the only one, if there is only one.
-        None => match wal::clusters(repository).map_err(|error| chain(&error))?.as_slice() {
-            [only] => Some(*only),
-            _ => None,
-        },
-    };
-    let known = match system_id {
-        None => None,
-        Some(system_id) => wal_command::known(settings, repository, system_id, trust).map_err(|failure| failure.message)?,
-    };
+    let survey = survey_with(repository, system_id, trust, || Ok((points.to_vec(), Vec::new()))).map_err(|error| chain(&error))?;
+    let known = survey.map(|survey| wal_command::beside(settings, repository, survey));
     let findings = wal_status::assess(&wal_command::facts(settings, asked, known.as_ref()));
     let findings = findings.into_iter().filter(|finding| finding.code != "server-unreachable").map(|finding| FindingSeen {
         code: finding.code.to_owned(),
@@ -246,7 +257,9 @@ fn wal_seen(
         message: finding.message,
         hint: finding.hint,
     });
-    let Some(system_id) = system_id.filter(|_| server.is_some() || known.is_some()) else { return Ok(None) };
+    if server.is_none() && known.is_none() {
+        return Ok(None);
+    }
     let survey = known.as_ref().map(|known| &known.survey);
     let end = survey.zip(server).and_then(|(survey, server)| survey.end(server.timeline));
     Ok(Some(WalSeen {

@@ -45,11 +45,16 @@ pub(crate) struct Known {
 }
 
 /// What is known of a cluster, if the repository has WAL of it.
-pub(crate) fn known(settings: &Settings, repository: &Repository, system_id: SystemId, trust: &Trust) -> Result<Option<Known>, Failure> {
-    let Some(survey) = survey(repository, system_id, trust)? else { return Ok(None) };
+fn known(settings: &Settings, repository: &Repository, system_id: SystemId, trust: &Trust) -> Result<Option<Known>, Failure> {
+    Ok(survey(repository, system_id, trust)?.map(|survey| beside(settings, repository, survey)))
+}
+
+/// With what this host knows beside the repository.
+pub(crate) fn beside(settings: &Settings, repository: &Repository, survey: Survey) -> Known {
+    let system_id = survey.system_id;
     let spool = wal::spool_of(&settings.wal_spool.value, repository, system_id);
     let receiver = std::fs::read(spool.join("receive/status.json")).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    Ok(Some(Known { survey, receiver, verified: Verified::remembered(&spool) }))
+    Known { survey, receiver, verified: Verified::remembered(&spool) }
 }
 
 pub(super) fn run(command: &WalStatus, settings: &Settings, out: &Output) -> Result<u8, Failure> {
