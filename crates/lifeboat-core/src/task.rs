@@ -125,11 +125,14 @@ fn after(moment: Timestamp, span: Duration) -> Timestamp {
 }
 
 impl Memory {
-    /// What is to be done now. Only who has the lease (`leading`) begins anything.
-    pub fn step(&self, terms: &Terms, leading: bool, now: Timestamp) -> Step {
-        if let Some(since) = self.running_since {
-            let deadline = after(since, terms.deadline);
-            return if now >= deadline { Step::End } else { Step::Wait(Some(deadline)) };
+    /// What is to be done now. Only who has the lease (`leading`) begins anything. `runs_for` is how long the try that runs has, by a clock that nobody
+    /// sets.
+    pub fn step(&self, terms: &Terms, leading: bool, now: Timestamp, runs_for: Option<Duration>) -> Step {
+        if let Some(runs_for) = runs_for {
+            return match terms.deadline.checked_sub(runs_for) {
+                Some(left) if !left.is_zero() => Step::Wait(Some(after(now, left))),
+                _ => Step::End,
+            };
         }
         let next = match (self.again, self.due) {
             (Some(again), Some(due)) => again.min(due),
@@ -161,12 +164,29 @@ impl Memory {
         self.running_since = None;
         let left = self.attempt < terms.attempts;
         if tried == Tried::Again && left {
-            let doublings = self.attempt.saturating_sub(1).min(16);
-            self.again = Some(after(now, terms.retry_after.saturating_mul(1 << doublings)));
+            self.again = Some(after(now, self.pause(terms)));
         } else {
             self.again = None;
             self.attempt = 0;
         }
+    }
+
+    /// Time until the try behind this one.
+    fn pause(&self, terms: &Terms) -> Duration {
+        let doublings = self.attempt.saturating_sub(1).min(16);
+        terms.retry_after.saturating_mul(1 << doublings)
+    }
+
+    /// What was planned by a clock that was ahead is not put off until that clock's time: nothing is later than it would be if it were planned now.
+    /// `next` is the schedule's next moment. Returns whether a clock was set back.
+    pub fn replan(&mut self, next: Option<Timestamp>, terms: &Terms, now: Timestamp) -> bool {
+        let before = self.clone();
+        if let (Some(due), Some(next)) = (self.due, next) {
+            self.due = Some(due.min(next.max(now)));
+        }
+        self.again = self.again.map(|again| again.min(after(now, self.pause(terms))));
+        self.running_since = self.running_since.map(|since| since.min(now));
+        *self != before
     }
 
     /// The agent begins: what it left running is not running any more, and what the schedule says may have changed.
@@ -200,20 +220,23 @@ mod tests {
     #[test]
     fn a_task_begins_when_it_is_due_and_only_where_the_lease_is() {
         let memory = Memory { due: Some(at(100)), ..Memory::default() };
-        assert_eq!(memory.step(&TERMS, true, at(99)), Step::Wait(Some(at(100))));
-        assert_eq!(memory.step(&TERMS, false, at(100)), Step::Wait(Some(at(100))));
-        assert_eq!(memory.step(&TERMS, true, at(100)), Step::Begin(1));
-        assert_eq!(Memory::default().step(&TERMS, true, at(0)), Step::Wait(None));
+        assert_eq!(memory.step(&TERMS, true, at(99), None), Step::Wait(Some(at(100))));
+        assert_eq!(memory.step(&TERMS, false, at(100), None), Step::Wait(Some(at(100))));
+        assert_eq!(memory.step(&TERMS, true, at(100), None), Step::Begin(1));
+        assert_eq!(Memory::default().step(&TERMS, true, at(0), None), Step::Wait(None));
     }
 
     #[test]
     fn one_that_takes_too_long_is_ended() {
         let mut memory = Memory { due: Some(at(0)), ..Memory::default() };
         memory.begins(1, Some(at(86_400)), at(0));
-        assert_eq!(memory.step(&TERMS, true, at(3599)), Step::Wait(Some(at(3600))));
-        assert_eq!(memory.step(&TERMS, true, at(3600)), Step::End);
+        let after = |seconds| Some(Duration::from_secs(seconds));
+        assert_eq!(memory.step(&TERMS, true, at(3599), after(3599)), Step::Wait(Some(at(3600))));
+        assert_eq!(memory.step(&TERMS, true, at(3600), after(3600)), Step::End);
         // Also when another agent has the lease meanwhile.
-        assert_eq!(memory.step(&TERMS, false, at(3600)), Step::End);
+        assert_eq!(memory.step(&TERMS, false, at(3600), after(3601)), Step::End);
+        // Whatever the clock says that people set.
+        assert_eq!(memory.step(&TERMS, true, at(86_400), after(60)), Step::Wait(Some(at(86_400 + 3540))));
     }
 
     #[test]
@@ -221,15 +244,15 @@ mod tests {
         let mut memory = Memory { due: Some(at(0)), ..Memory::default() };
         memory.begins(1, Some(at(86_400)), at(0));
         memory.ended(Tried::Again, &TERMS, at(10));
-        assert_eq!(memory.step(&TERMS, true, at(69)), Step::Wait(Some(at(70))));
-        assert_eq!(memory.step(&TERMS, true, at(70)), Step::Begin(2));
+        assert_eq!(memory.step(&TERMS, true, at(69), None), Step::Wait(Some(at(70))));
+        assert_eq!(memory.step(&TERMS, true, at(70), None), Step::Begin(2));
         memory.begins(2, Some(at(86_400)), at(70));
         memory.ended(Tried::Again, &TERMS, at(80));
-        assert_eq!(memory.step(&TERMS, true, at(200)), Step::Begin(3));
+        assert_eq!(memory.step(&TERMS, true, at(200), None), Step::Begin(3));
         memory.begins(3, Some(at(86_400)), at(200));
         memory.ended(Tried::Again, &TERMS, at(210));
-        assert_eq!(memory.step(&TERMS, true, at(1000)), Step::Wait(Some(at(86_400))));
-        assert_eq!(memory.step(&TERMS, true, at(86_400)), Step::Begin(1));
+        assert_eq!(memory.step(&TERMS, true, at(1000), None), Step::Wait(Some(at(86_400))));
+        assert_eq!(memory.step(&TERMS, true, at(86_400), None), Step::Begin(1));
     }
 
     #[test]
@@ -238,7 +261,7 @@ mod tests {
             let mut memory = Memory { due: Some(at(0)), ..Memory::default() };
             memory.begins(1, Some(at(86_400)), at(0));
             memory.ended(Tried::of(Some(code)), &TERMS, at(10));
-            assert_eq!(memory.step(&TERMS, true, at(5000)), Step::Wait(Some(at(86_400))), "{code}");
+            assert_eq!(memory.step(&TERMS, true, at(5000), None), Step::Wait(Some(at(86_400))), "{code}");
         }
         for code in [Some(1), Some(11), Some(70), Some(130), None] {
             assert_eq!(Tried::of(code), Tried::Again, "{code:?}");
@@ -251,7 +274,7 @@ mod tests {
         memory.begins(1, Some(at(100)), at(0));
         memory.ended(Tried::Again, &TERMS, at(90));
         assert_eq!(memory.again, Some(at(150)));
-        assert_eq!(memory.step(&TERMS, true, at(100)), Step::Begin(1), "due anew");
+        assert_eq!(memory.step(&TERMS, true, at(100), None), Step::Begin(1), "due anew");
         memory.begins(1, Some(at(200)), at(100));
         assert_eq!((memory.due, memory.again), (Some(at(200)), None));
     }
@@ -261,27 +284,55 @@ mod tests {
         let mut memory = Memory { due: Some(at(0)), ..Memory::default() };
         memory.begins(1, Some(at(86_400)), at(0));
         assert!(memory.resume(Some(at(86_400)), &TERMS, at(500)));
-        assert_eq!(memory.step(&TERMS, true, at(500)), Step::Begin(2));
+        assert_eq!(memory.step(&TERMS, true, at(500), None), Step::Begin(2));
         // Not for ever: a task that takes the machine down with it must not do so each time.
         memory.begins(2, Some(at(86_400)), at(500));
         assert!(memory.resume(Some(at(86_400)), &TERMS, at(600)));
         memory.begins(3, Some(at(86_400)), at(600));
         assert!(memory.resume(Some(at(86_400)), &TERMS, at(700)));
-        assert_eq!(memory.step(&TERMS, true, at(700)), Step::Wait(Some(at(86_400))));
+        assert_eq!(memory.step(&TERMS, true, at(700), None), Step::Wait(Some(at(86_400))));
     }
 
     #[test]
     fn what_was_due_while_nobody_was_there_is_done_once() {
         let mut memory = Memory { due: Some(at(0)), ..Memory::default() };
         assert!(!memory.resume(Some(at(10 * 86_400)), &TERMS, at(9 * 86_400)));
-        assert_eq!(memory.step(&TERMS, true, at(9 * 86_400)), Step::Begin(1));
+        assert_eq!(memory.step(&TERMS, true, at(9 * 86_400), None), Step::Begin(1));
         memory.begins(1, Some(at(10 * 86_400)), at(9 * 86_400));
         memory.ended(Tried::Done, &TERMS, at(9 * 86_400 + 60));
-        assert_eq!(memory.step(&TERMS, true, at(9 * 86_400 + 61)), Step::Wait(Some(at(10 * 86_400))));
+        assert_eq!(memory.step(&TERMS, true, at(9 * 86_400 + 61), None), Step::Wait(Some(at(10 * 86_400))));
         // A schedule that was changed to an earlier time counts, and one that was switched off ends everything.
         assert!(!memory.resume(Some(at(9 * 86_400 + 600)), &TERMS, at(9 * 86_400 + 70)));
         assert_eq!(memory.due, Some(at(9 * 86_400 + 600)));
         memory.resume(None, &TERMS, at(9 * 86_400 + 80));
         assert_eq!(memory, Memory::default());
+    }
+
+    /// A machine whose clock is years ahead until somebody sets it must not wait for those years.
+    #[test]
+    fn a_clock_that_was_ahead_puts_nothing_off() {
+        let year = 365 * 86_400;
+        let mut memory = Memory { due: Some(at(0)), ..Memory::default() };
+        memory.begins(1, Some(at(year + 86_400)), at(year));
+        assert!(memory.replan(Some(at(86_400)), &TERMS, at(10)));
+        assert_eq!((memory.due, memory.running_since), (Some(at(86_400)), Some(at(10))));
+        memory.ended(Tried::Again, &TERMS, at(year + 20));
+        assert!(memory.replan(Some(at(86_400)), &TERMS, at(30)));
+        assert_eq!(memory.step(&TERMS, true, at(90), None), Step::Begin(2));
+    }
+
+    #[test]
+    fn while_nobody_sets_the_clock_nothing_is_planned_anew() {
+        let mut memory = Memory { due: Some(at(100)), ..Memory::default() };
+        assert!(!memory.replan(Some(at(100)), &TERMS, at(50)));
+        // It is due, and waits for its turn.
+        assert!(!memory.replan(Some(at(200)), &TERMS, at(150)));
+        assert_eq!(memory.due, Some(at(100)));
+        memory.begins(1, Some(at(200)), at(150));
+        assert!(!memory.replan(Some(at(200)), &TERMS, at(160)));
+        memory.ended(Tried::Again, &TERMS, at(160));
+        assert!(!memory.replan(Some(at(200)), &TERMS, at(160)));
+        // A schedule that has no moment any more leaves what it had.
+        assert!(!memory.replan(None, &TERMS, at(170)));
     }
 }

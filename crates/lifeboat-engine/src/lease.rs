@@ -2,10 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
-use lifeboat_core::repository::lease::{LEASE_TIME, Lease, Standing, standing};
+use lifeboat_core::repository::lease::{LEASE_TIME, Lease, Standing, is_ahead, standing};
 use lifeboat_core::repository::{layout, to_json};
 
 use crate::process::boot_id;
@@ -117,19 +117,24 @@ pub fn with_lease<T, E: From<LeaseError>>(
     host: &str,
     work: impl FnOnce(&HeldLease<'_>) -> Result<T, E>,
 ) -> Result<T, E> {
-    with_lease_for(store, purpose, host, LEASE_TIME, work)
+    let sleep = |span| {
+        std::thread::sleep(span);
+        false
+    };
+    with_lease_for(store, purpose, host, LEASE_TIME, sleep, work)
 }
 
 /// The same with a time of its own: one that is held for weeks need not be renewed every minute. Who wants it after its holder has gone waits as long,
-/// unless that was on the same host.
+/// unless that was on the same host. `wait` waits for a span, and says whether nobody wants the lease any more.
 pub fn with_lease_for<T, E: From<LeaseError>>(
     store: &dyn Store,
     purpose: &str,
     host: &str,
     time: SignedDuration,
+    wait: impl Fn(Duration) -> bool,
     work: impl FnOnce(&HeldLease<'_>) -> Result<T, E>,
 ) -> Result<T, E> {
-    let held = take(store, purpose, host, time)?;
+    let held = take(store, purpose, host, time, &wait)?;
     std::thread::scope(|scope| {
         scope.spawn(|| held.renew_until_dropped());
         // Also when the work panics: the renewal would go on for ever, and the lease with it.
@@ -146,16 +151,57 @@ impl Drop for Release<'_, '_> {
     }
 }
 
-fn take<'a>(store: &'a dyn Store, purpose: &str, host: &str, time: SignedDuration) -> Result<HeldLease<'a>, LeaseError> {
+/// Waits for the holder of a lease to renew it, for as long as a lease holds, by a clock that nobody sets. Gives the lease as it stands then; the same
+/// epoch: its holder is silent, and has lost it by its own clock too.
+fn watch(
+    store: &dyn Store,
+    purpose: &str,
+    lease: Lease,
+    time: SignedDuration,
+    wait: &dyn Fn(Duration) -> bool,
+) -> Result<Lease, LeaseError> {
+    let (begun, time) = (Instant::now(), Duration::try_from(time).unwrap_or_default());
+    loop {
+        if wait((time / 20).min(time.saturating_sub(begun.elapsed()))) {
+            return Err(held(purpose, lease));
+        }
+        match latest(store, purpose)? {
+            Some(newer) if newer.epoch > lease.epoch => return Ok(newer),
+            _ if begun.elapsed() >= time => return Ok(lease),
+            _ => {}
+        }
+    }
+}
+
+fn held(purpose: &str, lease: Lease) -> LeaseError {
+    LeaseError::Held { purpose: purpose.to_owned(), holder: lease.holder, until: lease.expires }
+}
+
+fn take<'a>(
+    store: &'a dyn Store,
+    purpose: &str,
+    host: &str,
+    time: SignedDuration,
+    wait: &dyn Fn(Duration) -> bool,
+) -> Result<HeldLease<'a>, LeaseError> {
     let boot = boot_id();
     let mut newest = latest(store, purpose)?;
     // Several may try at once; who loses the create finds the winner's in its place, and goes on from there.
     loop {
         let now = Timestamp::now();
         let epoch = match standing(newest, now, |lease| is_gone(lease, host, &boot)) {
-            Standing::Held(lease) => {
-                return Err(LeaseError::Held { purpose: purpose.to_owned(), holder: lease.holder, until: lease.expires });
+            Standing::Held(lease) if is_ahead(&lease, time, now) => {
+                let epoch = lease.epoch;
+                match watch(store, purpose, lease, time, wait)? {
+                    lease if lease.epoch == epoch => epoch.saturating_add(1),
+                    lease if lease.released => {
+                        newest = Some(lease);
+                        continue;
+                    }
+                    lease => return Err(held(purpose, lease)),
+                }
             }
+            Standing::Held(lease) => return Err(held(purpose, lease)),
             Standing::Free(epoch) => epoch,
         };
         let pid = std::process::id();
@@ -341,6 +387,48 @@ mod tests {
         store.create(&layout::lease("backup", 1), &to_json(&dead)).unwrap();
         assert!(matches!(with_lease::<(), LeaseError>(&store, "backup", "elsewhere", |_| Ok(())), Err(LeaseError::Held { .. })));
         with_lease::<(), LeaseError>(&store, "backup", "host", |_| Ok(())).unwrap();
+    }
+
+    /// A host whose clock was a year ahead, and died, must not keep all others from their work for a year.
+    #[test]
+    fn c117_the_lease_of_a_clock_that_is_ahead_is_watched_and_not_believed() {
+        let time = SignedDuration::from_millis(400);
+        let sleep = |span| {
+            std::thread::sleep(span);
+            false
+        };
+        let ahead = |epoch: u64| Lease {
+            epoch,
+            holder: "ahead:1:x".into(),
+            host: "ahead".into(),
+            pid: 1,
+            boot: "b".into(),
+            taken: Timestamp::now(),
+            expires: Timestamp::now() + SignedDuration::from_hours(365 * 24),
+            released: false,
+        };
+        let put = |store: &MemoryStore, epoch| store.create(&layout::lease("backup", epoch), &to_json(&ahead(epoch))).unwrap();
+        let store = MemoryStore::default();
+        put(&store, 1);
+        let begun = Instant::now();
+        with_lease_for::<(), LeaseError>(&store, "backup", "host", time, sleep, |_| Ok(())).unwrap();
+        assert!(begun.elapsed() >= Duration::from_millis(400), "it was watched");
+        // Who does not want it any more does not wait for that long.
+        let store = MemoryStore::default();
+        put(&store, 1);
+        let given_up = with_lease_for::<(), LeaseError>(&store, "backup", "host", SignedDuration::from_hours(1), |_| true, |_| Ok(()));
+        assert!(matches!(given_up, Err(LeaseError::Held { .. })));
+        // One that is alive keeps it, whatever its clock says.
+        let store = MemoryStore::default();
+        put(&store, 1);
+        let taken = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(100));
+                put(&store, 2);
+            });
+            with_lease_for::<(), LeaseError>(&store, "backup", "host", time, sleep, |_| Ok(()))
+        });
+        assert!(matches!(taken, Err(LeaseError::Held { holder, .. }) if holder == "ahead:1:x"));
     }
 
     /// What the next host would be told.

@@ -80,6 +80,12 @@ pub struct Book {
 impl Book {
     /// Notes what holds now.
     pub fn note(&mut self, firing: &[Alert], now: Timestamp, rhythm: &Rhythm) {
+        // A clock that was ahead, and was set back, keeps nobody from being told, nor from hearing that it is over.
+        for entry in self.entries.values_mut() {
+            entry.since = entry.since.min(now);
+            entry.seen = entry.seen.min(now);
+            entry.told = entry.told.map(|(at, severity)| (at.min(now), severity));
+        }
         for alert in firing {
             let entry = self.entries.entry(alert.key());
             let entry = entry.or_insert_with(|| Entry { alert: alert.clone(), since: now, seen: now, told: None });
@@ -92,6 +98,13 @@ impl Book {
             let gone = now.duration_since(entry.seen);
             entry.seen == now || gone < rhythm.resolve_after || (matters(entry) && gone < OLD_NEWS)
         });
+    }
+
+    /// Takes out what is known of some alerts, for whoever puts it back.
+    pub fn set_aside(&mut self, which: impl Fn(&Alert) -> bool) -> BTreeMap<String, Entry> {
+        let (aside, entries) = std::mem::take(&mut self.entries).into_iter().partition(|(_, entry)| which(&entry.alert));
+        self.entries = entries;
+        aside
     }
 
     /// What is to be told now. `None`: nothing.
@@ -190,6 +203,26 @@ mod tests {
         let again = book.message(at(later), &RHYTHM).unwrap();
         assert_eq!(names(&again.firing), ["server-unreachable", "wal-lag"]);
         assert!(again.firing.iter().all(|notice| notice.again && notice.since <= at(29)));
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_silences_nobody() {
+        let year = 365 * 86_400;
+        let alerts = [alert("backup-failed", Severity::Critical)];
+        let mut book = Book::default();
+        book.note(&alerts, at(year), &RHYTHM);
+        book.note(&alerts, at(0), &RHYTHM);
+        book.note(&alerts, at(30), &RHYTHM);
+        let message = book.message(at(30), &RHYTHM).expect("it is told");
+        book.arrived(&message, at(year));
+        book.note(&alerts, at(60), &RHYTHM);
+        book.note(&alerts, at(60 + 4 * 3600), &RHYTHM);
+        assert!(book.message(at(60 + 4 * 3600), &RHYTHM).is_some(), "and again");
+        book.note(&alerts, at(year), &RHYTHM);
+        for seconds in [20_000, 20_060] {
+            book.note(&[], at(seconds), &RHYTHM);
+        }
+        assert_eq!(names(&book.message(at(20_060), &RHYTHM).expect("it is over").resolved), ["backup-failed"]);
     }
 
     #[test]

@@ -49,9 +49,38 @@ pub fn standing(latest: Option<Lease>, now: Timestamp, holder_is_gone: impl FnOn
     }
 }
 
+/// What the clocks of two hosts may differ, without either being wrong.
+const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_secs(60);
+
+/// Whether a lease is said to hold for longer than one can that is renewed every `time`: its holder's clock is ahead of this host's. If that one dies,
+/// nobody may wait until its clock's time comes; whoever wants the lease watches it instead, for `time`, by a clock that nobody sets.
+pub fn is_ahead(lease: &Lease, time: SignedDuration, now: Timestamp) -> bool {
+    lease.expires.duration_since(now) > time + CLOCKS_DIFFER
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn c117_a_lease_that_holds_for_longer_than_one_can_is_of_a_clock_that_is_ahead() {
+        let now: Timestamp = "2024-03-15T12:00:00Z".parse().unwrap();
+        let until = |seconds: i64| Lease {
+            epoch: 4,
+            holder: "a:1:x".into(),
+            host: "a".into(),
+            pid: 1,
+            boot: "b".into(),
+            taken: now,
+            expires: now + SignedDuration::from_secs(seconds),
+            released: false,
+        };
+        assert!(
+            !is_ahead(&until(120), LEASE_TIME, now) && !is_ahead(&until(180), LEASE_TIME, now) && !is_ahead(&until(-1), LEASE_TIME, now)
+        );
+        assert!(is_ahead(&until(181), LEASE_TIME, now));
+        assert!(!is_ahead(&until(600), SignedDuration::from_mins(10), now), "an agent's");
+    }
 
     #[test]
     fn c117_a_lease_of_a_dead_holder_ends() {

@@ -38,9 +38,9 @@ struct Book {
     /// The agent that wrote it.
     agent: Option<ProcessId>,
     at: Option<Timestamp>,
-    /// It was its turn then.
+    /// It was another agent's turn then.
     #[serde(default)]
-    leading: bool,
+    waiting: bool,
     time_zone: String,
     tasks: BTreeMap<Task, Written>,
 }
@@ -60,7 +60,7 @@ pub fn seen(state: &Path) -> io::Result<Vec<TaskSeen>> {
             (again, due) => again.or(due),
         };
         // What another agent does is late nowhere here.
-        let next = next.filter(|_| book.leading);
+        let next = next.filter(|_| !book.waiting);
         TaskSeen {
             name: task.name().to_owned(),
             schedule: written.schedule.clone(),
@@ -93,6 +93,14 @@ struct Trial {
     /// Ends it.
     end: Sender<()>,
     ending: bool,
+    /// When it began.
+    begun: Duration,
+}
+
+/// Time since the machine began, also while it slept: whoever sets the clock does not change it (clock_gettime(2), CLOCK_BOOTTIME).
+fn uptime() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
 /// All tasks.
@@ -140,7 +148,7 @@ impl Tasks {
             }
         }
         let book =
-            Book { agent: Some(ProcessId::own()), at: Some(now), leading: false, time_zone: shared.settings.time_zone.clone(), tasks };
+            Book { agent: Some(ProcessId::own()), at: Some(now), waiting: false, time_zone: shared.settings.time_zone.clone(), tasks };
         write_whole(&path, &book).map_err(failed)?;
         Ok(Self { path, book, running: BTreeMap::new() })
     }
@@ -180,9 +188,12 @@ impl Tasks {
 
     /// Begins and ends what is to be, and says until when there is nothing to do.
     fn step(&mut self, shared: &Arc<Shared>, sender: &Sender<(Task, Ended)>) -> Option<Timestamp> {
-        let leading = matches!(shared.turn(), Turn::Ours);
-        if leading != self.book.leading {
-            self.book.leading = leading;
+        let turn = shared.turn();
+        let leading = matches!(turn, Turn::Ours);
+        // Where nobody knows whose turn it is, what does not begin is late.
+        let waiting = matches!(turn, Turn::Others { .. });
+        if waiting != self.book.waiting {
+            self.book.waiting = waiting;
             self.save(shared, Timestamp::now());
         }
         let mut until: Option<Timestamp> = None;
@@ -190,14 +201,22 @@ impl Tasks {
         for task in tasks {
             let Some(plan) = plan(shared, task) else { continue };
             let now = Timestamp::now();
+            let next = next_due(shared, plan, now);
+            let Some(memory) = self.book.tasks.get_mut(&task).map(|written| &mut written.memory) else { continue };
+            let before = memory.due;
+            if memory.replan(next, &plan.terms, now) {
+                if let (Some(before), Some(due)) = (before, memory.due.filter(|due| Some(*due) != before)) {
+                    shared.warn(&format!("the clock was set back: {} is due at {due:.0}, not at {before:.0}", task.name()));
+                }
+                self.save(shared, now);
+            }
             let memory = &self.book.tasks[&task].memory;
-            match memory.step(&plan.terms, leading, now) {
+            // Its own deadline ends it, by a clock that stands still while the machine sleeps: this is for then.
+            let runs_for = self.running.get(&task).map(|trial| uptime().saturating_sub(trial.begun).saturating_sub(SLACK));
+            match memory.step(&plan.terms, leading, now, runs_for) {
                 Step::Begin(attempt) => self.begin(shared, plan, attempt, sender, now),
                 Step::End => {
-                    // Its own deadline ends it, by a clock that stands still while the machine sleeps: this is for then.
-                    let slept =
-                        memory.running_since.is_some_and(|since| now.duration_since(since).unsigned_abs() > plan.terms.deadline + SLACK);
-                    if let Some(trial) = self.running.get_mut(&task).filter(|trial| slept && !trial.ending) {
+                    if let Some(trial) = self.running.get_mut(&task).filter(|trial| !trial.ending) {
                         trial.ending = true;
                         shared.warn(&format!("{} takes longer than its deadline and is ended", task.name()));
                         let _ = trial.end.try_send(());
@@ -225,7 +244,7 @@ impl Tasks {
         let tries = if attempt > 1 { format!(", try {attempt} of {}", plan.terms.attempts) } else { String::new() };
         shared.info(&format!("{} begins{tries}", task.name()));
         let (end, ends) = crossbeam_channel::bounded(1);
-        self.running.insert(task, Trial { end, ending: false });
+        self.running.insert(task, Trial { end, ending: false, begun: uptime() });
         let mut arguments: Vec<OsString> = task.command().iter().map(Into::into).collect();
         arguments.extend(plan.arguments.iter().map(Into::into));
         let (shared, sender) = (Arc::clone(shared), sender.clone());

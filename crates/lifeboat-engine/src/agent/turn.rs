@@ -46,15 +46,22 @@ pub(super) fn take_turns(shared: &Shared) {
                 continue;
             }
         };
-        let held = with_lease_for(repository.store(), &purpose, &shared.settings.host, TIME, |lease| {
-            turns(shared, Turn::Ours);
-            loop {
-                if shared.stop.wait(CHECK) {
-                    return Ok(());
+        let held = with_lease_for(
+            repository.store(),
+            &purpose,
+            &shared.settings.host,
+            TIME,
+            |span| shared.stop.wait(span),
+            |lease| {
+                turns(shared, Turn::Ours);
+                loop {
+                    if shared.stop.wait(CHECK) {
+                        return Ok(());
+                    }
+                    lease.check()?;
                 }
-                lease.check()?;
-            }
-        });
+            },
+        );
         turns(
             shared,
             match held {
