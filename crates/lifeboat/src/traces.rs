@@ -151,19 +151,31 @@ impl Running {
 pub(crate) fn end(exit_code: u8, problem: Option<&str>, patience: Duration) {
     let Some(running) = running().take() else { return };
     let settings = running.settings.clone();
-    let spans = running.spans(exit_code, problem);
+    if let Err(trouble) = deliver(settings, running.spans(exit_code, problem), patience) {
+        output::warn(&format!("the trace of this is lost: {trouble}"));
+    }
+}
+
+/// Sends a collector nothing, to see whether it would take something: its address, and why it does not. `None`: nothing is sent anywhere.
+pub(crate) fn try_out(settings: &TracesSettings) -> Option<(String, Option<String>)> {
+    match (&settings.trouble, &settings.endpoint) {
+        (Some(trouble), _) => Some(("traces".to_owned(), Some(trouble.clone()))),
+        (None, Some(endpoint)) => Some((endpoint.value.to_string(), deliver(settings.clone(), Vec::new(), PATIENCE).err())),
+        (None, None) => None,
+    }
+}
+
+/// Sends spans on a thread that is left to itself if it takes too long: the process ends, and it with it.
+fn deliver(settings: TracesSettings, spans: Vec<Span>, patience: Duration) -> Result<(), String> {
     let (sender, sent) = mpsc::channel();
-    // On a thread that is left to itself if it takes too long: the process ends, and it with it.
     std::thread::spawn(move || {
         let _ = sender.send(send(&settings, spans, patience));
     });
-    let trouble = match sent.recv_timeout(patience + GRACE) {
-        Ok(Ok(())) => return,
-        Ok(Err(trouble)) => trouble,
-        Err(RecvTimeoutError::Timeout) => format!("it was not sent within {:?}", patience + GRACE),
-        Err(RecvTimeoutError::Disconnected) => "the client failed".to_owned(),
-    };
-    output::warn(&format!("the trace of this is lost: {trouble}"));
+    match sent.recv_timeout(patience + GRACE) {
+        Ok(sent) => sent,
+        Err(RecvTimeoutError::Timeout) => Err(format!("it was not sent within {:?}", patience + GRACE)),
+        Err(RecvTimeoutError::Disconnected) => Err("the client failed".to_owned()),
+    }
 }
 
 fn send(settings: &TracesSettings, spans: Vec<Span>, patience: Duration) -> Result<(), String> {

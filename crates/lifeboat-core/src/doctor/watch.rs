@@ -27,6 +27,15 @@ pub enum AgentState {
     Gone,
 }
 
+/// Where traces go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Traces {
+    /// The collector's address.
+    pub url: String,
+    /// Why it takes none.
+    pub trouble: Option<String>,
+}
+
 /// What runs by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct WatchFacts {
@@ -42,6 +51,8 @@ pub struct WatchFacts {
     pub heartbeat: bool,
     /// Alerts about keys and disks.
     pub alerts: Vec<Alert>,
+    /// Where traces go, if anywhere.
+    pub traces: Option<Traces>,
 }
 
 /// What is wrong.
@@ -119,6 +130,18 @@ pub fn watch(facts: &WatchFacts) -> Diagnosis {
         let subject = if alert.subject.is_empty() { alert.name.to_string() } else { alert.subject.clone() };
         out.say(severity, code, &subject, alert.summary.clone(), meaning, alert.fix.clone());
     }
+    match &facts.traces {
+        None => {}
+        Some(Traces { url, trouble: None }) => out.note(url, "takes traces"),
+        Some(Traces { url, trouble: Some(why) }) => out.say(
+            Warning,
+            "no-traces",
+            url,
+            format!("traces are lost: {why}"),
+            "what a command did, and how long each part of it took, is in the log only",
+            "lifeboat config show prints traces.endpoint and where it comes from; docs/logs.md",
+        ),
+    }
     out
 }
 
@@ -134,6 +157,7 @@ mod tests {
             sinks: 1,
             heartbeat: true,
             alerts: Vec::new(),
+            traces: None,
         }
     }
 
@@ -173,5 +197,12 @@ mod tests {
         };
         let alerts = vec![alert("key-ending", AlertSeverity::Critical), alert("disk-space", AlertSeverity::Warning)];
         assert_eq!(codes(&WatchFacts { alerts, ..well() }), [("key-ending", Severity::Danger), ("disk-space", Severity::Warning)]);
+    }
+
+    #[test]
+    fn a_collector_that_takes_no_traces_is_found() {
+        let traces = |trouble: Option<&str>| Some(Traces { url: "https://c.example".into(), trouble: trouble.map(str::to_owned) });
+        assert_eq!(codes(&WatchFacts { traces: traces(None), ..well() }), []);
+        assert_eq!(codes(&WatchFacts { traces: traces(Some("it answered 401")), ..well() }), [("no-traces", Severity::Warning)]);
     }
 }

@@ -3,7 +3,7 @@
 use lifeboat_core::doctor::host::{self, KeyFacts};
 use lifeboat_core::doctor::privilege::{self, Duties};
 use lifeboat_core::doctor::store::{self as diagnose, StoreFacts};
-use lifeboat_core::doctor::watch::{self, AgentState, Allowed, WatchFacts};
+use lifeboat_core::doctor::watch::{self, AgentState, Allowed, Traces, WatchFacts};
 use lifeboat_core::doctor::{Diagnosis, Finding, Severity};
 use lifeboat_core::policy::Operation;
 use lifeboat_core::task::Task;
@@ -143,6 +143,7 @@ fn watch_facts(settings: &Settings) -> WatchFacts {
         sinks: settings.alerts.sinks.value.len(),
         heartbeat: settings.alerts.heartbeat_url.is_some(),
         alerts: super::status::running_out(settings, &terms),
+        traces: crate::traces::try_out(&settings.traces).map(|(url, trouble)| Traces { url, trouble }),
     }
 }
 

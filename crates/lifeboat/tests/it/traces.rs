@@ -260,6 +260,29 @@ fn answering(answer: &'static [u8]) -> String {
     url
 }
 
+/// Before anybody needs a trace that is not there.
+#[test]
+fn a_collector_is_tried_out_by_doctor() {
+    let world = World::new();
+    let about = |url: &str| {
+        let document = world.traced(url).args(["doctor", "--json"]).run().json();
+        let notes = document["notes"].as_array().unwrap().iter().filter(|note| note.as_str().unwrap().contains("takes traces")).count();
+        let found = document["findings"].as_array().unwrap().iter().find(|finding| finding["code"] == "no-traces");
+        (notes, found.map(|finding| finding["problem"].as_str().unwrap().to_owned()))
+    };
+    let collector = Collector::start();
+    assert_eq!(about(&collector.url()), (1, None));
+    let requests = collector.requests();
+    assert_eq!(requests.len(), 2, "what it was tried out with, and the trace of doctor itself: {requests:#?}");
+    let spans =
+        |request: &Value| request["resources"].as_array().unwrap().iter().map(|one| one["spans"].as_array().unwrap().len()).sum::<usize>();
+    assert_eq!((spans(&requests[0]), spans(&requests[1]) > 0), (0, true));
+    let denied = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    let (notes, problem) = about(&answering(denied));
+    assert!(notes == 0 && problem.as_ref().unwrap().contains("401"), "{problem:?}");
+    assert!(about("http://127.0.0.1:1").1.unwrap().contains("refused"));
+}
+
 #[test]
 fn a_collector_that_fails_changes_nothing_but_is_told() {
     let world = World::new();
