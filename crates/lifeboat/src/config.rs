@@ -8,6 +8,7 @@ mod audit;
 mod drill;
 pub(crate) mod edit;
 mod log;
+mod measure;
 mod metrics;
 mod policy;
 pub(crate) mod reference;
@@ -34,6 +35,8 @@ pub(crate) use approvals::{Approvals, ApprovalsTable};
 pub(crate) use audit::AuditSettings;
 pub(crate) use drill::DrillSettings;
 pub(crate) use log::LogSettings;
+use measure::{LongSpan, Size, Span, shown_span};
+pub(crate) use measure::{parse_bytes, parse_days, parse_span};
 pub(crate) use metrics::MetricsSettings;
 pub(crate) use policy::{PolicyTable, PolicyTerms};
 pub(crate) use repositories::{Repositories, RepositorySettings, RepositoryTable};
@@ -78,16 +81,16 @@ pub(crate) struct Retention {
     pub(crate) keep_weekly: Option<u32>,
     pub(crate) keep_monthly: Option<u32>,
     pub(crate) keep_yearly: Option<u32>,
-    pub(crate) recovery_window: Option<String>,
-    pub(crate) grace: Option<String>,
+    pub(crate) recovery_window: Option<LongSpan>,
+    pub(crate) grace: Option<LongSpan>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Objectives {
-    pub(crate) rpo: Option<String>,
-    pub(crate) rto: Option<String>,
-    pub(crate) drill: Option<String>,
+    pub(crate) rpo: Option<LongSpan>,
+    pub(crate) rto: Option<LongSpan>,
+    pub(crate) drill: Option<LongSpan>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -96,11 +99,11 @@ pub(crate) struct Wal {
     pub(crate) mode: Option<WalMode>,
     pub(crate) durability: Option<Durability>,
     pub(crate) on_fallout: Option<OnFallout>,
-    pub(crate) degrade_after: Option<String>,
-    pub(crate) flush_interval: Option<String>,
+    pub(crate) degrade_after: Option<Span>,
+    pub(crate) flush_interval: Option<Span>,
     pub(crate) slot: Option<String>,
     pub(crate) spool: Option<PathBuf>,
-    pub(crate) spool_limit: Option<String>,
+    pub(crate) spool_limit: Option<Size>,
     pub(crate) push_ahead: Option<usize>,
     pub(crate) fetch_ahead: Option<usize>,
 }
@@ -240,9 +243,9 @@ impl<'de> Deserialize<'de> for Secret {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Limits {
-    pub(crate) memory: Option<String>,
+    pub(crate) memory: Option<Size>,
     pub(crate) workers: Option<usize>,
-    pub(crate) bandwidth: Option<String>,
+    pub(crate) bandwidth: Option<Size>,
     pub(crate) compression_level: Option<i32>,
 }
 
@@ -402,64 +405,8 @@ pub(crate) fn parse(text: &str, path: &Path) -> Result<File, Failure> {
     })
 }
 
-/// Bytes as people write them: `512MiB`, `1G`, `65536`.
-pub(crate) fn parse_bytes(text: &str) -> Result<u64, Failure> {
-    let bad = || {
-        Failure::usage(format!("parse size {text:?}: write a number with KiB, MiB, GiB or TiB"))
-            .hint("lifeboat config show prints the settings")
-    };
-    let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let number: u64 = text[..digits].parse().map_err(|_| bad())?;
-    let shift = match text[digits..].trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kb" | "kib" => 10,
-        "m" | "mb" | "mib" => 20,
-        "g" | "gb" | "gib" => 30,
-        "t" | "tb" | "tib" => 40,
-        _ => return Err(bad()),
-    };
-    number.checked_mul(1 << shift).ok_or_else(bad)
-}
-
-/// A time span as people write it: `5s`, `24h`, `500ms`.
-pub(crate) fn parse_span(text: &str) -> Result<Duration, Failure> {
-    let span = text.trim().parse::<jiff::SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
-    span.filter(|span| !span.is_zero()).ok_or_else(|| {
-        Failure::usage(format!("parse time span {text:?}: write a number with ms, s, m or h"))
-            .hint("lifeboat config show prints the settings")
-    })
-}
-
-/// A span as it could be written, without parts that are none.
-fn shown_span(span: Duration) -> String {
-    if span.is_zero() { "0s".to_owned() } else { format!("{span:?}") }
-}
-
 /// How long an expired backup stays whole where nobody says: long enough for somebody to come back from a holiday week.
 pub(crate) const DEFAULT_GRACE: Duration = Duration::from_secs(7 * 24 * 60 * 60);
-
-/// A long span: `7d`, `4w` (days of 24 hours), or as [`parse_span`] reads it; `0` is one.
-pub(crate) fn parse_days(text: &str) -> Result<Duration, Failure> {
-    let bad = || {
-        Failure::usage(format!("parse time span {text:?}: write a number with w, d, h, m or s"))
-            .hint("lifeboat config show prints the settings")
-    };
-    let text = text.trim();
-    let hours = |number: &str, each: u64| {
-        let number: u64 = number.trim().parse().map_err(|_| bad())?;
-        number.checked_mul(each * 60 * 60).filter(|seconds| *seconds <= 1000 * 366 * 24 * 60 * 60).map(Duration::from_secs).ok_or_else(bad)
-    };
-    if let Some(days) = text.strip_suffix('d') {
-        hours(days, 24)
-    } else if let Some(weeks) = text.strip_suffix('w') {
-        hours(weeks, 7 * 24)
-    } else if matches!(text, "0" | "0s" | "0m" | "0h") {
-        Ok(Duration::ZERO)
-    } else {
-        parse_span(text).map_err(|_| bad())
-    }
-}
 
 /// One setting: from the environment, else from the file.
 struct Source<'a> {
@@ -589,7 +536,7 @@ impl Settings {
         let root = source.path("LIFEBOAT_TRUSTED_ROOT", trust.trusted_root.take());
         let services = SigningSettings::resolve(&source, signing, root.as_ref())?;
         let trust = TrustSettings::resolve(&source, trust, root.or(services.trusted_root.clone()), &user_keys)?;
-        let memory = limits.memory.as_deref().map(parse_bytes).transpose()?;
+        let memory = limits.memory.map(|size| size.0);
         if memory.is_some_and(|bytes| bytes < 64 << 20) {
             return Err(
                 Failure::usage("read configuration: limits.memory must be at least 64MiB").hint("lifeboat config show prints the settings")
@@ -625,11 +572,11 @@ impl Settings {
         }
         let spool_default = state_directory().map_or_else(|| PathBuf::from("/var/spool/lifeboat"), |base| base.join("lifeboat/spool"));
         let objectives = file.objectives.unwrap_or_default();
-        let or_default_span = |text: Option<&str>, seconds: u64| -> Result<Setting<Duration>, Failure> {
-            let configured = source.pick(None, None, text.map(parse_days).transpose()?);
-            Ok(configured.unwrap_or(Setting { value: Duration::from_secs(seconds), origin: Origin::Default }))
+        let or_default_span = |span: Option<LongSpan>, seconds: u64| {
+            let configured = source.pick(None, None, span.map(|span| span.0));
+            configured.unwrap_or(Setting { value: Duration::from_secs(seconds), origin: Origin::Default })
         };
-        let rpo = or_default_span(objectives.rpo.as_deref(), 24 * 60 * 60)?;
+        let rpo = or_default_span(objectives.rpo, 24 * 60 * 60);
         let alerts = AlertSettings::resolve(&source, file.alerts.unwrap_or_default(), rpo.value)?;
         let or_default = |setting: Option<Setting<_>>, value| setting.unwrap_or(Setting { value, origin: Origin::Default });
         let scratch_default = std::env::var_os("XDG_CACHE_HOME")
@@ -639,7 +586,9 @@ impl Settings {
             .join("lifeboat");
         let wal_mode = source.pick(None, None, wal.mode).unwrap_or(Setting { value: WalMode::Archive, origin: Origin::Default });
         let keeps = [retention.keep_last, retention.keep_daily, retention.keep_weekly, retention.keep_monthly, retention.keep_yearly];
+        let identity_file = source.path("LIFEBOAT_IDENTITY_FILE", encryption.identity_file).or_else(|| user(user_keys.identity()));
         let duties = agent::Duties {
+            restores: identity_file.is_some() || plain.value,
             replicas: repositories.used.iter().skip(1).any(|one| one.part.value != Part::KeptByStore),
             retention: keeps.iter().any(Option::is_some) || retention.recovery_window.is_some(),
             receives: wal_mode.value != WalMode::Archive,
@@ -672,7 +621,7 @@ impl Settings {
             reference_query: source.pick(None, None, artifacts.reference_query),
             recipients,
             host_identity: source.path("LIFEBOAT_HOST_IDENTITY", encryption.host_identity).or_else(|| user(user_keys.host_identity())),
-            identity_file: source.path("LIFEBOAT_IDENTITY_FILE", encryption.identity_file).or_else(|| user(user_keys.identity())),
+            identity_file,
             plain,
             key_file,
             password,
@@ -680,28 +629,28 @@ impl Settings {
             trust,
             memory_bytes: or_default(source.pick(None, None, memory), 512 << 20),
             workers: source.pick(None, None, workers).unwrap_or(Setting { value: cores, origin: Origin::Default }),
-            bandwidth: source.pick(None, None, limits.bandwidth.as_deref().map(parse_bytes).transpose()?),
+            bandwidth: source.pick(None, None, limits.bandwidth.map(|size| size.0)),
             compression_level: source.pick(None, None, level).unwrap_or(Setting { value: 1, origin: Origin::Default }),
             rpo,
-            rto: or_default_span(objectives.rto.as_deref(), 4 * 60 * 60)?,
-            drill_every: or_default_span(objectives.drill.as_deref(), 90 * 24 * 60 * 60)?,
+            rto: or_default_span(objectives.rto, 4 * 60 * 60),
+            drill_every: or_default_span(objectives.drill, 90 * 24 * 60 * 60),
             wal_mode,
             wal_durability: source
                 .pick(None, None, wal.durability)
                 .unwrap_or(Setting { value: Durability::Spool, origin: Origin::Default }),
             wal_on_fallout: source.pick(None, None, wal.on_fallout).unwrap_or(Setting { value: OnFallout::Block, origin: Origin::Default }),
             wal_degrade_after: source
-                .pick(None, None, wal.degrade_after.as_deref().map(parse_span).transpose()?)
+                .pick(None, None, wal.degrade_after.map(|span| span.0))
                 .unwrap_or(Setting { value: Duration::from_secs(10), origin: Origin::Default }),
             wal_flush_interval: source
-                .pick(None, None, wal.flush_interval.as_deref().map(parse_span).transpose()?)
+                .pick(None, None, wal.flush_interval.map(|span| span.0))
                 .unwrap_or(Setting { value: Duration::from_secs(5), origin: Origin::Default }),
             wal_slot: source.pick(None, None, wal.slot).unwrap_or(Setting { value: "lifeboat".into(), origin: Origin::Default }),
             wal_spool: as_of_spool(
                 source.path("LIFEBOAT_SPOOL", wal.spool).unwrap_or(Setting { value: spool_default, origin: Origin::Default }),
                 cli.as_of,
             ),
-            wal_spool_limit: or_default(source.pick(None, None, wal.spool_limit.as_deref().map(parse_bytes).transpose()?), 4 << 30),
+            wal_spool_limit: or_default(source.pick(None, None, wal.spool_limit.map(|size| size.0)), 4 << 30),
             wal_push_ahead: source.pick(None, None, push_ahead).unwrap_or(Setting { value: 128, origin: Origin::Default }),
             wal_fetch_ahead: source.pick(None, None, fetch_ahead).unwrap_or(Setting { value: 16, origin: Origin::Default }),
             keep_last: source.pick(None, None, retention.keep_last),
@@ -709,9 +658,9 @@ impl Settings {
             keep_weekly: source.pick(None, None, retention.keep_weekly),
             keep_monthly: source.pick(None, None, retention.keep_monthly),
             keep_yearly: source.pick(None, None, retention.keep_yearly),
-            recovery_window: source.pick(None, None, retention.recovery_window.as_deref().map(parse_days).transpose()?),
+            recovery_window: source.pick(None, None, retention.recovery_window.map(|span| span.0)),
             grace: source
-                .pick(None, None, retention.grace.as_deref().map(parse_days).transpose()?)
+                .pick(None, None, retention.grace.map(|span| span.0))
                 .unwrap_or(Setting { value: DEFAULT_GRACE, origin: Origin::Default }),
             policy: PolicyTerms::resolve(&source, file.policy.unwrap_or_default())?,
             approvals: Approvals::resolve(&source, file.approvals.unwrap_or_default())?,
@@ -932,33 +881,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_are_read_as_people_write_them() {
-        assert_eq!(parse_span("500ms").unwrap(), Duration::from_millis(500));
-        assert_eq!(parse_span(" 24h").unwrap(), Duration::from_secs(86_400));
-        for bad in ["", "5", "0s", "-5s", "1 parsec"] {
-            assert!(parse_span(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn long_spans_are_read_in_days_and_weeks() {
-        assert_eq!(parse_days("7d").unwrap(), Duration::from_secs(7 * 86_400));
-        assert_eq!(parse_days(" 4 w").unwrap(), Duration::from_secs(28 * 86_400));
-        assert_eq!(parse_days("36h").unwrap(), Duration::from_secs(36 * 3600));
-        assert_eq!((parse_days("0s").unwrap(), parse_days("0d").unwrap()), (Duration::ZERO, Duration::ZERO));
-        for bad in ["", "d", "-1d", "1.5d", "7", "1 month", "99999999999999999999d", "999999999999d", "7dd"] {
-            assert!(parse_days(bad).is_err(), "{bad}");
-        }
+    fn a_setting_that_there_is_not_is_refused() {
         assert!(toml::from_str::<File>("[retention]\nkeep_dayly = 3").is_err());
-    }
-
-    #[test]
-    fn sizes_are_read_as_people_write_them() {
-        assert_eq!(parse_bytes("512MiB").unwrap(), 512 << 20);
-        assert_eq!(parse_bytes("1 G").unwrap(), 1 << 30);
-        assert_eq!(parse_bytes("65536").unwrap(), 65536);
-        for bad in ["", "MiB", "1.5G", "-1", "1 parsec", "99999999999T"] {
-            assert!(parse_bytes(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -12,7 +12,7 @@ use lifeboat_core::alert::{CATALOGUE, alertname};
 use lifeboat_core::status::Severity;
 
 use crate::cli::Cli;
-use crate::config::reference::{TABLES, Value};
+use crate::config::reference::{TABLES, Value, variable};
 use crate::failure::{EXIT_CODES, ExitCode, FETCH_CODES, PUSH_CODES};
 
 /// What stands below each of them.
@@ -132,7 +132,7 @@ fn rows<Code: Display>(page: &mut String, codes: &[ExitCode<Code>]) {
 /// `docs/reference/configuration.md`
 fn configuration() -> String {
     let mut page = String::from(
-        "# Settings\n\nEvery setting of the configuration file, in its order. `lifeboat config example` prints it as a file, `lifeboat config show` what counts here and where it came from. [Configuration](../configuration.md) has the rules, and the environment variable of each.\n\nA value in brackets is an example: such a setting has no default, or the one that its meaning names.\n",
+        "# Settings\n\nEvery setting of the configuration file, in its order. `lifeboat config example` prints it as a file, `lifeboat config show` what counts here and where it came from. [Configuration](../configuration.md) has the rules.\n\nA value in brackets is an example: such a setting has no default, or the one that its meaning names.\n",
     );
     for table in TABLES {
         if table.header.is_empty() {
@@ -149,7 +149,8 @@ fn configuration() -> String {
                 Value::Default(value) => typed(value),
                 Value::Example(value) => format!("({})", typed(value)),
             };
-            line(&mut page, format_args!("| {} | {value} | {} |", typed(entry.key), cell(entry.meaning)));
+            let variable = variable(table, entry.key).map_or(String::new(), |name| format!(" {} in the environment wins.", typed(name)));
+            line(&mut page, format_args!("| {} | {value} | {}{variable} |", typed(entry.key), cell(entry.meaning)));
         }
     }
     page + ORIGIN

@@ -132,6 +132,9 @@ fn configuration() -> Vec<u8> {
             roff.control("TP", []);
             roff.text([bold(entry.key)]);
             roff.text([roman(format!("{} {word}", entry.meaning)), italic(value)]);
+            if let Some(name) = reference::variable(table, entry.key) {
+                roff.text([roman("In the environment: "), bold(name)]);
+            }
         }
     }
     see_also(&mut roff, [("lifeboat", "1"), ("lifeboat-config-show", "1"), ("lifeboat-init", "1")]);

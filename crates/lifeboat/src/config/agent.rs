@@ -10,7 +10,7 @@ use lifeboat_engine::agent::schedule::Schedule;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Origin, Setting, Source, parse_days, shown_span, state_directory};
+use super::{LongSpan, Origin, Setting, Source, shown_span, state_directory};
 use crate::failure::Failure;
 
 /// `[agent]` as it is written.
@@ -20,7 +20,7 @@ pub(crate) struct AgentTable {
     state: Option<PathBuf>,
     listen: Option<String>,
     allow_hosts: Option<Vec<String>>,
-    interval: Option<String>,
+    interval: Option<LongSpan>,
     receive: Option<bool>,
 }
 
@@ -29,9 +29,9 @@ pub(crate) struct AgentTable {
 #[serde(deny_unknown_fields)]
 pub(crate) struct ScheduleTable {
     time_zone: Option<String>,
-    jitter: Option<String>,
+    jitter: Option<LongSpan>,
     attempts: Option<u32>,
-    retry_after: Option<String>,
+    retry_after: Option<LongSpan>,
     backup: Option<String>,
     verify: Option<String>,
     expire: Option<String>,
@@ -39,7 +39,7 @@ pub(crate) struct ScheduleTable {
     replicate: Option<String>,
     drill: Option<String>,
     #[serde(default)]
-    deadline: BTreeMap<Task, String>,
+    deadline: BTreeMap<Task, LongSpan>,
     #[serde(default)]
     arguments: BTreeMap<Task, Vec<String>>,
 }
@@ -86,9 +86,14 @@ pub(super) struct Duties {
     pub(super) retention: bool,
     /// WAL is received.
     pub(super) receives: bool,
+    /// What is here can open backups.
+    pub(super) restores: bool,
 }
 
 const HOUR: u64 = 3600;
+
+const CRON_HINT: &str =
+    "write minute, hour, day of month, month, day of week: \"0 2 * * *\" is two o'clock every night; or \"off\"; docs/agent.md";
 
 /// When a task runs where nobody says, and how long it may take.
 const fn default_of(task: Task) -> (&'static str, u64) {
@@ -107,9 +112,7 @@ impl AgentSettings {
         fn or<T>(setting: Option<Setting<T>>, default: T) -> Setting<T> {
             setting.unwrap_or(Setting { value: default, origin: Origin::Default })
         }
-        let span = |text: &Option<String>, default: Duration| -> Result<Setting<Duration>, Failure> {
-            Ok(or(source.pick(None, None, text.as_deref().map(parse_days).transpose()?), default))
-        };
+        let span = |span: Option<LongSpan>, default: Duration| or(source.pick(None, None, span.map(|span| span.0)), default);
         let state = state_directory().map_or_else(|| PathBuf::from("/var/lib/lifeboat"), |state| state.join("lifeboat"));
         let listen = match agent.listen.as_deref() {
             None => None,
@@ -134,21 +137,19 @@ impl AgentSettings {
             let has_work = match task {
                 Task::Expire | Task::Prune => duties.retention,
                 Task::Replicate => duties.replicas,
-                Task::Backup | Task::Verify | Task::Drill => true,
+                // Without an identity each of them would fail.
+                Task::Drill => duties.restores,
+                Task::Backup | Task::Verify => true,
             };
-            let parse = |text: &str| {
-                match text {
+            let parse = |text: &str| match text {
                 "off" => Ok(None),
-                cron => Schedule::parse(cron, &time_zone.value).map(Some).map_err(|error| {
-                    Failure::usage(format!("read configuration: schedule.{}: {error}", task.name())).hint(
-                        "write minute, hour, day of month, month, day of week: \"0 2 * * *\" is two o'clock every night; or \"off\"; docs/agent.md",
-                    )
-                }),
-            }
+                cron => Schedule::parse(cron, &time_zone.value)
+                    .map(Some)
+                    .map_err(|error| Failure::usage(format!("read configuration: schedule.{}: {error}", task.name())).hint(CRON_HINT)),
             };
             let set = written(task).as_deref().map(&parse).transpose()?;
             let default = if has_work { parse(cron)? } else { None };
-            let limit = schedule.deadline.get(&task).cloned();
+            let limit = schedule.deadline.get(&task).copied();
             let default_arguments = match task {
                 // Every byte of what a repository has is read in a month, a part of it each night.
                 Task::Verify => vec!["--sample".to_owned(), "5".to_owned()],
@@ -159,7 +160,7 @@ impl AgentSettings {
                 task,
                 TaskSettings {
                     schedule: or(source.pick(None, None, set), default),
-                    deadline: span(&limit, Duration::from_secs(deadline))?,
+                    deadline: span(limit, Duration::from_secs(deadline)),
                     arguments: or(arguments, default_arguments),
                 },
             );
@@ -173,12 +174,12 @@ impl AgentSettings {
             state: or(source.path("LIFEBOAT_STATE", agent.state), state),
             listen: or(source.pick(None, None, listen), Some(SocketAddr::from(([127, 0, 0, 1], 9847)))),
             allow_hosts: or(source.pick(None, None, agent.allow_hosts), Vec::new()),
-            interval: span(&agent.interval, Duration::from_secs(60))?,
+            interval: span(agent.interval, Duration::from_secs(60)),
             receive: or(source.pick(None, None, agent.receive), duties.receives),
             time_zone,
-            jitter: span(&schedule.jitter, Duration::from_secs(300))?,
+            jitter: span(schedule.jitter, Duration::from_secs(300)),
             attempts,
-            retry_after: span(&schedule.retry_after, Duration::from_secs(300))?,
+            retry_after: span(schedule.retry_after, Duration::from_secs(300)),
             tasks,
         })
     }

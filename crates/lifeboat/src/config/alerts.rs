@@ -14,19 +14,19 @@ use lifeboat_engine::secret;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
-use super::{Origin, Secret, Setting, Settings, Source, parse_days, shown_span};
+use super::{LongSpan, Origin, Secret, Setting, Settings, Source, shown_span};
 use crate::failure::Failure;
 
 /// The table as it is written.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct AlertsTable {
-    backup_age: Option<String>,
+    backup_age: Option<LongSpan>,
     key_days: Option<u32>,
     disk_free_percent: Option<u8>,
-    group_wait: Option<String>,
-    repeat: Option<String>,
-    resolve_after: Option<String>,
+    group_wait: Option<LongSpan>,
+    repeat: Option<LongSpan>,
+    resolve_after: Option<LongSpan>,
     runbook_url: Option<String>,
     heartbeat_url: Option<Address>,
     #[serde(default)]
@@ -248,11 +248,9 @@ impl AlertSettings {
         fn or<T>(setting: Option<Setting<T>>, default: T) -> Setting<T> {
             setting.unwrap_or(Setting { value: default, origin: Origin::Default })
         }
-        let span = |text: &Option<String>, default: Duration| -> Result<Setting<Duration>, Failure> {
-            Ok(or(source.pick(None, None, text.as_deref().map(parse_days).transpose()?), default))
-        };
+        let span = |span: Option<LongSpan>, default: Duration| or(source.pick(None, None, span.map(|span| span.0)), default);
         let defaults = Terms::for_rpo(rpo);
-        let repeat = span(&table.repeat, Duration::from_secs(4 * 60 * 60))?;
+        let repeat = span(table.repeat, Duration::from_secs(4 * 60 * 60));
         if repeat.value < SHORTEST_REPEAT {
             return Err(bad(format_args!("alerts.repeat is less than {}s", SHORTEST_REPEAT.as_secs())));
         }
@@ -279,12 +277,12 @@ impl AlertSettings {
         }
         let days = |span: Duration| u32::try_from(span.as_secs() / 86_400).unwrap_or(u32::MAX);
         Ok(Self {
-            backup_age: span(&table.backup_age, defaults.backup_age)?,
+            backup_age: span(table.backup_age, defaults.backup_age),
             key_days: or(source.pick(None, None, table.key_days), days(defaults.key_ahead)),
             disk_free_percent: or(source.pick(None, None, table.disk_free_percent), defaults.disk_free_percent),
-            group_wait: span(&table.group_wait, Duration::from_secs(30))?,
+            group_wait: span(table.group_wait, Duration::from_secs(30)),
             repeat,
-            resolve_after: span(&table.resolve_after, Duration::from_secs(2 * 60))?,
+            resolve_after: span(table.resolve_after, Duration::from_secs(2 * 60)),
             runbook_url: or(source.pick(None, None, table.runbook_url), RUNBOOK.to_owned()),
             heartbeat_url: source.pick(None, None, table.heartbeat_url.map(|url| anchored_address(source, url))),
             sinks: or(source.pick(None, None, (!sinks.is_empty()).then_some(sinks)), Vec::new()),

@@ -9,7 +9,7 @@ use lifeboat_core::approval::{DEFAULT_LIFETIME, MAX_LIFETIME, Persons};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Origin, Setting, Source, parse_span};
+use super::{Origin, Setting, Source, Span};
 use crate::failure::Failure;
 
 /// The table as it is written.
@@ -18,7 +18,7 @@ use crate::failure::Failure;
 pub(crate) struct ApprovalsTable {
     pub(crate) allowed_signers: Option<PathBuf>,
     pub(crate) persons: Option<BTreeMap<String, Vec<String>>>,
-    pub(crate) lifetime: Option<String>,
+    pub(crate) lifetime: Option<Span>,
     pub(crate) alert_command: Option<Vec<String>>,
 }
 
@@ -41,9 +41,9 @@ impl Approvals {
         let bad = |what: String| {
             Failure::usage(format!("read configuration: {what}")).hint("docs/approvals.md; lifeboat config show prints the settings")
         };
-        let lifetime = match table.lifetime.as_deref().map(parse_span).transpose()? {
+        let lifetime = match table.lifetime {
             None => None,
-            Some(span) => match SignedDuration::try_from(span) {
+            Some(Span(span)) => match SignedDuration::try_from(span) {
                 Ok(span) if span <= MAX_LIFETIME => Some(span),
                 _ => return Err(bad(format!("approvals.lifetime must be at most {}h", MAX_LIFETIME.as_hours()))),
             },

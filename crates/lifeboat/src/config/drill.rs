@@ -9,7 +9,7 @@ use lifeboat_core::truth::Budget;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Origin, Setting, Source, parse_bytes, parse_days, shown_span, state_directory};
+use super::{LongSpan, Origin, Setting, Size, Source, shown_span, state_directory};
 use crate::failure::Failure;
 
 /// The table as it is written.
@@ -20,19 +20,19 @@ pub(crate) struct DrillTable {
     user: Option<String>,
     require_network: Option<bool>,
     scenarios: Option<Vec<Scenario>>,
-    budget: Option<String>,
-    production_bytes: Option<String>,
-    start_timeout: Option<String>,
+    budget: Option<Size>,
+    production_bytes: Option<Size>,
+    start_timeout: Option<LongSpan>,
     settings: Option<BTreeMap<String, String>>,
     database: Option<String>,
     heartbeat_query: Option<String>,
     #[serde(default)]
     assert: Vec<Assertion>,
-    assert_timeout: Option<String>,
+    assert_timeout: Option<LongSpan>,
     smoke: Option<Vec<String>>,
-    smoke_timeout: Option<String>,
-    truth_bytes: Option<String>,
-    truth_table_bytes: Option<String>,
+    smoke_timeout: Option<LongSpan>,
+    truth_bytes: Option<Size>,
+    truth_table_bytes: Option<Size>,
 }
 
 /// Resolved.
@@ -81,12 +81,8 @@ impl DrillSettings {
         fn or<T>(setting: Option<Setting<T>>, default: T) -> Setting<T> {
             setting.unwrap_or(Setting { value: default, origin: Origin::Default })
         }
-        let size = |text: &Option<String>| -> Result<Option<Setting<u64>>, Failure> {
-            Ok(source.pick(None, None, text.as_deref().map(parse_bytes).transpose()?))
-        };
-        let span = |text: &Option<String>, default: Duration| -> Result<Setting<Duration>, Failure> {
-            Ok(or(source.pick(None, None, text.as_deref().map(parse_days).transpose()?), default))
-        };
+        let size = |size: Option<Size>| source.pick(None, None, size.map(|size| size.0));
+        let span = |span: Option<LongSpan>, default: Duration| or(source.pick(None, None, span.map(|span| span.0)), default);
         for assertion in &table.assert {
             assertion.expectation().map_err(|error| {
                 Failure::usage(format!("read configuration: {error}"))
@@ -98,18 +94,18 @@ impl DrillSettings {
             user: source.pick(None, None, table.user),
             require_network: or(source.pick(None, None, table.require_network), false),
             scenarios: or(source.pick(None, None, table.scenarios), CHEAP.to_vec()),
-            budget: or(size(&table.budget)?, 8 << 30),
-            production_bytes: size(&table.production_bytes)?,
-            start_timeout: span(&table.start_timeout, Duration::from_secs(4 * 60 * 60))?,
+            budget: or(size(table.budget), 8 << 30),
+            production_bytes: size(table.production_bytes),
+            start_timeout: span(table.start_timeout, Duration::from_secs(4 * 60 * 60)),
             settings: or(source.pick(None, None, table.settings), BTreeMap::new()),
             database: source.pick(None, None, table.database),
             heartbeat_query: source.pick(None, None, table.heartbeat_query),
             assert: or(source.pick(None, None, (!table.assert.is_empty()).then_some(table.assert)), Vec::new()),
-            assert_timeout: span(&table.assert_timeout, Duration::from_secs(60))?,
+            assert_timeout: span(table.assert_timeout, Duration::from_secs(60)),
             smoke: or(source.pick(None, None, table.smoke), Vec::new()),
-            smoke_timeout: span(&table.smoke_timeout, Duration::from_secs(10 * 60))?,
-            truth_bytes: or(size(&table.truth_bytes)?, bytes),
-            truth_table_bytes: or(size(&table.truth_table_bytes)?, table_bytes),
+            smoke_timeout: span(table.smoke_timeout, Duration::from_secs(10 * 60)),
+            truth_bytes: or(size(table.truth_bytes), bytes),
+            truth_table_bytes: or(size(table.truth_table_bytes), table_bytes),
         })
     }
 

@@ -7,7 +7,7 @@ use lifeboat_engine::policy::{DEFAULT_TIMEOUT, Engines};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Origin, Secret, Setting, Source, parse_span, without_credentials};
+use super::{Origin, Secret, Setting, Source, Span, without_credentials};
 use crate::failure::Failure;
 
 /// The table as it is written.
@@ -22,7 +22,7 @@ pub(crate) struct PolicyTable {
     opa_token: Option<Secret>,
     opa_ca_file: Option<PathBuf>,
     opa_identity_file: Option<PathBuf>,
-    timeout: Option<String>,
+    timeout: Option<Span>,
 }
 
 /// The table, resolved. None of it comes from the environment: whoever runs a command does not choose the rules for it there.
@@ -48,7 +48,7 @@ impl PolicyTerms {
     pub(super) fn resolve(source: &Source<'_>, table: PolicyTable) -> Result<Self, Failure> {
         let hint = "docs/policy.md lists the settings; lifeboat config show prints them as read";
         let bad = |problem: String| Failure::usage(format!("read configuration: {problem}")).hint(hint);
-        let timeout = table.timeout.as_deref().map(parse_span).transpose()?;
+        let timeout = table.timeout.map(|span| span.0);
         if timeout.is_some_and(|timeout| timeout > MAX_TIMEOUT) {
             return Err(bad(format!("policy.timeout is more than {MAX_TIMEOUT:?}")));
         }

@@ -61,6 +61,44 @@ const fn optional(header: &'static str, page: &'static str, meaning: &'static st
     Table { header, meaning, page, optional: true, entries }
 }
 
+/// Environment variables that win over the file, by the setting as `config show` calls it. Those of PostgreSQL, of the clouds and of OpenTelemetry
+/// are not ours.
+const VARIABLES: &[(&str, &str)] = &[
+    ("name", "LIFEBOAT_NAME"),
+    ("postgres.dsn", "LIFEBOAT_DSN"),
+    ("postgres.bin_directory", "LIFEBOAT_PG_BIN"),
+    ("postgres.scratch", "LIFEBOAT_SCRATCH"),
+    ("repository.url", "LIFEBOAT_REPOSITORY"),
+    ("artifacts.directory", "LIFEBOAT_ARTIFACTS"),
+    ("encryption.host_identity", "LIFEBOAT_HOST_IDENTITY"),
+    ("encryption.identity_file", "LIFEBOAT_IDENTITY_FILE"),
+    ("signing.key_file", "LIFEBOAT_SIGNING_KEY"),
+    ("trust.trusted_root", "LIFEBOAT_TRUSTED_ROOT"),
+    ("audit.key_file", "LIFEBOAT_AUDIT_KEY"),
+    ("audit.directory", "LIFEBOAT_AUDIT_DIRECTORY"),
+    ("approvals.allowed_signers", "LIFEBOAT_ALLOWED_SIGNERS"),
+    ("wal.spool", "LIFEBOAT_SPOOL"),
+    ("drill.directory", "LIFEBOAT_DRILL_DIRECTORY"),
+    ("agent.state", "LIFEBOAT_STATE"),
+    ("log.format", "LIFEBOAT_LOG_FORMAT"),
+];
+
+/// A setting as `config show` calls it.
+fn name(table: &Table, key: &str) -> String {
+    let header = table.header.trim_matches(['[', ']']);
+    if header.is_empty() { key.to_owned() } else { format!("{header}.{key}") }
+}
+
+/// The environment variable that wins over the file, if there is one.
+pub(crate) fn variable(table: &Table, key: &str) -> Option<&'static str> {
+    let name = name(table, key);
+    // A further place of the repository has the first one's table.
+    VARIABLES
+        .iter()
+        .find(|(setting, _)| *setting == name && !(table.optional && name.starts_with("repository.")))
+        .map(|(_, variable)| *variable)
+}
+
 /// The file.
 pub(crate) const TABLES: &[Table] = &[
     table("", "configuration.md", "", &[default("name", "\"conductor\"", "The protected system: backups are called NAME-backup-TIME.")]),
@@ -546,12 +584,6 @@ mod tests {
         settings.rows().into_iter().map(|(key, value, _)| (key, value)).collect()
     }
 
-    /// As `config show` calls it.
-    fn name(table: &Table, key: &str) -> String {
-        let header = table.header.trim_matches(['[', ']']);
-        if header.is_empty() { key.to_owned() } else { format!("{header}.{key}") }
-    }
-
     #[test]
     fn a_file_with_every_line_is_one() {
         let text = commented(&BTreeMap::new());
@@ -620,6 +652,14 @@ mod tests {
             let first = if table.header == "[[repository]]" { "[[repository]]\nurl = \"/srv/backups\"\n" } else { "" };
             resolve(directory.path(), &format!("{first}{}\n{}\n", table.header, lines.join("\n")));
         }
+    }
+
+    /// That they do what is said of them: tests/it/pages.rs.
+    #[test]
+    fn every_variable_is_of_a_setting() {
+        let found: Vec<&str> =
+            TABLES.iter().flat_map(|table| table.entries.iter().filter_map(|entry| variable(table, entry.key))).collect();
+        assert_eq!(found, VARIABLES.iter().map(|(_, variable)| *variable).collect::<Vec<_>>(), "in the order of the file, each once");
     }
 
     #[test]

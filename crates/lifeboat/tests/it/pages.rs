@@ -6,6 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
+use crate::cluster::temp_dir;
+use crate::program::Program;
+
 fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("it is there")
 }
@@ -153,6 +156,49 @@ fn every_link_leads_somewhere() {
     }
     assert!(nowhere.is_empty(), "{nowhere:#?}");
     assert!(count > 300, "only {count} links: was something not read?");
+}
+
+/// Those that the reference names, and no others.
+#[test]
+fn the_environment_wins_where_the_reference_says_so() {
+    let page = read(&workspace().join("docs/reference/configuration.md"));
+    let (mut table, mut named) = (String::new(), BTreeMap::new());
+    for line in page.lines() {
+        if let Some(header) = line.strip_prefix("## ") {
+            table = header.trim_matches(['`', '[', ']']).to_owned();
+        } else if let Some((row, _)) = line.split_once("` in the environment wins.") {
+            let (key, variable) = (row.split('`').nth(1).unwrap(), row.rsplit('`').next().unwrap());
+            let setting = if table.starts_with("Before") { key.to_owned() } else { format!("{table}.{key}") };
+            named.insert(variable.to_owned(), setting);
+        }
+    }
+    let home = temp_dir();
+    for (variable, setting) in &named {
+        let value = match setting.as_str() {
+            "log.format" => "json",
+            "postgres.dsn" => "host=/nowhere",
+            "name" => "plant",
+            _ => "/nowhere",
+        };
+        let shown = Program::new(&home).env(variable, value).args(["config", "show", "--json"]).run().success().json();
+        let of = |row: &&serde_json::Value| row["origin"].as_str().unwrap().ends_with(variable.as_str());
+        let moved: Vec<&str> =
+            shown["settings"].as_array().unwrap().iter().filter(of).map(|row| row["setting"].as_str().unwrap()).collect();
+        assert!(moved.contains(&setting.as_str()), "{variable} is not where {setting} comes from, but {moved:?}");
+    }
+    // What stands in the sources and is not a setting's.
+    let others = ["LIFEBOAT_CONFIG", "LIFEBOAT_DRILL_ARTIFACTS", "LIFEBOAT_DRILL_BACKUP", "LIFEBOAT_DRILL_DSN", "LIFEBOAT_TEST_WRITE"];
+    let mut unnamed = BTreeSet::new();
+    for file in files("crates/lifeboat/src").into_iter().filter(|file| file.extension().is_some_and(|one| one == "rs")) {
+        for word in read(&workspace().join(file)).split('"') {
+            let rest =
+                word.strip_prefix("LIFEBOAT_").filter(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'));
+            if rest.is_some() && !named.contains_key(word) && !others.contains(&word) {
+                unnamed.insert(word.to_owned());
+            }
+        }
+    }
+    assert!(unnamed.is_empty(), "variables that the reference does not name: {unnamed:?}");
 }
 
 /// The checks above fail when something is wrong.
