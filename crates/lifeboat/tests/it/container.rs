@@ -42,7 +42,7 @@ fn the_container_file_has_nothing_to_be_said_against() {
 fn the_image_runs_as_a_user_whom_the_manifests_know_and_is_asked_how_it_is() {
     let file = fs::read_to_string(containerfile()).unwrap();
     let last = file.rsplit("\nFROM ").next().unwrap();
-    for line in ["\nUSER 10001:10001\n", "\nHEALTHCHECK ", "lifeboat status", "\nENTRYPOINT [\"lifeboat\"]\n", "--no-install-recommends"] {
+    for line in ["\nUSER 10001:10001\n", "\nHEALTHCHECK ", "/healthz", "\nENTRYPOINT [\"lifeboat\"]\n", "--no-install-recommends"] {
         assert!(last.contains(line), "{line}\n{last}");
     }
     // Images of the registry that goes without saying: no host before the first slash.

@@ -46,6 +46,14 @@ pub(crate) fn manifests() -> Vec<serde_json::Value> {
     documents
 }
 
+/// What kustomize makes of one of its directories, valid.
+fn kustomized(directory: &str) -> Vec<serde_json::Value> {
+    let made = text(expect_success(Command::new("kubectl").arg("kustomize").arg(source("deploy/kubernetes").join(directory))));
+    let output = validate(&[Path::new("-")], Some(&made));
+    assert!(output.status.success() && !output.stdout.is_empty(), "{directory}: {}", String::from_utf8_lossy(&output.stderr));
+    text(output).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
 /// The templates of pods in the manifests: whose, and what.
 fn pods(documents: &[serde_json::Value]) -> Vec<(String, serde_json::Value)> {
     let of = |document: &serde_json::Value| {
@@ -70,11 +78,8 @@ fn manifests_fit_the_schemas_and_so_do_what_kustomize_makes_of_them() {
         !documents.iter().any(|document| document["metadata"]["namespace"].is_string()),
         "the namespace is whoever applies them to choose"
     );
-    for directory in ["agent", "one-shot", "drill", "restore"] {
-        let made = expect_success(Command::new("kubectl").arg("kustomize").arg(source("deploy/kubernetes").join(directory)));
-        let made = text(made);
-        let output = validate(&[Path::new("-")], Some(&made));
-        assert!(output.status.success() && !output.stdout.is_empty(), "{directory}: {}", String::from_utf8_lossy(&output.stderr));
+    for directory in ["agent", "one-shot", "drill", "restore", "restore-request"] {
+        assert!(!kustomized(directory).is_empty(), "{directory}");
     }
     // The schemas are ones: what does not fit is refused.
     for (wrong, why) in [("replicas: 1", "replicas: one"), ("serviceName:", "servicename:"), ("containerPort: 9847", "containerPort: http")]
@@ -119,16 +124,49 @@ fn pods_have_no_right_that_they_do_not_need() {
     assert_eq!(restore["spec"]["suspend"], true);
 }
 
+/// A plan runs on the host that asked for its approvals, by the host's name: a pod that has none of its own is another one each time.
+#[test]
+fn a_restore_is_asked_for_with_what_it_is_run_with() {
+    let [restore, request] = ["restore", "restore-request"]
+        .map(|directory| kustomized(directory).into_iter().find(|document| document["kind"] == "Job").expect("a job"));
+    let names = [&restore, &request].map(|job| job["metadata"]["name"].as_str().unwrap());
+    assert_eq!(names, ["lifeboat-restore", "lifeboat-restore-request"]);
+    let args = |job: &serde_json::Value| texts(job.pointer("/spec/template/spec/containers/0/args").unwrap());
+    let mut expected = args(&restore);
+    expected.retain(|word| word != "--approved" && word != "EDIT-ME-DIGEST");
+    expected.splice(2..2, ["approval", "request"].map(String::from));
+    expected.extend(["--reason", "EDIT-ME-REASON"].map(String::from));
+    assert_eq!(args(&request), expected);
+    let pods = [restore, request].map(|mut job| {
+        *job.pointer_mut("/spec/template/spec/containers/0/args").unwrap() = serde_json::Value::Null;
+        job["spec"]["template"].clone()
+    });
+    assert_eq!(pods[0], pods[1]);
+    assert_eq!(pods[0]["spec"]["hostname"], "lifeboat-restore");
+}
+
+#[test]
+fn a_backup_is_tried_until_the_lease_of_one_that_was_killed_has_run_out() {
+    let documents = manifests();
+    let backup = documents.iter().find(|document| document["metadata"]["name"] == "lifeboat-backup").expect("the backup");
+    let limit = backup.pointer("/spec/jobTemplate/spec/backoffLimit").and_then(serde_json::Value::as_u64).unwrap();
+    // Kubernetes waits for 10 s before the second try, and doubles that. A lease holds for 120 s (lifeboat_core's LEASE_TIME).
+    let last: u64 = (0..limit).map(|one| 10_u64 << one).sum();
+    let grace = backup.pointer("/spec/jobTemplate/spec/template/spec/terminationGracePeriodSeconds").and_then(serde_json::Value::as_u64);
+    assert!(last > 120 + grace.unwrap(), "{last} s after the first, {grace:?}");
+}
+
 #[test]
 fn what_pods_run_and_are_configured_with_is_understood() {
     let documents = manifests();
     let home = temp_dir();
     let map = documents.iter().find(|document| document["kind"] == "ConfigMap").expect("a configuration");
-    for (name, pod) in pods(&documents) {
+    for (name, pod) in pods(&documents).into_iter().chain(pods(&kustomized("restore-request"))) {
         let container = &pod["spec"]["containers"][0];
         let words = texts(&container["args"]);
         let file = words.iter().skip_while(|word| *word != "--config").nth(1).expect("--config").clone();
-        let command: Vec<String> = words.iter().filter(|word| *word != "--config" && **word != file).cloned().collect();
+        let command = words.iter().filter(|word| *word != "--config" && **word != file);
+        let command: Vec<String> = command.map(|word| word.replace("EDIT-ME-DIGEST", &"0".repeat(64))).collect();
         if has_command(&command[0]) {
             // With all of its options; help is what it does then.
             Program::new(&home).args(&command).arg("--help").run().success();
@@ -146,6 +184,29 @@ fn what_pods_run_and_are_configured_with_is_understood() {
         }
         fs::write(home.path().join("mounted.toml"), &text).unwrap();
         let shown = Program::new(&home).args(["--config", "mounted.toml", "config", "show", "--json"]).run().success().json();
+        let setting = |key: &str| {
+            let rows = shown["settings"].as_array().unwrap();
+            rows.iter().find(|row| row["setting"] == key).unwrap_or_else(|| panic!("no setting {key}"))["value"].clone()
+        };
+        let believes = |file: &str, kind: &str| {
+            let keys = setting("trust.keys");
+            let mut keys = keys.as_array().unwrap().iter();
+            keys.any(|key| key["key"] == format!("/etc/lifeboat/secrets/{file}") && texts(&key["for"]).iter().any(|one| one == kind))
+        };
+        match command[0].as_str() {
+            "agent" => {
+                assert_eq!(setting("wal.mode"), "stream");
+                // What the policy of the writer (deploy/s3/writer.json) does not let it do.
+                for task in ["verify", "drill", "expire", "prune"] {
+                    assert_eq!(setting(&format!("schedule.{task}")), "off", "{task}");
+                }
+                assert!(believes("restorer.pub", "drill"), "every drill would be a forged one: {}", setting("trust.keys"));
+            }
+            // In another mode it makes a slot, which nobody reads.
+            "backup" => assert_eq!(setting("wal.mode"), "archive"),
+            "approval" => assert!(believes("signing.pub", "approval-request"), "{}", setting("trust.keys")),
+            _ => {}
+        }
         let volumes = pod["spec"]["volumes"].as_array().unwrap();
         for row in shown["settings"].as_array().unwrap().iter().filter(|row| row["origin"].as_str().unwrap().starts_with("file ")) {
             // Every file that it names is somewhere where the pod has something.
@@ -165,6 +226,8 @@ fn what_pods_run_and_are_configured_with_is_understood() {
     repository().arg("init").run().success();
     let refused = repository().args(["restore", "EDIT-ME-BACKUP-ID", "--pgdata", "restored"]).run();
     assert!(refused.code == Some(2) && refused.stderr.contains("EDIT-ME-BACKUP-ID"), "{refused}");
+    let refused = repository().args(["restore", "--approved", "EDIT-ME-DIGEST", "latest", "--pgdata", "restored"]).run();
+    assert!(refused.code == Some(2) && refused.stderr.contains("EDIT-ME-DIGEST"), "{refused}");
     fs::create_dir(home.path().join("artifacts")).unwrap();
     fs::write(home.path().join("artifacts/one"), "one").unwrap();
     fs::write(home.path().join("unedited.toml"), "[encryption]\nrecipients = [\"EDIT-ME\"]\n[artifacts]\ndirectory = \"artifacts\"\n")

@@ -172,6 +172,8 @@ fn a_package_has_what_it_should_and_is_made_the_same_again() {
         "share/doc/lifeboat/examples/lifeboat.toml",
         "share/doc/lifeboat/examples/kubernetes/agent/kustomization.yaml",
         "share/doc/lifeboat/examples/container/Containerfile",
+        "share/doc/lifeboat/examples/prometheus/lifeboat.rules.yml",
+        "share/doc/lifeboat/examples/grafana/lifeboat.json",
         "share/lifeboat/rescue/rescue.py",
     ] {
         assert!(files.contains(&format!("./usr/{file}").as_str()), "{file}:\n{listing}");

@@ -3,9 +3,10 @@
 //! SeaweedFS enforces the policies of a bucket by principal, action and key. It knows nothing of `s3:if-none-match` in a policy, so
 //! that a write which could replace something is refused is tried out nowhere here (`docs/least-privilege.md` says so).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use lifeboat_s3::{Bucket, Kind};
 use serde_json::{Value, json};
@@ -76,11 +77,35 @@ impl<'a> Role<'a> {
         Role { site, name, access, secret, proxy: Proxy::start(server.port(), |_, _| Fate::Pass) }
     }
 
-    /// lifeboat with these credentials and a configuration.
-    fn run(&self, configuration: &Path, arguments: &[&str]) -> Output {
+    /// lifeboat with these credentials and a configuration, not yet run.
+    fn program(&self, configuration: &Path, arguments: &[&str]) -> Program {
         let program = with_server(Program::new(&self.site.home), &self.proxy.endpoint());
         let program = program.env("AWS_ACCESS_KEY_ID", self.access).env("AWS_SECRET_ACCESS_KEY", self.secret);
-        program.arg("--config").arg(configuration).args(arguments).run()
+        program.arg("--config").arg(configuration).args(arguments)
+    }
+
+    /// The same, run to its end.
+    fn run(&self, configuration: &Path, arguments: &[&str]) -> Output {
+        self.program(configuration, arguments).run()
+    }
+
+    /// An agent with these credentials gets its turn, and ends in order when it is told to.
+    #[track_caller]
+    fn takes_its_turn(&self, configuration: &Path) {
+        let mut agent = self.program(configuration, &["agent"]).spawn();
+        let said = || fs::read_to_string(self.site.place("stderr")).unwrap_or_default();
+        let begun = Instant::now();
+        while !said().contains("it is this agent's turn") {
+            if agent.try_wait().unwrap().is_some() || begun.elapsed() > Duration::from_secs(120) {
+                let _ = agent.kill();
+                panic!("{}: it did not get its turn:\n{}", self.name, said());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let pid = rustix::process::Pid::from_raw(i32::try_from(agent.id()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let status = agent.wait().unwrap();
+        assert!(status.success() && !said().contains(self.secret), "{}: {status}\n{}", self.name, said());
     }
 
     /// The store refuses it, and lifeboat says so: exit code 12.
@@ -217,6 +242,10 @@ fn c124_each_role_of_a_bucket_does_its_work_and_no_more() {
             site.place("spool").display(),
         ),
     );
+    // The agent, with what the writer may not do off, as docs/least-privilege.md says; and nothing due while it runs here.
+    let for_agent = site.place("agent.toml");
+    let schedule = "[agent]\nlisten = \"off\"\n[schedule]\nbackup = \"0 0 1 1 *\"\nverify = \"off\"\ndrill = \"off\"\nexpire = \"off\"\nprune = \"off\"\n";
+    fs::write(&for_agent, fs::read_to_string(&for_writer).unwrap() + schedule).unwrap();
     let for_restorer =
         write("restorer", &format!("[encryption]\nrecipients = [\"{}\"]\nidentity_file = \"{identity}\"\n", recipient.trim()));
     let for_janitor = write("janitor", "[retention]\nkeep_last = 1\ngrace = \"0\"\n");
@@ -317,6 +346,9 @@ fn c124_each_role_of_a_bucket_does_its_work_and_no_more() {
     let report = &drilled.json()["report"];
     assert!(matches!(report["verdict"].as_str(), Some("passed" | "passed-with-gaps")), "{drilled}");
     restorer.run(&for_restorer, &["drill", "show"]).success();
+    // The writer's agent gets its turn, and sees when the last drill was.
+    writer.takes_its_turn(&for_agent);
+    writer.run(&for_writer, &["drill", "list"]).success();
     writer.is_refused(&for_restorer, &drill);
     restorer.is_refused(&for_writer, &["backup"]);
     restorer.is_refused(&for_writer, &["artifact", "put", "by/another", &new]);
@@ -536,6 +568,25 @@ fn a_backup_needs_no_superuser() {
             assert!(as_role(&cluster, dsn, "ALTER SYSTEM SET synchronous_standby_names = ''").is_err(), "{version}");
             assert_eq!(as_role(&cluster, dsn, orchestrator::REFERENCE_QUERY).unwrap().lines().count(), artifacts.len(), "{version}");
         }
+    }
+}
+
+/// What a unit loads is what its header and its environment name, and its state is where it may write.
+#[test]
+fn units_name_the_credentials_that_they_load() {
+    let unit_of = |unit: &str| fs::read_to_string(deploy(&format!("systemd/{unit}"))).unwrap();
+    for unit in ["lifeboat-backup.service", "lifeboat-wal-receive.service"] {
+        let text = unit_of(unit);
+        let loaded: BTreeSet<&str> = text.lines().filter_map(|line| line.strip_prefix("LoadCredential=")?.split(':').next()).collect();
+        let below = format!("/run/credentials/{unit}/");
+        let named = text.split(below.as_str()).skip(1).chain(text.split("=%d/").skip(1));
+        let named: BTreeSet<&str> = named.filter_map(|rest| rest.split(['"', '\n']).next()).collect();
+        assert_eq!(named, loaded, "{unit}");
+    }
+    for unit in ["lifeboat-agent.service", "lifeboat-backup.service"] {
+        let text = unit_of(unit);
+        let mut variables = text.lines().filter_map(|line| line.strip_prefix("Environment=")).flat_map(str::split_whitespace);
+        assert!(text.contains("\nStateDirectory=lifeboat\n") && variables.any(|word| word == "XDG_STATE_HOME=/var/lib"), "{unit}");
     }
 }
 

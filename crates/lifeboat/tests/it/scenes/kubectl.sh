@@ -1,6 +1,7 @@
 #!/bin/bash
 # Stands in for kubectl where there is no cluster: what the real one can do by itself it does; what would be applied is held against the
-# schemas of Kubernetes, and named as a cluster would name what it makes.
+# schemas of Kubernetes, and named as a cluster would name what it makes. A Job is done at once,
+# and its log is of one that asked for approvals.
 set -euo pipefail
 apply() { "$PYTHON" "$SCENES/../manifests.py" "$KUBERNETES" - | "$PYTHON" -c '
 import json, sys
@@ -17,6 +18,10 @@ apply)
     -k) /usr/bin/kubectl kustomize "$3" | apply ;;
     -f) apply ;;
     esac
+    ;;
+wait) echo "job.batch/${*: -1} condition met" | sed 's|/job/|/|' ;;
+logs)
+    printf 'asked for approvals of plan %064d\n  until 2026-03-16T02:10:00Z; others type\n' 7
     ;;
 *)
     echo "kubectl: $1 cannot be done here" >&2
