@@ -11,7 +11,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 pub use crate::status::Severity;
-pub use raise::{Terms, raise, running_out, stale};
+pub use raise::{Terms, is_of_host, raise, running_out, stale, unreached};
 
 /// Where the runbook is that has a section for every kind; with the name as the anchor.
 pub const RUNBOOK: &str = "docs/alerts.md";
@@ -90,8 +90,9 @@ use Severity::{Critical, Warning};
 pub const CATALOGUE: &[Kind] = &[
     kind("no-backup", Critical, "no backup of the system counts: there is none, or none is whole and signed by somebody who is trusted"),
     kind("backup-failed", Critical, "the last backup on this host failed or was interrupted"),
-    kind("backup-overdue", Critical, "the newest backup that counts is older than alerts.backup_age"),
+    kind("backup-overdue", Critical, "the newest backup that counts is older than alerts.backup_age, or dated in the future"),
     kind("backup-degraded", Critical, "pages were damaged already where the newest backup took them from"),
+    kind("artifacts-missing", Critical, "the database of the newest backup refers to artifacts that are not in it"),
     kind("backup-unreadable", Critical, "the manifest of a backup is missing or cannot be read"),
     kind("signature-invalid", Critical, "the signature of a backup does not hold"),
     kind("rpo-missed", Critical, "more would be lost now than objectives.rpo allows"),
@@ -113,14 +114,15 @@ pub const CATALOGUE: &[Kind] = &[
     kind("verify-findings", Critical, "the last verification found damage, or did not end"),
     kind("drill-failed", Critical, "the last drill failed or was interrupted"),
     kind("drill-objective", Critical, "the last drill missed an objective"),
-    kind("drill-overdue", Warning, "no drill has succeeded for longer than objectives.drill"),
+    kind("drill-overdue", Warning, "no drill has succeeded for longer than objectives.drill, or the last one is dated in the future"),
     kind("drill-evidence", Critical, "the row of drill reports has a hole, or a report whose signature does not hold"),
     kind("policy-denied", Warning, "the policy denied, or could not decide, something that was to be done on this host"),
-    kind("task-failed", Warning, "expire, prune or replicate failed or was interrupted"),
+    kind("task-failed", Warning, "expire, prune or replicate failed or was interrupted, or a task was done with something to read"),
     kind("task-late", Warning, "a task of the agent did not begin when it should have"),
     kind("key-ending", Critical, "a key or a certificate ends within alerts.key_days, or has ended"),
     kind("disk-space", Critical, "a file system that must not fill has less free than alerts.disk_free_percent"),
-    kind("status-unknown", Warning, "something could not be looked at"),
+    kind("sink-failing", Critical, "somebody who is to be told of alerts has not been reached for a quarter of an hour"),
+    kind("status-unknown", Critical, "something could not be looked at"),
     kind("status-stale", Critical, "the agent has not been able to look for a long time"),
 ];
 

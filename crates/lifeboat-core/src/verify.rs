@@ -144,15 +144,20 @@ impl Covered {
     }
 }
 
-/// Whether pack `index` is in a sample of `percent`, which `seed` chooses. Every pack is in some
-/// sample: over many runs with other seeds all are covered (c115).
+/// Slices that a sample consists of.
+const SLICES: u64 = 1_000_000;
+
+/// Whether pack `index` is in a sample of `percent`, which `seed` chooses: the sample of the next seed goes on where this one ends, so as many in a row
+/// as there are samples in a whole cover everything (c115).
 pub fn in_sample(seed: u64, index: u64, percent: f64) -> bool {
     // SplitMix64: spreads consecutive indexes over the whole range.
-    let mut z = seed.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    let mut z = index.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^= z >> 31;
-    (z as f64) < percent / 100.0 * (u64::MAX as f64)
+    let width = (percent / 100.0 * SLICES as f64).ceil().clamp(0.0, SLICES as f64) as u64;
+    let begin = (seed % SLICES) * width % SLICES;
+    (z % SLICES + SLICES - begin) % SLICES < width
 }
 
 #[cfg(test)]
@@ -210,6 +215,16 @@ mod tests {
         assert_eq!(verdict(&[finding(FindingKind::NotChecked)]), Verdict::Incomplete);
         for bad in [FindingKind::Missing, FindingKind::Corrupt, FindingKind::Unsigned] {
             assert_eq!(verdict(&[finding(FindingKind::NotChecked), finding(bad)]), Verdict::Failed);
+        }
+    }
+
+    #[test]
+    fn c115_samples_in_a_row_cover_everything() {
+        for (percent, runs) in [(5.0, 20), (10.0, 10), (30.0, 4), (0.5, 200)] {
+            for first in [0, 20_000, u64::MAX / 2] {
+                let left = (0..10_000).filter(|index| !(first..first + runs).any(|seed| in_sample(seed, *index, percent))).count();
+                assert_eq!(left, 0, "{percent} % from {first}");
+            }
         }
     }
 

@@ -37,13 +37,29 @@ pub struct Ending {
     pub message: Option<String>,
     /// What to do about it.
     pub hint: Option<String>,
+    /// It looked at a part of what it could have looked at: that it found nothing takes nothing back of what one before it found.
+    pub partial: bool,
 }
+
+/// The exit code of a verification that found damage.
+const NOT_VERIFIED: u8 = 21;
 
 /// The result of a run, behind that of the one `before`.
 fn result(before: Option<&RunSeen>, operation: &str, begun: &Begun, ended: Option<Timestamp>, ending: Ending) -> RunSeen {
     let good = matches!(ending.outcome, Outcome::Succeeded | Outcome::Findings);
     let succeeded = ended.filter(|_| good);
     let took = |ended: Timestamp| ended.duration_since(begun.started).as_secs_f64().max(0.0);
+    let found = |before: &&RunSeen| before.exit_code == Some(NOT_VERIFIED) && operation == "verify";
+    let finds_more = ending.exit_code == Some(NOT_VERIFIED);
+    let whole = ending.outcome == Outcome::Succeeded && !ending.partial;
+    if let Some(before) = before.filter(|_| !whole && !finds_more).filter(found) {
+        return RunSeen {
+            failures: before.failures + u64::from(!good),
+            last_success: succeeded.or(before.last_success),
+            last_success_seconds: succeeded.map(took).or(before.last_success_seconds),
+            ..before.clone()
+        };
+    }
     RunSeen {
         operation: operation.to_owned(),
         id: begun.id.clone(),
@@ -194,7 +210,7 @@ fn running(operation: &str, begun: Begun, last: Option<RunSeen>) -> RunSeen {
 }
 
 fn interrupted() -> Ending {
-    Ending { outcome: Outcome::Interrupted, exit_code: None, message: None, hint: None }
+    Ending { outcome: Outcome::Interrupted, exit_code: None, message: None, hint: None, partial: false }
 }
 
 impl Run {
@@ -263,7 +279,7 @@ mod tests {
 
     fn ending(outcome: Outcome, exit_code: u8) -> Ending {
         let message = (outcome == Outcome::Failed).then(|| "the store is full".to_owned());
-        Ending { outcome, exit_code: Some(exit_code), message, hint: None }
+        Ending { outcome, exit_code: Some(exit_code), message, hint: None, partial: false }
     }
 
     fn only(runs: &Runs) -> RunSeen {
@@ -294,6 +310,32 @@ mod tests {
         // Somebody else was at it: that is no result.
         runs.begin("backup", "e", at(300)).unwrap().withdraw().unwrap();
         assert_eq!(only(&runs).id, "d");
+    }
+
+    /// A verification of a twentieth that happens not to meet the damage of yesterday has healed nothing.
+    #[test]
+    fn what_a_part_did_not_find_takes_nothing_back() {
+        let place = tempfile::tempdir().unwrap();
+        let runs = Runs::new(place.path());
+        let verify =
+            |ending: Ending, at: i64| runs.begin("verify", &at.to_string(), self::at(at)).unwrap().end(ending, self::at(at + 1)).unwrap();
+        let part = |outcome, exit_code| Ending { partial: true, ..ending(outcome, exit_code) };
+        verify(part(Outcome::Succeeded, 0), 0);
+        assert_eq!((only(&runs).outcome, only(&runs).failures), (Outcome::Succeeded, 0));
+        verify(part(Outcome::Failed, 21), 100);
+        verify(part(Outcome::Succeeded, 0), 200);
+        let still = only(&runs);
+        assert_eq!(
+            (still.outcome, still.exit_code, still.started, still.last_success),
+            (Outcome::Failed, Some(21), at(100), Some(at(201)))
+        );
+        // One that could not be done says nothing of damage, and is no reason to forget it.
+        verify(part(Outcome::Failed, 1), 300);
+        assert_eq!((only(&runs).exit_code, only(&runs).failures), (Some(21), 2));
+        verify(part(Outcome::Succeeded, 0), 400);
+        assert_eq!(only(&runs).exit_code, Some(21));
+        verify(ending(Outcome::Succeeded, 0), 500);
+        assert_eq!((only(&runs).outcome, only(&runs).failures), (Outcome::Succeeded, 0));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use lifeboat_core::drill::history;
 use lifeboat_core::repository::backup_id::BackupId;
 use lifeboat_core::repository::layout;
-use lifeboat_core::repository::manifest::{Manifest, State};
+use lifeboat_core::repository::manifest::{CopyMethod, Manifest, State};
 use lifeboat_core::repository::retention::Standing;
 use lifeboat_core::status::{
     BackupSeen, BackupState, DiskSeen, DrillSeen, DrillsSeen, ExceptSeen, MomentSeen, SignatureState, SlotSeen, TimelineSeen, WindowSeen,
@@ -157,13 +157,17 @@ fn seen(id: &BackupId, manifest: Option<&Manifest>, signature: SignatureState, s
         },
         signature,
         copy: postgres
-            .filter(|postgres| physical.is_some() || postgres.version_num.is_some())
+            // One that is only named is not there.
+            .filter(|postgres| postgres.copy != CopyMethod::Recorded)
             .map(|postgres| format!("{:?}", postgres.copy).to_lowercase()),
         postgres: postgres.and_then(|postgres| postgres.version_num).map(|version| version / 10_000),
         files: manifest.map_or(0, |manifest| manifest.files),
         plain_bytes: manifest.map_or(0, |manifest| manifest.plain_bytes),
         stored_bytes: manifest.map_or(0, |manifest| manifest.stored_bytes),
         artifacts: manifest.and_then(|manifest| manifest.artifacts.as_ref()).map(|artifacts| artifacts.count),
+        missing_artifacts: manifest
+            .and_then(|manifest| manifest.artifacts.as_ref()?.references.as_ref())
+            .map_or(0, |references| references.missing_count),
         pins: standing.pins.iter().map(|pin| pin.name.clone()).collect(),
         whole_until: standing.expired.as_ref().map(|expiry| expiry.prune_after),
         problem,

@@ -210,10 +210,10 @@ pub(crate) struct Verify {
     /// Only this one of the configured repositories; otherwise each of them, by itself
     #[arg(long, value_name = "NAME")]
     pub(crate) repository_name: Option<String>,
-    /// Read only so many percent of the data, another part each time
+    /// Read only so many percent of the data, another part each day: 5 percent a day are everything in 20 days
     #[arg(long, value_name = "PERCENT", default_value_t = 100.0)]
     pub(crate) sample: f64,
-    /// Choose the sample; printed by every sampled run
+    /// Choose the sample, which begins where that of the number before ends; printed by every sampled run
     #[arg(long, value_name = "NUMBER")]
     pub(crate) seed: Option<u64>,
     /// Restore identity: opens and compares every byte

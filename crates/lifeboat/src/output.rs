@@ -1,6 +1,7 @@
 //! What is said, and where: data to stdout, everything else to stderr.
 
 use std::io::{BufRead as _, BufReader, IsTerminal as _, Read, Write as _};
+use std::sync::{Mutex, PoisonError};
 
 pub(crate) use lifeboat_core::plain::plain;
 use serde::Serialize;
@@ -77,9 +78,25 @@ pub(crate) fn say(line: &str) {
     Line::new(Level::Info, line).write();
 }
 
+/// The warnings of this command, for the note about how it ended.
+static WARNINGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// So many are kept: whoever wants all of them reads the log.
+const MOST_WARNINGS: usize = 5;
+
 /// A warning, on stderr.
 pub(crate) fn warn(line: &str) {
+    let mut warnings = WARNINGS.lock().unwrap_or_else(PoisonError::into_inner);
+    if warnings.len() < MOST_WARNINGS {
+        warnings.push(line.to_owned());
+    }
+    drop(warnings);
     tell(Level::Warning, "warning", line, None);
+}
+
+/// What was warned of so far, in one line.
+pub(crate) fn warnings() -> String {
+    WARNINGS.lock().unwrap_or_else(PoisonError::into_inner).join("; ")
 }
 
 /// A line on stderr that begins with a word for what it is; and what to do about it, behind a word for that.

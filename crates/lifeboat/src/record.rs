@@ -11,9 +11,10 @@ use crate::config::Settings;
 use crate::failure::{EXIT_FINDINGS, EXIT_LEASED, Failure};
 use crate::{operation as this_operation, output};
 
-/// A run that is written down.
+/// A run that is written down, where it can be.
 pub(crate) struct Recorded {
-    run: Run,
+    run: Option<Run>,
+    partial: bool,
 }
 
 /// What a command counts as. `None`: it is only planned, only looks, or is not about the system as a whole.
@@ -36,25 +37,31 @@ fn operation(cli: &Cli) -> Option<&'static str> {
 pub(crate) fn begin(cli: &Cli, settings: &Settings) -> Option<Recorded> {
     let operation = operation(cli)?;
     let id = this_operation::id().to_string();
-    match Runs::new(&settings.agent.state.value).begin(operation, &id, Timestamp::now()) {
-        Ok(run) => Some(Recorded { run }),
+    let run = match Runs::new(&settings.agent.state.value).begin(operation, &id, Timestamp::now()) {
+        Ok(run) => Some(run),
         // The work must not fail for want of a note about it.
         Err(error) => {
             output::warn(&format!("that {operation} runs is not noted in {}: {error}", settings.agent.state.value.display()));
             None
         }
-    }
+    };
+    Some(Recorded { run, partial: is_partial(&cli.command) })
+}
+
+/// Whether it looks at a part only of what is there.
+fn is_partial(command: &Command) -> bool {
+    matches!(command, Command::Verify(verify) if verify.sample < 100.0 || verify.repository_name.is_some())
 }
 
 impl Recorded {
     /// Says how it ended.
     pub(crate) fn end(self, settings: Option<&Settings>, result: &Result<u8, Failure>) {
-        let ended = match result {
+        let ended = self.run.map(|run| match result {
             // Somebody else does it: that is no result of it.
-            Err(failure) if failure.code == EXIT_LEASED => self.run.withdraw(),
-            result => self.run.end(ending(result), Timestamp::now()),
-        };
-        if let Err(error) = ended {
+            Err(failure) if failure.code == EXIT_LEASED => run.withdraw(),
+            result => run.end(Ending { partial: self.partial, ..ending(result) }, Timestamp::now()),
+        });
+        if let Some(Err(error)) = ended {
             output::warn(&format!("how it ended is not noted: {error}"));
         }
         let Some((settings, path)) = settings.and_then(|settings| Some((settings, settings.metrics.textfile.as_ref()?))) else { return };
@@ -74,13 +81,15 @@ fn ending(result: &Result<u8, Failure>) -> Ending {
                 EXIT_FINDINGS => Outcome::Findings,
                 _ => Outcome::Failed,
             };
-            Ending { outcome, exit_code: Some(*code), message: None, hint: None }
+            let message = Some(output::warnings()).filter(|said| outcome != Outcome::Succeeded && !said.is_empty());
+            Ending { outcome, exit_code: Some(*code), message, hint: None, partial: false }
         }
         Err(failure) => Ending {
             outcome: Outcome::Failed,
             exit_code: Some(failure.code),
             message: Some(failure.message.clone()),
             hint: failure.hint.clone(),
+            partial: false,
         },
     }
 }

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::{Alert, Severity, find};
 use crate::drill::Verdict;
-use crate::status::answer::{Answer, covers, newest_whole, seconds_between};
+use crate::status::answer::{Answer, covers, in_future, newest_whole, seconds_between};
 use crate::status::{BackupState, DiskSeen, KeySeen, Observed, Outcome, RunSeen, SignatureState};
 
 /// What the user allows before anybody is told.
@@ -65,7 +65,8 @@ pub fn raise(observed: &Observed, answer: &Answer, terms: &Terms) -> Vec<Alert> 
         if !unseen.what.starts_with("repository") && unseen.what != "server" {
             out.say(
                 "status-unknown",
-                Warning,
+                // Of a system whose backups nobody can see, nobody knows whether it has any.
+                if unseen.what == "backups" { Critical } else { Warning },
                 &unseen.what,
                 format!("{} could not be looked at: {}", unseen.what, unseen.why),
                 "lifeboat status",
@@ -101,6 +102,24 @@ pub fn stale(last: Option<Timestamp>, why: Option<&str>, now: Timestamp) -> Aler
     }
 }
 
+/// The alert of a sink that was not reached for so long.
+pub fn unreached(sink: &str, seconds: u64, why: &str) -> Alert {
+    Alert {
+        name: "sink-failing".into(),
+        subject: sink.to_owned(),
+        severity: Critical,
+        summary: format!("{sink} could not be told of alerts for {}: {why}", span(seconds)),
+        fix: format!("lifeboat alert test --sink {sink}"),
+    }
+}
+
+/// Whether an alert is about the host that it was seen on, and not about the system: an agent that waits for another one tells of it all the same.
+pub fn is_of_host(alert: &Alert) -> bool {
+    const OF_HOST: [&str; 7] =
+        ["backup-failed", "verify-findings", "task-failed", "policy-denied", "key-ending", "disk-space", "sink-failing"];
+    OF_HOST.contains(&alert.name.as_ref())
+}
+
 fn backups(observed: &Observed, answer: &Answer, terms: &Terms, out: &mut Raised) {
     let Some(backups) = &observed.backups else { return };
     match newest_whole(observed) {
@@ -111,8 +130,16 @@ fn backups(observed: &Observed, answer: &Answer, terms: &Terms, out: &mut Raised
         Some(newest) => {
             if let Some(moment) = covers(newest) {
                 let age = seconds_between(moment, observed.at);
-                if age > terms.backup_age.as_secs() {
-                    let allowed = span(terms.backup_age.as_secs());
+                let allowed = span(terms.backup_age.as_secs());
+                if in_future(moment, observed.at) {
+                    let ahead = span(seconds_between(observed.at, moment));
+                    let summary = format!(
+                        "the newest backup that counts, {}, is dated {ahead} in the future: a clock is or was wrong, and nobody knows how old it is; \
+                         {allowed} are allowed",
+                        newest.id
+                    );
+                    out.say("backup-overdue", Critical, "", summary, "timedatectl; then lifeboat backup takes one whose age is known");
+                } else if age > terms.backup_age.as_secs() {
                     let summary = format!("the newest backup that counts, {}, is {} old; {allowed} are allowed", newest.id, span(age));
                     out.say("backup-overdue", Critical, "", summary, "lifeboat backup");
                 }
@@ -120,6 +147,10 @@ fn backups(observed: &Observed, answer: &Answer, terms: &Terms, out: &mut Raised
             if newest.state == BackupState::Degraded {
                 let summary = format!("pages were damaged already where {} took them from", newest.id);
                 out.say("backup-degraded", Critical, "", summary, format!("lifeboat show {} lists them", newest.id));
+            }
+            if newest.missing_artifacts > 0 {
+                let summary = format!("{} artifacts that the database of {} refers to are not in it", newest.missing_artifacts, newest.id);
+                out.say("artifacts-missing", Critical, "", summary, format!("lifeboat show {} --json names them", newest.id));
             }
         }
     }
@@ -209,9 +240,20 @@ fn drills(observed: &Observed, answer: &Answer, out: &mut Raised) {
             Some(Verdict::Passed | Verdict::PassedWithGaps) | None => {}
         }
     }
+    // By its own word it may have been in time: an objective that is stricter since then counts as well.
+    if answer.rto_met == Some(false) && drills.entries.first().is_some_and(|last| last.verdict != Some(Verdict::ObjectiveMissed)) {
+        let took = answer.proof.as_ref().and_then(|proof| proof.rto_seconds).unwrap_or_default();
+        let objective = span(observed.objectives.rto_seconds);
+        let summary = format!("the last drill that succeeded took {took:.0} s until everything was back; the objective is {objective}");
+        out.say("drill-objective", Critical, "", summary, "lifeboat drill list; docs/drill.md");
+    }
     let allowed = span(observed.objectives.drill_seconds);
     match (&answer.proof, answer.proof_fresh) {
         (None, _) => out.say("drill-overdue", Warning, "", "no drill has ever succeeded", "lifeboat drill run"),
+        (Some(proof), None) => {
+            let summary = format!("the last drill that succeeded, {}, is dated in the future: nobody knows how old it is", proof.drill);
+            out.say("drill-overdue", Warning, "", summary, "timedatectl; then lifeboat drill run");
+        }
         (Some(proof), Some(false)) => {
             let age = span(seconds_between(proof.at, observed.at));
             let summary = format!("the last drill that succeeded, {}, is {age} old; {allowed} are allowed", proof.drill);
@@ -243,6 +285,12 @@ fn story(run: &RunSeen) -> String {
             format!("{what} of {at} ended{code}{often}")
         }
     }
+}
+
+/// What a run that is done has to be read for.
+fn read_this(run: &RunSeen) -> String {
+    let what = run.message.as_deref().unwrap_or("its output says of what");
+    format!("{} of {:.0} is done, but something is to be read: {what}", run.operation, run.started)
 }
 
 /// The exit code of a denial (`docs/reference/exit-codes.md`).
@@ -277,7 +325,14 @@ fn runs(observed: &Observed, out: &mut Raised) {
                 out.say("drill-objective", Critical, "", story(run), fix("lifeboat drill list"));
             }
             "drill" if bad => out.say("drill-failed", Critical, "", story(run), fix("lifeboat drill run")),
+            // Degraded pages and replicas that missed something are told of by themselves.
+            "backup" if run.outcome == Outcome::Findings => {
+                out.say("task-failed", Warning, "backup", read_this(run), fix("lifeboat show latest"));
+            }
             "backup" | "verify" | "drill" => {}
+            other if run.outcome == Outcome::Findings => {
+                out.say("task-failed", Warning, other, read_this(run), fix(&format!("lifeboat {other}")));
+            }
             other if bad => out.say("task-failed", Warning, other, story(run), fix(&format!("lifeboat {other}"))),
             _ => {}
         }

@@ -73,7 +73,7 @@ pub struct Answer {
     /// Its time is within the objective.
     #[serde(default)]
     pub rto_met: Option<bool>,
-    /// It is not older than drills may be.
+    /// It is not older than drills may be; `None`: there is none, or it is dated in the future.
     #[serde(default)]
     pub proof_fresh: Option<bool>,
     /// The backup that a restore of the present would begin with.
@@ -86,9 +86,9 @@ pub(crate) fn seconds_between(earlier: Timestamp, later: Timestamp) -> u64 {
     later.duration_since(earlier).as_secs().max(0).unsigned_abs()
 }
 
-/// Later than clocks that are set may differ.
-fn in_future(moment: Option<Timestamp>, now: Timestamp) -> bool {
-    moment.is_some_and(|moment| moment.duration_since(now).as_secs() > CLOCKS_DIFFER)
+/// Later than clocks that are set may differ: whatever has this date, nobody knows how old it is.
+pub fn in_future(moment: Timestamp, now: Timestamp) -> bool {
+    moment.duration_since(now).as_secs() > CLOCKS_DIFFER
 }
 
 /// Seconds that the clocks of two hosts may differ.
@@ -114,19 +114,21 @@ pub(crate) fn newest_whole(observed: &Observed) -> Option<&BackupSeen> {
 pub fn answer(observed: &Observed) -> Answer {
     let backup = newest_whole(observed);
     let (from, to) = span(observed, backup);
-    let complete = observed.wal.as_ref().is_some_and(|wal| wal.lag_bytes == Some(0) && !wal.windows.is_empty());
+    let complete =
+        observed.wal.as_ref().is_some_and(|wal| wal.lag_bytes == Some(0) && wal.windows.iter().any(|window| window.stopped_by.is_none()));
     let rpo_seconds = match (backup, complete) {
         (None, _) => None,
         // Everything that the server has written is in the repository.
         (Some(_), true) => Some(0),
         // One of the clocks is wrong, so nobody knows what their difference means.
-        (Some(_), false) if in_future(to, observed.at) => None,
+        (Some(_), false) if to.is_some_and(|to| in_future(to, observed.at)) => None,
         (Some(_), false) => to.map(|to| seconds_between(to, observed.at)),
     };
     let rpo_met = rpo_seconds.map(|seconds| seconds <= observed.objectives.rpo_seconds);
     let proof = proof(observed);
     let rto_met = proof.as_ref().and_then(|proof| proof.rto_seconds).map(|seconds| seconds <= observed.objectives.rto_seconds as f64);
-    let proof_fresh = proof.as_ref().map(|proof| seconds_between(proof.at, observed.at) <= observed.objectives.drill_seconds);
+    let age_known = proof.as_ref().filter(|proof| !in_future(proof.at, observed.at));
+    let proof_fresh = age_known.map(|proof| seconds_between(proof.at, observed.at) <= observed.objectives.drill_seconds);
     let mut answer = Answer {
         verdict: Verdict::Unknown,
         reasons: Vec::new(),
@@ -164,7 +166,9 @@ fn span(observed: &Observed, newest: Option<&BackupSeen>) -> (Option<Timestamp>,
 
 fn proof(observed: &Observed) -> Option<Proof> {
     let entries = &observed.drills.as_ref()?.entries;
-    let at = entries.iter().position(super::DrillSeen::succeeded)?;
+    // One whose host's clock was wrong must not stand for years before those that came after it.
+    let dated = |drill: &super::DrillSeen| drill.succeeded() && !in_future(drill.at, observed.at);
+    let at = entries.iter().position(dated).or_else(|| entries.iter().position(super::DrillSeen::succeeded))?;
     let drill = &entries[at];
     Some(Proof {
         drill: drill.id.clone(),
@@ -198,7 +202,7 @@ fn reasons(observed: &Observed, answer: &Answer, backup: Option<&BackupSeen>) ->
     if answer.rpo_met == Some(false) {
         reasons.push("the RPO is missed".to_owned());
     }
-    if backup.is_some() && in_future(answer.to, observed.at) {
+    if backup.is_some() && answer.to.is_some_and(|to| in_future(to, observed.at)) {
         reasons.push("the last moment that can be gone back to lies in the future: a clock is wrong".to_owned());
     } else if backup.is_some() && answer.rpo_seconds.is_none() {
         reasons.push("nobody knows what would be lost".to_owned());
@@ -210,6 +214,7 @@ fn reasons(observed: &Observed, answer: &Answer, backup: Option<&BackupSeen>) ->
     match (&answer.proof, answer.proof_fresh) {
         (None, _) => reasons.push("no drill has proven it".to_owned()),
         (Some(_), Some(false)) => reasons.push("the last drill that succeeded is too old".to_owned()),
+        (Some(_), None) => reasons.push("the last drill that succeeded is dated in the future: a clock was wrong".to_owned()),
         (Some(proof), _) if proof.failed_since > 0 => reasons.push("the last drill did not succeed".to_owned()),
         _ => {}
     }
@@ -249,6 +254,20 @@ mod tests {
         assert_eq!(of(SignatureState::NotValid).rpo_seconds, None, "nobody says how little would be lost of what is lost");
     }
 
+    /// What lies behind a hole is in the repository, and nobody can go there.
+    #[test]
+    fn an_archive_with_a_hole_before_its_end_loses_what_is_behind_it() {
+        let mut observed = samples::well();
+        let wal = observed.wal.as_mut().unwrap();
+        wal.lag_bytes = Some(0);
+        assert_eq!(answer(&observed).rpo_seconds, Some(0));
+        let wal = observed.wal.as_mut().unwrap();
+        for window in &mut wal.windows {
+            (window.stopped_by, window.to.time) = (Some("a segment is missing".into()), Some(samples::ago(2)));
+        }
+        assert_eq!(answer(&observed).rpo_seconds, Some(2 * 3600));
+    }
+
     #[test]
     fn clocks_that_differ_make_no_promise() {
         let mut observed = samples::well();
@@ -260,6 +279,22 @@ mod tests {
         let answer = answer(&observed);
         assert_eq!((answer.verdict, answer.rpo_seconds, answer.rpo_met), (Verdict::AtRisk, None, None), "{answer:?}");
         assert!(answer.reasons.iter().any(|reason| reason.contains("a clock is wrong")), "{answer:?}");
+    }
+
+    #[test]
+    fn a_drill_of_a_clock_that_was_wrong_proves_nothing_for_years() {
+        let mut observed = samples::well();
+        let drills = observed.drills.as_mut().unwrap();
+        let mut odd = drills.entries.iter().find(|drill| drill.succeeded()).unwrap().clone();
+        let real = odd.id.clone();
+        odd.at += jiff::SignedDuration::from_hours(2 * 365 * 24);
+        odd.id = "odd".into();
+        drills.entries.insert(0, odd.clone());
+        assert_eq!(answer(&observed).proof.unwrap().drill, real, "those whose age is known come first");
+        observed.drills.as_mut().unwrap().entries = vec![odd];
+        let answer = answer(&observed);
+        assert_eq!((answer.verdict, answer.proof_fresh), (Verdict::AtRisk, None));
+        assert!(answer.reasons.iter().any(|reason| reason.contains("dated in the future")), "{answer:?}");
     }
 
     #[test]

@@ -96,6 +96,7 @@ pub(crate) fn backup(hours: i64) -> BackupSeen {
         plain_bytes: 1 << 30,
         stored_bytes: 1 << 28,
         artifacts: Some(3),
+        missing_artifacts: 0,
         pins: Vec::new(),
         whole_until: None,
         problem: None,

@@ -184,6 +184,9 @@ pub struct BackupSeen {
     /// Artifacts in its set.
     #[serde(default)]
     pub artifacts: Option<u64>,
+    /// Artifacts that its database refers to and that are not in it.
+    #[serde(default)]
+    pub missing_artifacts: u64,
     /// Names of the pins that hold it.
     #[serde(default)]
     pub pins: Vec<String>,

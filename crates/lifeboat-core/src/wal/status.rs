@@ -12,12 +12,16 @@ use super::{Lsn, SystemId, Timeline};
 /// What a server says of its WAL.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ServerWal {
+    /// `server_version_num`, like 150018.
+    pub version_num: u32,
     /// The cluster.
     pub system_id: SystemId,
     /// The timeline that it writes, or replays.
     pub timeline: Timeline,
     /// It is a standby, or recovers.
     pub in_recovery: bool,
+    /// How a standby stands to its primary; `None`: it is none.
+    pub standby: Option<Standby>,
     /// How far its WAL is written and synced (`pg_current_wal_flush_lsn`); on a standby, how far it has been received or replayed.
     pub position: Lsn,
     /// Its clock.
@@ -44,6 +48,22 @@ pub struct ServerWal {
     pub synchronous_now: Vec<String>,
     /// Bytes in `pg_wal`. `None`: the role may not look.
     pub pg_wal_bytes: Option<u64>,
+}
+
+/// How a standby stands to its primary.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Standby {
+    /// It receives WAL from it at this moment (`pg_stat_wal_receiver`).
+    pub streams: bool,
+    /// The time of the last commit that it replayed (`pg_last_xact_replay_timestamp`).
+    pub replayed: Option<Timestamp>,
+}
+
+impl ServerWal {
+    /// Its position is that of the system: a standby that does not follow its primary knows nothing of what was written since.
+    pub fn is_at_the_end(&self) -> bool {
+        self.standby.as_ref().is_none_or(|standby| standby.streams)
+    }
 }
 
 /// `pg_stat_archiver` (manual section 27.2.10).
@@ -190,6 +210,18 @@ pub fn assess(facts: &WalFacts<'_>) -> Vec<WalFinding> {
     if skew > SKEW {
         let message = format!("the server's clock differs from this one by {} s", skew.as_secs());
         say("clock-skew", Warning, message, "set both clocks by NTP: recovery to a time goes by the server's clock");
+    }
+    if let Some(standby) = server.standby.as_ref().filter(|standby| !standby.streams) {
+        let age = standby.replayed.map(|replayed| server.now.duration_since(replayed).unsigned_abs());
+        if age.is_none_or(|age| age > facts.rpo) {
+            let since = age.map_or("has replayed no commit".to_owned(), |age| format!("last replayed a commit of {} s ago", age.as_secs()));
+            say(
+                "standby-behind",
+                Critical,
+                format!("the server is a standby that receives nothing from its primary and {since}: what is backed up here is as old"),
+                "see why it does not follow: its log, primary_conninfo, restore_command; or name the primary in postgres.dsn",
+            );
+        }
     }
     if server.wal_level == "minimal" {
         say(
@@ -379,9 +411,11 @@ mod tests {
 
     fn server() -> ServerWal {
         ServerWal {
+            version_num: 150_018,
             system_id: SystemId(7),
             timeline: Timeline(1),
             in_recovery: false,
+            standby: None,
             position: Lsn(0x300_0000),
             now: "2024-03-15T12:00:00Z".parse().unwrap(),
             wal_level: "replica".into(),
@@ -479,6 +513,22 @@ mod tests {
         archiver.last_archived_time = Some("2024-03-15T11:31:00Z".parse().unwrap());
         let recovered = ServerWal { archiver: Some(archiver), ..server() };
         assert_eq!(codes(&facts(&recovered)), [""; 0]);
+    }
+
+    /// Its own position is all that it knows: the archive has all of that, and yet days may be lost.
+    #[test]
+    fn a_standby_that_follows_nobody_is_told() {
+        let of = |streams, minutes: Option<i64>| {
+            let replayed = minutes.map(|minutes| server().now - jiff::SignedDuration::from_mins(minutes));
+            ServerWal { in_recovery: true, standby: Some(Standby { streams, replayed }), ..server() }
+        };
+        assert!(server().is_at_the_end() && of(true, Some(10_000)).is_at_the_end() && !of(false, Some(1)).is_at_the_end());
+        let rpo = Duration::from_secs(24 * 3600);
+        let told = |server: &ServerWal| codes(&WalFacts { rpo, ..facts(server) });
+        assert_eq!(told(&of(true, Some(10_000))), [""; 0], "it is in step with a primary that has nothing to do");
+        assert_eq!(told(&of(false, Some(60))), [""; 0], "it replays what an archive brings");
+        assert_eq!(told(&of(false, Some(25 * 60))), ["standby-behind"]);
+        assert_eq!(told(&of(false, None)), ["standby-behind"]);
     }
 
     #[test]

@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use jiff::Timestamp;
+use lifeboat_core::alert::Alert;
 use lifeboat_core::drill::DrillId;
 use lifeboat_core::status::{Outcome, Status};
 use lifeboat_core::task::{Task, Terms};
@@ -209,6 +210,8 @@ struct Shared {
     begun: Instant,
     runs: Mutex<Vec<TaskRuns>>,
     deliveries: Mutex<Vec<Deliveries>>,
+    /// Alerts that the agent itself raises.
+    own: Mutex<Vec<Alert>>,
 }
 
 impl Shared {
@@ -260,8 +263,15 @@ impl Shared {
 }
 
 impl Source for Shared {
+    /// As it was seen, with what the agent itself has to say.
     fn status(&self) -> Option<Arc<Status>> {
-        Self::status(self)
+        let (status, own) = (Self::status(self)?, lock(&self.own));
+        if own.is_empty() {
+            return Some(status);
+        }
+        let mut status = Status::clone(&status);
+        status.alerts.splice(0..0, own.iter().cloned());
+        Some(Arc::new(status))
     }
 
     fn agent(&self) -> AgentView {
@@ -283,7 +293,7 @@ impl Source for Shared {
 
     fn metrics(&self, open_metrics: bool) -> Option<String> {
         let format = if open_metrics { metrics::Format::OpenMetrics } else { metrics::Format::Prometheus };
-        Some(metrics::exposition(&*Self::status(self)?, Some(&self.facts()), format))
+        Some(metrics::exposition(&*Source::status(self)?, Some(&self.facts()), format))
     }
 
     fn drill_page(&self, id: &DrillId) -> Result<Vec<u8>, DrillPageError> {
@@ -335,6 +345,7 @@ pub fn run(settings: AgentSettings, surroundings: Box<dyn Surroundings>, tellers
         beat: AtomicU64::new(0),
         begun: Instant::now(),
         runs: Mutex::new(Vec::new()),
+        own: Mutex::new(Vec::new()),
         deliveries: Mutex::new(tellers.sinks.iter().map(|sink| Deliveries { sink: sink.clone(), total: 0, failed: 0 }).collect()),
         settings,
     });

@@ -1,6 +1,7 @@
 //! Tells people what holds, round after round.
 
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use lifeboat_core::alert::{self, Alert};
@@ -8,6 +9,9 @@ use lifeboat_core::status::{Status, Verdict};
 
 use super::turn::Turn;
 use super::{Shared, Tellers, lock};
+
+/// A sink that was not reached for so long is told of, to the others and to whoever misses us.
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
 
 /// Time between two rounds.
 pub const ROUND: Duration = Duration::from_secs(15);
@@ -22,33 +26,52 @@ fn is_stale(shared: &Shared, status: Option<&Status>, now: Timestamp) -> bool {
     now.duration_since(last).unsigned_abs() > allowed
 }
 
-/// What holds now.
-fn holds(shared: &Shared, status: Option<&Status>, now: Timestamp) -> Vec<Alert> {
-    let mut alerts = status.map(|status| status.alerts.clone()).unwrap_or_default();
-    if is_stale(shared, status, now) {
-        alerts.insert(0, alert::stale(status.map(|status| status.observed.at), shared.trouble().as_deref(), now));
+/// Sinks that are not reached: since when, by a clock that nobody sets, and why.
+#[derive(Default)]
+struct Unreached(BTreeMap<String, (Instant, String)>);
+
+impl Unreached {
+    fn note(&mut self, sink: &str, trouble: Option<&str>) {
+        match trouble {
+            None => drop(self.0.remove(sink)),
+            Some(why) => self.0.entry(sink.to_owned()).or_insert_with(|| (Instant::now(), String::new())).1 = why.to_owned(),
+        }
     }
-    alerts
+
+    fn alerts(&self, patience: Duration) -> Vec<Alert> {
+        let long = self.0.iter().map(|(sink, (since, why))| (sink, since.elapsed(), why)).filter(|(_, span, _)| *span >= patience);
+        long.map(|(sink, span, why)| alert::unreached(sink, span.as_secs(), why)).collect()
+    }
+}
+
+/// What the agent itself knows of: that nobody could look, and that somebody could not be told.
+fn own(shared: &Shared, status: Option<&Status>, unreached: &Unreached, now: Timestamp) -> Vec<Alert> {
+    let stale =
+        is_stale(shared, status, now).then(|| alert::stale(status.map(|status| status.observed.at), shared.trouble().as_deref(), now));
+    stale.into_iter().chain(unreached.alerts(PATIENCE)).collect()
 }
 
 /// Tells until the agent ends.
 pub(super) fn tell(shared: &Shared, mut tellers: Tellers) {
     let mut said: Vec<(String, String)> = Vec::new();
     let mut beat: Option<Timestamp> = None;
+    let mut unreached = Unreached::default();
     while !shared.stop.wait(ROUND) {
-        // The others would tell everything once more. Where nobody knows whose turn it is, twice is better than never.
-        if matches!(shared.turn(), Turn::Others { .. }) {
-            continue;
-        }
         let now = Timestamp::now();
         let status = shared.status();
         if status.is_none() && !is_stale(shared, None, now) {
             continue;
         }
-        let alerts = holds(shared, status.as_deref(), now);
-        let deliveries = tellers.notifier.round(&alerts, now);
+        let own = own(shared, status.as_deref(), &unreached, now);
+        lock(&shared.own).clone_from(&own);
+        let seen = status.iter().flat_map(|status| status.alerts.iter().cloned());
+        let alerts: Vec<Alert> = own.into_iter().chain(seen).collect();
+        // The others would tell everything once more, but know nothing of this host. Where nobody knows whose turn it is, twice is better than never.
+        let waits = matches!(shared.turn(), Turn::Others { .. });
+        let deliveries = tellers.notifier.round_of(&alerts, now, |alert| !waits || alert::is_of_host(alert));
         for delivery in deliveries {
             let trouble = delivery.error.as_ref().map(ToString::to_string);
+            unreached.note(&delivery.sink, trouble.as_deref());
             if delivery.sent > 0 || trouble.is_some() {
                 let mut counted = lock(&shared.deliveries);
                 if let Some(one) = counted.iter_mut().find(|one| one.sink == delivery.sink) {
@@ -69,7 +92,7 @@ pub(super) fn tell(shared: &Shared, mut tellers: Tellers) {
                 said.retain(|(sink, _)| *sink != delivery.sink);
             }
         }
-        let Some(heartbeat) = &tellers.heartbeat else { continue };
+        let Some(heartbeat) = tellers.heartbeat.as_ref().filter(|_| !waits && unreached.alerts(PATIENCE).is_empty()) else { continue };
         // What comes with every look; the one who waits for it is told to wait for a few of them.
         let due = beat.is_none_or(|beat| now.duration_since(beat).unsigned_abs() >= shared.settings.interval);
         if due && status.as_deref().is_some_and(|status| is_well(shared, status, now)) {

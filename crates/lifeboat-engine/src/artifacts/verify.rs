@@ -104,5 +104,6 @@ fn check_bytes(reader: &Reader<'_>, entry: &Entry, sample: Sample) -> Result<Dep
 /// Hundred slices by digest; the seed says which come first.
 fn chosen(sha256: Sha256, sample: Sample) -> bool {
     let slice = (u64::from(sha256.0[0]) << 8 | u64::from(sha256.0[1])) % 100;
-    (slice + sample.seed % 100) % 100 < u64::from(sample.percent)
+    let width = u64::from(sample.percent);
+    (slice + 100 - (sample.seed % 100) * width % 100) % 100 < width
 }

@@ -157,7 +157,7 @@ pub(super) fn copy(
             // Last of all, when every other file has been read (c007).
             let (control_bytes, stop_control) = read_control_file(&control_file_path(root))?;
             // Before the stop: what is committed between it and our next line is not in the backup, and must not be promised.
-            let consistent_at = Timestamp::now();
+            let mut consistent_at = Timestamp::now();
             let (stopped, connection) = session.stop(false)?;
             let mut wal_end = stopped.stop_lsn;
             if started.in_recovery {
@@ -165,6 +165,7 @@ pub(super) fn copy(
                 // everybody: without the WAL between them, commits that were seen would be gone (c037).
                 let replayed = connection.query("SELECT pg_last_wal_replay_lsn() AS lsn", &[])?.one()?.parse_opt("lsn")?;
                 wal_end = replayed.map_or(wal_end, |replayed| wal_end.max(replayed));
+                consistent_at = super::of_standby(&connection, consistent_at)?;
             }
             let mut moment = super::moment_of(source, id, &mut warnings);
             for (name, bytes) in [("backup_label", &stopped.backup_label), ("tablespace_map", &stopped.tablespace_map)] {

@@ -29,7 +29,7 @@ use crate::artifacts::Lacking;
 use crate::copy::{Copied, CopyError, CopySettings};
 use crate::keys::{KeyError, Recipient};
 use crate::lease::{HeldLease, LeaseError};
-use crate::postgres::{ClusterFacts, Connection, Dsn, PgError, Purpose};
+use crate::postgres::{ClusterFacts, Connection, Dsn, PgError, Purpose, wal_facts};
 use crate::progress::Progress;
 use crate::repository::{Repository, RepositoryError};
 use crate::seal::{Sealing, seal_object};
@@ -476,6 +476,13 @@ fn store_truth(store: &dyn Store, settings: &CopySettings, truth: &Truth, plain:
         tables,
         read,
     })
+}
+
+/// When a copy of a standby is from, that ended `now`. One that does not follow its primary has nothing that is newer than the last commit it replayed,
+/// whatever the time is.
+fn of_standby(connection: &Connection, now: Timestamp) -> Result<Timestamp, PgError> {
+    let standby = wal_facts::standby(connection)?;
+    Ok(standby.replayed.filter(|_| !standby.streams).map_or(now, |replayed| replayed.min(now)))
 }
 
 /// The moment whose truth is recorded, as soon as the backup has ended; why there is none otherwise.

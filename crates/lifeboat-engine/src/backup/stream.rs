@@ -135,7 +135,9 @@ pub(super) fn copy(
         return Err(BackupError::Wal { segment: missing.clone(), problem: "the server did not send it".into() });
     }
     warnings.extend(finished.notices.iter().map(|notice| notice.message.clone()).filter(|m| !m.contains("WAL archiving is not enabled")));
+    let mut consistent_at = consistent_at;
     if facts.as_ref().is_some_and(|facts| facts.in_recovery) {
+        consistent_at = super::of_standby(&Connection::open(&source.dsn, Purpose::Sql)?, consistent_at)?;
         // The server sends WAL up to there and no further (c037).
         warnings.push(format!(
             "a standby was streamed: it comes back as of LSN {}, which it had on disk; later commits, though it showed them, are not in it",

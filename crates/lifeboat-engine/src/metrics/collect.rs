@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use lifeboat_core::alert;
 use lifeboat_core::drill;
+use lifeboat_core::status::answer::in_future;
 use lifeboat_core::status::{BackupSeen, BackupState, Observed, Outcome, Severity, SignatureState, Status, Verdict};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
@@ -222,7 +223,9 @@ fn backups(status: &Status, out: &mut Series) {
             let of_these = || backups.iter().filter(|one| (one.state, one.signature) == (state, signature) && one.whole_until.is_none());
             let labels: &[&str] = &[&word(state), &word(signature)];
             out.set(c::BACKUPS, labels, of_these().count());
-            out.maybe(c::BACKUPS_NEWEST, labels, of_these().filter_map(keeps).max());
+            // One that is dated in the future would keep a rule from seeing for years that no other was taken.
+            let dated = |moment: &Timestamp| !in_future(*moment, status.observed.at);
+            out.maybe(c::BACKUPS_NEWEST, labels, of_these().filter_map(keeps).filter(dated).max());
         }
     }
     out.set(c::BACKUPS_STORED, &[], backups.iter().map(|one| one.stored_bytes).fold(0, u64::saturating_add));
@@ -289,7 +292,7 @@ fn drills(observed: &Observed, out: &mut Series) {
         out.measured(c::DRILL_RPO, &[], last.rpo_seconds);
     }
     // Looked for here and not taken from the answer: the rule that a drill is overdue must not hang on what the answer makes of it.
-    if let Some(success) = drills.entries.iter().find(|one| one.succeeded()) {
+    if let Some(success) = drills.entries.iter().find(|one| one.succeeded() && !in_future(one.at, observed.at)) {
         out.set(c::DRILL_SUCCESS_AT, &[], success.at);
         out.measured(c::DRILL_SUCCESS_RTO, &[], success.rto_seconds);
         out.measured(c::DRILL_SUCCESS_RPO, &[], success.rpo_seconds);

@@ -74,18 +74,25 @@ impl Notifier {
 
     /// Tells each sink what it has to hear, now that this holds; one delivery for each sink. Returns when all have answered, or when patience has run out.
     pub fn round(&mut self, firing: &[Alert], now: Timestamp) -> Vec<Delivery> {
+        self.round_of(firing, now, |_| true)
+    }
+
+    /// The same for alerts in a scope: of those outside of it nothing is known now, so that they neither begin nor end.
+    pub fn round_of(&mut self, firing: &[Alert], now: Timestamp, scope: impl Fn(&Alert) -> bool) -> Vec<Delivery> {
         let mut deliveries = Vec::with_capacity(self.ways.len());
         for way in &mut self.ways {
             let mut delivery = Delivery { sink: way.to.name.clone(), sent: 0, error: None, warning: way.found.take() };
             // What it was told in an earlier round, and has answered meanwhile.
             way.settle(Duration::ZERO, now, &mut delivery);
-            let wanted: Vec<Alert> = firing.iter().filter(|alert| alert.severity <= way.to.min_severity).cloned().collect();
+            let wanted: Vec<Alert> = firing.iter().filter(|alert| alert.severity <= way.to.min_severity && scope(alert)).cloned().collect();
+            let aside = way.book.set_aside(|alert| !scope(alert));
             way.book.note(&wanted, now, &self.rhythm);
             if way.sending.is_none()
                 && let Some(message) = way.message(now, &self.rhythm)
             {
                 way.sending = Some(begin(&way.to.sink, &self.system, message, now));
             }
+            way.book.entries.extend(aside);
             deliveries.push(delivery);
         }
         let end = Instant::now() + self.patience;
@@ -303,6 +310,24 @@ mod tests {
         until_heard(&mut notifier, &both, 0, 2);
         assert_eq!(stuck.heard(), [(list(&["wal-gap"]), vec![]), (list(&["no-backup"]), vec![])]);
         assert_eq!(well.heard(), [(list(&["wal-gap"]), vec![]), (list(&["no-backup"]), vec![])]);
+    }
+
+    /// An agent that waits for another one tells of its own host only, and takes nothing back of what it told before.
+    #[test]
+    fn what_is_out_of_scope_neither_begins_nor_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let sink = Arc::new(Scripted::default());
+        let mut notifier = notifier(directory.path(), &[("ops", Severity::Warning, &sink)]);
+        let (disk, gap) = (alert("disk-space", Severity::Critical), alert("wal-gap", Severity::Critical));
+        notifier.round(std::slice::from_ref(&gap), at(0));
+        let scope = |alert: &Alert| alert.name == "disk-space";
+        notifier.round_of(&[disk.clone(), alert("no-backup", Severity::Critical)], at(10), scope);
+        notifier.round_of(&[], at(20), scope);
+        notifier.round(std::slice::from_ref(&gap), at(30));
+        notifier.round(&[], at(40));
+        let told =
+            [(list(&["wal-gap"]), vec![]), (list(&["disk-space"]), vec![]), (vec![], list(&["disk-space"])), (vec![], list(&["wal-gap"]))];
+        assert_eq!(sink.heard(), told);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What a server says of its WAL: position, archiver, slots, synchronous standbys. Reads, never changes.
 
-use lifeboat_core::wal::status::{Archiver, ServerWal, Slot};
+use lifeboat_core::wal::status::{Archiver, ServerWal, Slot, Standby};
 use lifeboat_core::wal::{Lsn, SystemId, Timeline};
 
 use super::{Connection, PgError};
@@ -12,7 +12,7 @@ use super::{Connection, PgError};
 pub fn read(connection: &Connection) -> Result<ServerWal, PgError> {
     // Times as text that jiff reads, whatever the role's DateStyle and time zone.
     let rows = connection.query(
-        "SELECT system_identifier, timeline_id, pg_is_in_recovery() AS recovering, \
+        "SELECT current_setting('server_version_num') AS version_num, system_identifier, timeline_id, pg_is_in_recovery() AS recovering, \
          CASE WHEN pg_is_in_recovery() THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) ELSE pg_current_wal_flush_lsn() END AS position, \
          to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') AS now \
          FROM pg_control_system(), pg_control_checkpoint()",
@@ -30,9 +30,11 @@ pub fn read(connection: &Connection) -> Result<ServerWal, PgError> {
     let setting = |name: &str| settings.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
     let number = |name: &str| setting(name).and_then(|text| text.parse::<i64>().ok());
     Ok(ServerWal {
+        version_num: row.parse("version_num")?,
         system_id: row.parse::<SystemId>("system_identifier")?,
         timeline,
         in_recovery,
+        standby: in_recovery.then(|| standby(connection)).transpose()?,
         position,
         now: row.parse("now")?,
         wal_level: setting("wal_level").unwrap_or_default().to_owned(),
@@ -51,6 +53,20 @@ pub fn read(connection: &Connection) -> Result<ServerWal, PgError> {
         synchronous_now: synchronous_now(connection)?,
         pg_wal_bytes: count(connection, "SELECT coalesce(sum(size), 0)::bigint AS n FROM pg_ls_waldir()")?,
     })
+}
+
+/// How a standby stands to its primary. A role that may not see what its receiver does is told that there is one (manual section 28.2.5).
+///
+/// # Errors
+/// As [`read`].
+pub fn standby(connection: &Connection) -> Result<Standby, PgError> {
+    let sql = format!(
+        "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE coalesce(status, 'streaming') = 'streaming') AS streams, \
+         to_char(pg_last_xact_replay_timestamp() {TIME}) AS replayed"
+    );
+    let rows = connection.query(&sql, &[])?;
+    let row = rows.one()?;
+    Ok(Standby { streams: row.bool("streams")?, replayed: row.parse_opt("replayed")? })
 }
 
 /// The timeline in the name of the segment that is written now (a server in recovery has none).

@@ -134,6 +134,27 @@ fn values_are_those_of_the_status() {
     assert_eq!(kinds, alert::CATALOGUE.iter().map(|kind| kind.name.to_owned()).collect());
 }
 
+/// A rule that subtracts it from the present would find nothing wrong for years.
+#[test]
+fn what_is_dated_in_the_future_is_not_told_as_the_newest() {
+    let at = then();
+    let year = jiff::SignedDuration::from_hours(365 * 24);
+    let mut seen = full(at);
+    let honest = read(&exposition(&status(seen.clone()), None, Format::Prometheus)).series;
+    let mut backup = seen.backups.as_ref().unwrap()[0].clone();
+    (backup.id, backup.consistent_at, backup.started) = (format!("{}x", backup.id), Some(at + year), Some(at + year));
+    seen.backups.as_mut().unwrap().insert(0, backup);
+    let drills = seen.drills.as_mut().unwrap();
+    let mut drill = drills.entries.iter().find(|drill| drill.succeeded()).unwrap().clone();
+    drill.at = at + year;
+    drills.entries.insert(0, drill);
+    let series = read(&exposition(&status(seen), None, Format::Prometheus)).series;
+    for name in ["lifeboat_backups_newest_timestamp_seconds", "lifeboat_drill_success_timestamp_seconds"] {
+        assert_eq!(of(&series, name), of(&honest, name), "{name}");
+    }
+    assert_eq!(labelled(&series, "lifeboat_alert_firing", &["backup-overdue", "critical"]), Some(1.0));
+}
+
 #[test]
 fn what_nobody_saw_has_no_series() {
     let series = read(&exposition(&status(blind(then())), None, Format::Prometheus)).series;

@@ -61,6 +61,7 @@ fn backup(at: Timestamp, age: i64, state: BackupState, signature: SignatureState
         plain_bytes: 5_000_000_000,
         stored_bytes: 1_250_000_000,
         artifacts: Some(412),
+        missing_artifacts: 0,
         pins: Vec::new(),
         whole_until: None,
         problem: None,

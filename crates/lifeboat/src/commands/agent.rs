@@ -14,7 +14,7 @@ use lifeboat_engine::web::DrillPageError;
 use sd_notify::NotifyState;
 
 use crate::cli::Cli;
-use crate::config::Settings;
+use crate::config::{Origin, Settings};
 use crate::failure::{EXIT_FAILED, EXIT_LEASED, Failure, chain};
 use crate::gate::{self, Question};
 use crate::log;
@@ -29,7 +29,7 @@ pub(crate) struct Agent {
     dry_run: bool,
 }
 
-/// A process that is told to end has so long: a backup gives back its lease and a drill takes down its server.
+/// A process that is told to end has so long: a drill takes down its server, and the receiver stores what it has.
 const GRACE: Duration = Duration::from_secs(60);
 
 /// A look at the system may take so long.
@@ -42,6 +42,12 @@ pub(super) fn run(cli: &Cli, agent: &Agent, settings: Settings, out: &output::Ou
     if agent.dry_run {
         plan(&settings, &plans, out);
         return Ok(0);
+    }
+    if settings.name.origin == Origin::Default {
+        output::warn(&format!(
+            "no name is configured, so this is {}: an agent of another system without a name would wait for this one for ever; write name = \"…\"",
+            settings.name.value
+        ));
     }
     let tellers = super::alert::tellers(&settings)?;
     let stop = Stop::default();

@@ -21,7 +21,7 @@ use lifeboat_engine::repository::Repository;
 use lifeboat_engine::runs::Runs;
 use lifeboat_engine::signing::Trust;
 use lifeboat_engine::status::{self as look, within};
-use lifeboat_engine::store::{Part, journal_of};
+use lifeboat_engine::store::{Missed, Part, journal_of};
 use lifeboat_engine::wal;
 use lifeboat_engine::wal::survey::survey_with;
 
@@ -123,8 +123,9 @@ pub(crate) fn observe(settings: &Settings) -> Observed {
     };
     if let Some(repository) = &repository {
         let cluster = trust.as_ref().and_then(|_| look.at("wal", cluster(repository, asked.as_ref()))).flatten();
-        let backups = look::backups(repository, trust.as_ref(), system, cluster, WORKERS, at);
-        let backups = look.at("backups", backups.map_err(|error| chain(&error)));
+        let backups = one_system(repository, system)
+            .and_then(|()| look::backups(repository, trust.as_ref(), system, cluster, WORKERS, at).map_err(|error| chain(&error)));
+        let backups = look.at("backups", backups);
         let drills = look::drills(repository, trust.as_ref(), &settings.name.value, DRILLS);
         observed.drills = look.at("drills", drills.map_err(|error| chain(&error)));
         let head = artifacts::newest_head(repository.store());
@@ -147,6 +148,22 @@ pub(crate) fn observe(settings: &Settings) -> Observed {
     observed
 }
 
+/// Where nobody says which system this is, there may be one only: the backups of another one say nothing of it.
+fn one_system(repository: &Repository, system: Option<&str>) -> Result<(), String> {
+    if system.is_some() {
+        return Ok(());
+    }
+    let ids = repository.backup_prefixes().map_err(|error| chain(&error))?;
+    let names: std::collections::BTreeSet<&str> = ids.iter().map(|id| id.name()).collect();
+    match names.len() {
+        0 | 1 => Ok(()),
+        _ => Err(format!(
+            "the repository has backups of {}, and no name is configured: write name = \"…\" into the configuration",
+            names.into_iter().collect::<Vec<_>>().join(", ")
+        )),
+    }
+}
+
 /// Alerts about keys and disks, which need nobody to be asked.
 pub(super) fn running_out(settings: &Settings, terms: &alert::Terms) -> Vec<alert::Alert> {
     let now = Timestamp::now();
@@ -161,7 +178,7 @@ fn server_seen(dsn: &str, asked: &Result<wal_status::ServerWal, String>) -> Serv
     ServerSeen {
         endpoint,
         trouble: asked.as_ref().err().cloned(),
-        version_num: None,
+        version_num: facts.map(|facts| facts.version_num),
         system_id: facts.map(|facts| facts.system_id.to_string()),
         timeline: facts.map(|facts| facts.timeline.0),
         position: facts.map(|facts| facts.position.to_string()),
@@ -187,7 +204,9 @@ fn places(settings: &Settings, repository: Option<&Repository>) -> Vec<Repositor
     let primary = listed.first().and_then(|listed| listed.as_ref().ok()).cloned();
     let place = |(index, (one, listed)): (usize, (&RepositorySettings, Result<Vec<String>, String>))| {
         let journal = repository.filter(|_| index > 0).map(|repository| {
-            journal_of(&settings.wal_spool.value, repository.descriptor().repository, &one.name.value).read().unwrap_or_default()
+            // One that cannot be read may say anything.
+            let journal = journal_of(&settings.wal_spool.value, repository.descriptor().repository, &one.name.value).read();
+            journal.unwrap_or_else(|_| Missed { everything: true, ..Missed::default() })
         });
         let (trouble, there) = match listed {
             Ok(there) => (None, there),
@@ -268,7 +287,8 @@ fn wal_seen(
         timelines: survey.map(look::timelines).unwrap_or_default(),
         windows: survey.map(look::windows).unwrap_or_default(),
         last_commit: survey.and_then(|survey| survey.last_commit),
-        lag_bytes: server.zip(end).map(|(server, end)| server.position.0.saturating_sub(end.0)),
+        // What a standby that follows nobody has is not what there is.
+        lag_bytes: server.filter(|server| server.is_at_the_end()).zip(end).map(|(server, end)| server.position.0.saturating_sub(end.0)),
         ready: server.and_then(|server| server.ready),
         slots: server.map(|server| look::slots(server, &settings.wal_slot.value)).unwrap_or_default(),
         receiver: known.as_ref().and_then(|known| known.receiver.as_ref()).map(receiver_seen),

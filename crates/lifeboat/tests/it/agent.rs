@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::cluster::temp_dir;
+use crate::cluster::{Cluster, Postgres, temp_dir};
 use crate::program::{Program, reachable_binary};
 
 /// Ends tests that would wait for ever.
@@ -280,6 +280,54 @@ fn one_that_hangs_is_ended_at_its_deadline_and_keeps_no_other_from_its_work() {
     // The lease was given back: nothing stands in the way of a backup by hand.
     desk.configure(QUIET);
     desk.lifeboat(&["backup"]).env("LIFEBOAT_STATE", &desk.state).run().success();
+}
+
+/// The process that another one began, of which this word is an argument.
+fn process_of(parent: u32, word: &str) -> Option<i32> {
+    let threads = fs::read_dir(format!("/proc/{parent}/task")).ok()?;
+    let children = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("children")).ok()).collect::<Vec<_>>().join(" ");
+    let is_it =
+        |pid: &i32| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.split(|b| *b == 0).any(|arg| arg == word.as_bytes()));
+    children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(is_it)
+}
+
+/// Whoever kills it: what is committed gets into the repository, and is seen there.
+#[test]
+fn the_receiver_of_a_real_server_is_kept_running() {
+    let cluster = Cluster::builder(Postgres::V16).start();
+    let wal = "mode = \"stream\"\nflush_interval = \"200ms\"";
+    let server = format!("[postgres]\ndsn = \"{}\"\n[wal]\nspool = \"SPOOL\"\n{wal}\n", cluster.dsn());
+    let desk = Desk::new("");
+    desk.configure(&format!("{}{QUIET}", server.replace("SPOOL", &desk.at("spool").display().to_string())));
+    desk.lifeboat(&["backup"]).env("LIFEBOAT_STATE", &desk.state).run().success();
+    let agent = desk.agent();
+    let receiver = |not: i32| {
+        let found = wait_for("a receiver", || process_of(agent.child.id(), "receive").filter(|pid| *pid != not));
+        let active = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'lifeboat' AND active";
+        wait_for("its connection", || (cluster.psql(active).trim() == "1").then_some(()));
+        found
+    };
+    let first = receiver(0);
+    cluster.psql("CREATE TABLE told (n int)");
+    rustix::process::kill_process(rustix::process::Pid::from_raw(first).unwrap(), rustix::process::Signal::KILL).unwrap();
+    agent.says("the WAL receiver does not run: signal 9 ended it; it is begun again in 2 s");
+    let second = receiver(first);
+    cluster.psql("INSERT INTO told SELECT generate_series(1, 1000)");
+    let committed: lifeboat_core::wal::Lsn = cluster.psql("SELECT pg_current_wal_flush_lsn()").trim().parse().unwrap();
+    let address = agent.address();
+    let status = wait_for("the commit in the recovery window", || {
+        let status: Value = serde_json::from_str(&get(address, "/api/v1/status", "application/json").1).ok()?;
+        let to = status["wal"]["windows"].as_array()?.last()?["to"]["lsn"].as_str()?.parse().ok()?;
+        (committed <= to).then_some(status)
+    });
+    let version: u64 = cluster.psql("SHOW server_version_num").trim().parse().unwrap();
+    assert_eq!((&status["server"]["trouble"], &status["server"]["version_num"]), (&Value::Null, &version.into()));
+    let slots = status["wal"]["slots"].as_array().unwrap();
+    assert!(slots.iter().any(|slot| slot["name"] == "lifeboat" && slot["ours"] == true && slot["active"] == true), "{slots:?}");
+    assert_eq!(status["wal"]["receiver"]["mode"], "stream", "{}", status["wal"]);
+    let (status, said) = agent.end();
+    assert!(status.success(), "{said}");
+    assert!(!Path::new(&format!("/proc/{second}")).exists(), "it ends with the agent");
 }
 
 #[test]

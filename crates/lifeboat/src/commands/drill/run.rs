@@ -2,7 +2,7 @@
 
 mod early;
 
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -147,7 +147,9 @@ fn parent(run: &Run, settings: &Settings) -> Result<PathBuf, Failure> {
     let hint = "name a directory for drills: drill.directory in the configuration, or --directory DIR";
     if !path.exists() && run.directory.is_none() && configured.origin == crate::config::Origin::Default && !run.dry_run {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(&path);
-        made.map_err(|error| Failure::new(EXIT_FAILED, format!("make {}: {error}", path.display())).hint(hint))?;
+        // The drill's user has to get through, whatever the umask: units of systemd have a strict one.
+        let open = || std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755));
+        made.and_then(|()| open()).map_err(|error| Failure::new(EXIT_FAILED, format!("make {}: {error}", path.display())).hint(hint))?;
     }
     match std::fs::canonicalize(&path) {
         Ok(real) => Ok(real),
