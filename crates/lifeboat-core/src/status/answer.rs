@@ -265,7 +265,8 @@ mod tests {
         for window in &mut wal.windows {
             (window.stopped_by, window.to.time) = (Some("a segment is missing".into()), Some(samples::ago(2)));
         }
-        assert_eq!(answer(&observed).rpo_seconds, Some(2 * 3600));
+        let kept = covers(newest_whole(&observed).unwrap()).unwrap();
+        assert_eq!(answer(&observed).rpo_seconds, Some(seconds_between(kept, observed.at)), "as far as the newest backup");
     }
 
     #[test]

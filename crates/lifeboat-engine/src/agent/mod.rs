@@ -131,6 +131,8 @@ pub struct AgentSettings {
     pub jitter: Duration,
     /// Run the WAL receiver.
     pub receive: bool,
+    /// Agents of the system with the same group take turns.
+    pub group: Option<String>,
     /// A process that is told to end gets so long.
     pub grace: Duration,
     /// Where the page is; `None`: nowhere.

@@ -36,7 +36,9 @@ pub(super) enum Turn {
 
 /// Takes turns until the agent ends.
 pub(super) fn take_turns(shared: &Shared) {
-    let purpose = format!("agent-{}", shared.settings.system);
+    // A dot is in no system's name, so no group of one is another system.
+    let group = shared.settings.group.as_ref().map_or(String::new(), |group| format!(".{group}"));
+    let purpose = format!("agent-{}{group}", shared.settings.system);
     while !shared.stop.is_stopped() {
         let repository = match shared.surroundings.repository() {
             Ok(repository) => repository,

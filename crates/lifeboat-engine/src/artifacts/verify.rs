@@ -15,7 +15,7 @@ use crate::progress::Progress;
 pub struct Sample {
     /// How many of a hundred; 100 and more: all.
     pub percent: u8,
-    /// Decides which: another seed, others. Counting it up covers all of them in time.
+    /// Decides which. Counting it up covers all of them in as many samples as there are in a hundred.
     pub seed: u64,
     /// Open them, with the reader's identities, and compare the signed digest. Otherwise the trailer is
     /// compared, which finds damage, not malice.
@@ -101,9 +101,37 @@ fn check_bytes(reader: &Reader<'_>, entry: &Entry, sample: Sample) -> Result<Dep
     }
 }
 
-/// Hundred slices by digest; the seed says which come first.
+impl Sample {
+    /// One of a hundred, with this one among them.
+    pub fn around(sha256: Sha256, open: bool) -> Self {
+        Self { percent: 1, seed: slice(sha256), open }
+    }
+}
+
+/// In which of a hundred slices something is.
+fn slice(sha256: Sha256) -> u64 {
+    (u64::from(sha256.0[0]) << 8 | u64::from(sha256.0[1])) % 100
+}
+
+/// The sample of the next seed goes on where this one ends.
 fn chosen(sha256: Sha256, sample: Sample) -> bool {
-    let slice = (u64::from(sha256.0[0]) << 8 | u64::from(sha256.0[1])) % 100;
+    let slice = slice(sha256);
     let width = u64::from(sample.percent);
     (slice + 100 - (sample.seed % 100) * width % 100) % 100 < width
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn c115_samples_in_a_row_cover_every_artifact_and_each_has_one_around_it() {
+        let all: Vec<Sha256> = (0..2000u32).map(|number| Sha256::of(&number.to_le_bytes())).collect();
+        for (percent, runs) in [(1, 100), (5, 20), (7, 15), (100, 1)] {
+            let chosen = |sha256: &Sha256| (20_000..20_000 + runs).any(|seed| chosen(*sha256, Sample { percent, seed, open: false }));
+            assert!(all.iter().all(chosen), "{percent} %");
+        }
+        let few = |sha256: &Sha256| all.iter().filter(|one| chosen(**one, Sample::around(*sha256, true))).count();
+        assert!(all.iter().take(50).all(|sha256| chosen(*sha256, Sample::around(*sha256, true)) && few(sha256) < 60));
+    }
 }

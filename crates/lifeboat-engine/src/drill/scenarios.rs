@@ -301,9 +301,8 @@ fn artifact_tampered(ground: &Ground<'_>) -> Result<Played, String> {
     let repository = ground.changed(vec![(key, Change::Flipped(bytes / 2))])?;
     let reader = Reader::new(&repository, ground.trust, ground.identities.clone());
     let set = ArtifactSet::new(repository.store(), entry.runs.clone());
-    // One in a hundred, the victim's slice: the others need not be read for this.
-    let slice = (u64::from(digest.0[0]) << 8 | u64::from(digest.0[1])) % 100;
-    let sample = Sample { percent: 1, seed: (100 - slice) % 100, open: true };
+    // One in a hundred, the victim among them: the others need not be read for this.
+    let sample = Sample::around(digest, true);
     let report =
         artifacts::verify_set(&reader, set, (entry.count, entry.bytes), sample, ground.workers, ground.progress).map_err(one_line)?;
     let findings: Vec<Finding> = report.findings.first.iter().map(|finding| artifact_finding(Some(&ground.backup.id), finding)).collect();

@@ -68,6 +68,7 @@ pub(super) fn run(cli: &Cli, agent: &Agent, settings: Settings, out: &output::Ou
         time_zone: settings.agent.time_zone.value.clone(),
         jitter: settings.agent.jitter.value,
         receive: settings.agent.receive.value,
+        group: settings.agent.group.as_ref().map(|group| group.value.clone()),
         grace: GRACE,
         listen: settings.agent.listen.value,
         allow_hosts: settings.agent.allow_hosts.value.clone(),

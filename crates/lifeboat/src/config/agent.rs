@@ -22,6 +22,7 @@ pub(crate) struct AgentTable {
     allow_hosts: Option<Vec<String>>,
     interval: Option<LongSpan>,
     receive: Option<bool>,
+    group: Option<String>,
 }
 
 /// `[schedule]` as it is written.
@@ -68,6 +69,8 @@ pub(crate) struct AgentSettings {
     pub(crate) interval: Setting<Duration>,
     /// The agent runs the WAL receiver.
     pub(crate) receive: Setting<bool>,
+    /// Agents of a system that have the same take turns.
+    pub(crate) group: Option<Setting<String>>,
     pub(crate) time_zone: Setting<String>,
     /// A task begins so much later at most, each on each host at a moment of its own.
     pub(crate) jitter: Setting<Duration>,
@@ -122,6 +125,13 @@ impl AgentSettings {
                     .hint("write listen = \"127.0.0.1:9847\", or \"off\"; lifeboat config show prints the settings")
             })?)),
         };
+        let plain = |text: &String| {
+            (1..=40).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        };
+        if agent.group.as_ref().is_some_and(|group| !plain(group)) {
+            return Err(Failure::usage("read configuration: agent.group must be 1 to 40 of a-z, 0-9 and -")
+                .hint("write group = \"restorer\", or leave it out; lifeboat config show prints the settings"));
+        }
         let time_zone = or(source.pick(None, None, schedule.time_zone), "UTC".to_owned());
         let written = |task: Task| match task {
             Task::Backup => &schedule.backup,
@@ -176,6 +186,7 @@ impl AgentSettings {
             allow_hosts: or(source.pick(None, None, agent.allow_hosts), Vec::new()),
             interval: span(agent.interval, Duration::from_secs(60)),
             receive: or(source.pick(None, None, agent.receive), duties.receives),
+            group: source.pick(None, None, agent.group),
             time_zone,
             jitter: span(schedule.jitter, Duration::from_secs(300)),
             attempts,
@@ -194,6 +205,10 @@ impl AgentSettings {
             of("agent.allow_hosts", &self.allow_hosts, json!(self.allow_hosts.value)),
             of("agent.interval", &self.interval, json!(shown_span(self.interval.value))),
             of("agent.receive", &self.receive, json!(self.receive.value)),
+            match &self.group {
+                Some(group) => of("agent.group", group, json!(group.value)),
+                None => ("agent.group".to_owned(), serde_json::Value::Null, "not set".to_owned()),
+            },
             of("schedule.time_zone", &self.time_zone, json!(self.time_zone.value)),
             of("schedule.jitter", &self.jitter, json!(shown_span(self.jitter.value))),
             of("schedule.attempts", &self.attempts, json!(self.attempts.value)),

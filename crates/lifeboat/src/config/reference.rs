@@ -406,6 +406,11 @@ pub(crate) const TABLES: &[Table] = &[
             example("allow_hosts", "[\"backup.example.org\"]", "Names that the page may be asked for by, beside addresses and localhost."),
             default("interval", "\"1m\"", "Time between two looks at the system."),
             default("receive", "false", "Whether it runs lifeboat wal receive; true where wal.mode is stream or sync."),
+            example(
+                "group",
+                "\"restorer\"",
+                "Agents of one system and one group take turns; without it they are of one group that has no name.",
+            ),
         ],
     ),
     table(
@@ -426,7 +431,7 @@ pub(crate) const TABLES: &[Table] = &[
                 "\"15 * * * *\"",
                 "lifeboat replicate: as here where there are replicas that are written to, otherwise off.",
             ),
-            default("drill", "\"0 4 1 1,4,7,10 *\"", "lifeboat drill run"),
+            example("drill", "\"0 4 1 1,4,7,10 *\"", "lifeboat drill run: as here where there is a restore identity, otherwise off."),
         ],
     ),
     table(

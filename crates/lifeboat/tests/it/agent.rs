@@ -229,6 +229,28 @@ fn two_agents_of_one_system_take_turns() {
     assert_eq!(desk.backups(), 1);
 }
 
+/// One that takes backups and one that drills need not be on one host, nor wait for each other.
+#[test]
+fn agents_of_two_groups_do_not_wait_for_each_other() {
+    let desk = Desk::new(QUIET);
+    let (one, two) = (desk.at("state-one"), desk.at("state-two"));
+    let first = desk.agent_in(&one, &[]);
+    first.says("it is this agent's turn");
+    desk.configure(&QUIET.replace("[agent]\n", "[agent]\ngroup = \"restorer\"\n"));
+    let (second, third) = (desk.agent_in(&two, &[]), desk.agent_in(&desk.at("state-three"), &[]));
+    let both =
+        || [&second, &third].map(|agent| (agent.said().contains("it is this agent's turn"), agent.said().contains("this agent waits")));
+    wait_for("one of them to work and the other to wait", || {
+        let mut both = both();
+        both.sort_unstable();
+        (both == [(false, true), (true, false)]).then_some(())
+    });
+    assert!(!first.said().contains("this agent waits"), "{}", first.said());
+    desk.configure(&QUIET.replace("[agent]\n", "[agent]\ngroup = \"A b\"\n"));
+    let refused = desk.lifeboat(&["agent", "--dry-run"]).run().expect_code(2);
+    assert!(refused.stderr.contains("agent.group"), "{refused}");
+}
+
 /// Makes every backup wait for ever: for the password of the signing key.
 fn hangs(desk: &Desk) -> String {
     let key = desk.at(".config/lifeboat/signing.key");

@@ -110,7 +110,7 @@ fn the_list_has_every_kind_and_needs_nothing() {
         json["kinds"][2],
         json!({
             "name": "backup-overdue", "alertname": "LifeboatBackupOverdue", "severity": "critical",
-            "when": "the newest backup that counts is older than alerts.backup_age", "runbook": "docs/alerts.md#backup-overdue",
+            "when": "the newest backup that counts is older than alerts.backup_age, or dated in the future", "runbook": "docs/alerts.md#backup-overdue",
         })
     );
     assert_eq!((&json["terms"]["backup_age_seconds"], &json["rhythm"]["repeat_seconds"]), (&json!(108_000), &json!(14_400)));

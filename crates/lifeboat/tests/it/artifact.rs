@@ -283,7 +283,7 @@ fn the_database_and_its_artifacts_come_back_together() {
     let [changed, gone] = [&artifacts[20].name, &artifacts[21].name];
     fs::write(directory.join(changed), "changed behind the database's back").unwrap();
     fs::remove_file(directory.join(gone)).unwrap();
-    let output = backup();
+    let output = site.backup_of(&cluster, "local").arg("--config").arg(&configuration).run().expect_code(3);
     assert!(output.stderr.contains("refers to 2 artifacts that are not in the backup"), "{output}");
     let references = &output.json()["manifest"]["artifacts"]["references"];
     assert_eq!((references["rows"].as_u64(), references["missing_count"].as_u64()), (Some(40), Some(2)), "{references}");

@@ -349,6 +349,11 @@ fn c124_each_role_of_a_bucket_does_its_work_and_no_more() {
     // The writer's agent gets its turn, and sees when the last drill was.
     writer.takes_its_turn(&for_agent);
     writer.run(&for_writer, &["drill", "list"]).success();
+    // The restorer's has a group, and cannot keep the writer's from its work.
+    let for_drills = site.place("drills.toml");
+    let alone = schedule.replace("[agent]\n", "[agent]\ngroup = \"restorer\"\n");
+    fs::write(&for_drills, fs::read_to_string(&for_restorer).unwrap() + &alone).unwrap();
+    restorer.takes_its_turn(&for_drills);
     writer.is_refused(&for_restorer, &drill);
     restorer.is_refused(&for_writer, &["backup"]);
     restorer.is_refused(&for_writer, &["artifact", "put", "by/another", &new]);
@@ -377,6 +382,10 @@ fn c124_each_role_of_a_bucket_does_its_work_and_no_more() {
         if name != "janitor" {
             denied("deletes a backup", bucket.delete(&manifest, None).map(drop));
             denied("deletes a pack", bucket.delete(&pack, None).map(drop));
+        }
+        if name == "restorer" {
+            let lease = full("leases/agent-plant/0000009999.json");
+            denied("takes the lease of the writer's agent", bucket.put_if_absent(&lease, b"{}".to_vec(), None).map(drop));
         }
         if name != "restorer" {
             denied("reads a pack", bucket.get(&pack, None, 64 << 20).map(drop));
