@@ -179,6 +179,9 @@ fn proof(observed: &Observed) -> Option<Proof> {
     })
 }
 
+/// The exit code of a verification that found damage.
+const NOT_VERIFIED: u8 = 21;
+
 fn reasons(observed: &Observed, answer: &Answer, backup: Option<&BackupSeen>) -> Vec<String> {
     let mut reasons = Vec::new();
     match (&observed.backups, backup) {
@@ -197,7 +200,13 @@ fn reasons(observed: &Observed, answer: &Answer, backup: Option<&BackupSeen>) ->
             if backup.state == BackupState::Degraded {
                 reasons.push(format!("backup {} has damaged pages", backup.id));
             }
+            if backup.missing_artifacts > 0 {
+                reasons.push(format!("backup {} lacks {} artifacts that its database refers to", backup.id, backup.missing_artifacts));
+            }
         }
+    }
+    if observed.runs.iter().any(|run| run.operation == "verify" && run.exit_code == Some(NOT_VERIFIED)) {
+        reasons.push("the last verification found damage".to_owned());
     }
     if answer.rpo_met == Some(false) {
         reasons.push("the RPO is missed".to_owned());
@@ -296,6 +305,20 @@ mod tests {
         let answer = answer(&observed);
         assert_eq!((answer.verdict, answer.proof_fresh), (Verdict::AtRisk, None));
         assert!(answer.reasons.iter().any(|reason| reason.contains("dated in the future")), "{answer:?}");
+    }
+
+    #[test]
+    fn what_is_damaged_or_missing_speaks_against_it() {
+        let reasons = |change: &dyn Fn(&mut Observed)| {
+            let mut observed = samples::well();
+            change(&mut observed);
+            let answer = answer(&observed);
+            assert_eq!(answer.verdict, Verdict::AtRisk);
+            answer.reasons.join(", ")
+        };
+        assert!(reasons(&|seen| seen.backups.as_mut().unwrap()[0].missing_artifacts = 3).contains("lacks 3 artifacts"));
+        let found = |seen: &mut Observed| seen.runs.iter_mut().find(|run| run.operation == "verify").unwrap().exit_code = Some(21);
+        assert!(reasons(&found).contains("the last verification found damage"));
     }
 
     #[test]

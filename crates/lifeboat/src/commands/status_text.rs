@@ -79,7 +79,11 @@ fn answer(status: &Status) -> String {
         None => "never: no drill has succeeded".to_owned(),
         Some(proof) => {
             let failed = if proof.failed_since > 0 { format!(", {} later DID NOT SUCCEED", proof.failed_since) } else { String::new() };
-            let fresh = if answer.proof_fresh == Some(false) { "TOO OLD" } else { "in time" };
+            let fresh = match answer.proof_fresh {
+                Some(true) => "in time",
+                Some(false) => "TOO OLD",
+                None => "DATED IN THE FUTURE",
+            };
             format!("{}, {} (once in {}: {fresh}{failed})", away(proof.at, observed.at), proof.drill, lasting(objectives.drill_seconds))
         }
     };

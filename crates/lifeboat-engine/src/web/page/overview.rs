@@ -159,13 +159,17 @@ fn how_fast(answer: &Answer, objective: u64) -> Markup {
 }
 
 fn proven(answer: &Answer, observed: &Observed) -> Markup {
-    let fresh = met(answer.proof_fresh, ["in time", "too old", "not proven"]);
+    let unknown = if answer.proof.is_some() { "dated in the future" } else { "not proven" };
+    let fresh = met(answer.proof_fresh, ["in time", "too old", unknown]);
     let allowed = lasting(observed.objectives.drill_seconds);
     match &answer.proof {
         Some(proof) => tile(
             "Proven",
             answer.proof_fresh != Some(true),
-            &html! { (span(observed.at.duration_since(proof.at).as_secs_f64().max(0.0))) " ago" },
+            &html! {
+                @if answer.proof_fresh.is_none() { "nobody knows when" }
+                @else { (span(observed.at.duration_since(proof.at).as_secs_f64().max(0.0))) " ago" }
+            },
             &html! {
                 (fresh) " by " (drills::link(&proof.drill)) "; once in " (allowed) " is asked for."
                 @if proof.failed_since > 0 { " " strong { (count(proof.failed_since)) " later did not succeed." } }

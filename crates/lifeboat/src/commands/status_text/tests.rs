@@ -39,6 +39,11 @@ fn the_first_five_lines_answer_the_four_questions() {
     assert!(lines[1].ends_with("(47 min ago), but for 3 stretches"), "{risk}");
     assert!(lines[4].ends_with(", 2 later DID NOT SUCCEED)"), "{risk}");
 
+    let mut odd = observed("well");
+    odd.drills.as_mut().unwrap().entries.iter_mut().for_each(|drill| drill.at += jiff::SignedDuration::from_hours(365 * 24));
+    let odd = text(&judged(odd));
+    assert!(odd.lines().nth(4).unwrap().ends_with("(once in 90 days: DATED IN THE FUTURE)"), "{odd}");
+
     let mut nothing = observed("well");
     (nothing.backups, nothing.wal, nothing.drills) = (Some(Vec::new()), None, None);
     let text = text(&judged(nothing));
