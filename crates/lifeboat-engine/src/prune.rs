@@ -134,6 +134,7 @@ fn prepare(
         backups.hold(id, "the store does not let its manifest go");
     }
     let mut plan = Plan { backups, warnings: doubts, ..Plan::default() };
+    lost(repository.store(), &stored, &settings.forget, &mut plan)?;
     if !plan.backups.blocked.is_empty() {
         return Ok(Prepared { plan, artifacts: None, artifact_steps: 0..0 });
     }
@@ -161,6 +162,38 @@ fn prepare(
     numbered(repository.store(), layout::VISITS, &layout::visit, (rules::VISITS, "newer ones say what is held"), &mut plan)?;
     plan.push(Step::ordered(WORDS, "their backups are gone", words));
     Ok(Prepared { plan, artifacts, artifact_steps })
+}
+
+/// Backups that a further place has and the first one has not: lost there, and what they need would go everywhere.
+fn lost(store: &dyn Store, stored: &[Stored], forget: &BTreeSet<BackupId>, plan: &mut Plan) -> Result<(), PruneError> {
+    // One that a prune takes away loses its manifest first, and its mark last.
+    let known = |id: &BackupId| stored.iter().any(|one| one.candidate.id == *id && (one.manifest || one.candidate.prune_after.is_some()));
+    for place in store.further() {
+        let there = match place.store {
+            Ok(there) => there,
+            Err(error) => {
+                let why = causes::joined(&error);
+                plan.warnings.push(format!("whether {} has backups that are lost here was not looked at: {why}", place.name));
+                continue;
+            }
+        };
+        let names = there.list_segments("")?;
+        for id in names.iter().filter_map(|name| name.strip_suffix('/')?.parse::<BackupId>().ok()) {
+            let manifest = layout::manifest(&id);
+            if known(&id) || forget.contains(&id) || place.to_delete.contains(&manifest) {
+                continue;
+            }
+            match there.length(&manifest) {
+                Ok(_) => plan.backups.blocked.push(format!(
+                    "backup {id} is in {} and not here: lifeboat replicate --from {} --full brings it back, and --forget gives it up",
+                    place.name, place.name
+                )),
+                Err(StoreError::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(())
 }
 
 fn named<'s>(repository: &Repository, trust: &Trust, staying: impl Iterator<Item = &'s Stored>) -> Result<Named, PruneError> {

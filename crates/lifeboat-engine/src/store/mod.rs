@@ -144,6 +144,16 @@ pub trait ObjectWriter: Send {
     fn commit(self: Box<Self>, key: &Key) -> Result<(), StoreError>;
 }
 
+/// A further place of a repository.
+pub struct Further<'a> {
+    /// Its name.
+    pub name: String,
+    /// The place, or why it cannot be asked.
+    pub store: Result<&'a dyn Store, StoreError>,
+    /// What it was to delete and missed.
+    pub to_delete: std::collections::BTreeSet<Key>,
+}
+
 /// Where objects stand. Every operation is durable and visible to every reader when it returns.
 pub trait Store: Send + Sync {
     /// The store's URL, without secrets.
@@ -220,6 +230,11 @@ pub trait Store: Send + Sync {
     fn alternatives<'a>(&'a self, key: &Key) -> Result<Vec<Box<dyn Store + 'a>>, StoreError> {
         let _ = key;
         Ok(Vec::new())
+    }
+
+    /// The further places that this one writes to, where it is several; for those who must not take what one place lost for what never was.
+    fn further(&self) -> Vec<Further<'_>> {
+        Vec::new()
     }
 
     /// Takes down what happened beside an answer. Stores of one copy have nothing to tell.

@@ -18,7 +18,7 @@ use lifeboat_core::repository::layout::{self, Key};
 use lifeboat_core::repository::manifest::Manifest;
 use lifeboat_core::repository::{Descriptor, Id};
 
-use super::{Entry, Journal, Listed, Note, NoteKind, ObjectWriter, OpenError, Store, StoreError, View};
+use super::{Entry, Further, Journal, Listed, Note, NoteKind, ObjectWriter, OpenError, Store, StoreError, View};
 use crate::causes;
 use crate::replicate::copy_object;
 use crate::repository::{MAX_DOCUMENT_BYTES, Repository, RepositoryError};
@@ -429,7 +429,9 @@ impl ReplicatedStore {
         let mut failed = Ok(());
         for (index, slot) in self.replicas() {
             let filled = slot.usable(self.id).and_then(|replica| match replica.length(key) {
-                Ok(_) => Ok(()),
+                Ok(length) if length == self.primary()?.length(key)? => Ok(()),
+                // Whether it is the same all the same is for whoever settles it.
+                Ok(_) => Err(StoreError::Exists { key: key.to_string() }),
                 Err(StoreError::NotFound { .. }) => copy_object(self.primary()?, replica, key),
                 Err(error) => Err(error),
             });
@@ -793,6 +795,20 @@ impl Store for ReplicatedStore {
             }
         }
         failed
+    }
+
+    fn further(&self) -> Vec<Further<'_>> {
+        let place = |(_, slot): (usize, &'_ Slot)| {
+            let missed = slot.journal.read().unwrap_or_default();
+            let deletes = missed.entries.into_iter().filter_map(|entry| match entry {
+                Entry::Delete(key) => Some(key),
+                Entry::Put(_) => None,
+            });
+            (slot.member.name.clone(), deletes.collect())
+        };
+        let known: Vec<_> = self.replicas().map(place).collect();
+        let stores = self.replicas().map(|(_, slot)| slot.usable(self.id));
+        known.into_iter().zip(stores).map(|((name, to_delete), store)| Further { name, store, to_delete }).collect()
     }
 
     fn alternatives<'a>(&'a self, key: &Key) -> Result<Vec<Box<dyn Store + 'a>>, StoreError> {

@@ -29,20 +29,30 @@ pub fn load(repository: &Repository, system_id: SystemId, trust: &Trust) -> Resu
     of_cluster(repository, cluster, trust).map(Some)
 }
 
+/// So many files of each size are looked at before nobody knows.
+const TRIED: usize = 16;
+
 /// Whoever lost `cluster.json` has the same in every file; the first one that verifies says it. Most who come here have no file at all, so
-/// the store is asked once, not once for every size that there may be.
+/// the store is asked once, not once for every size that there may be. Where there are files and none of them can be read, that is no archive
+/// that is not there.
 fn without_description(repository: &Repository, system_id: SystemId, trust: &Trust) -> Result<Option<Archive>, WalError> {
     let listed = repository.store().list(&layout::wal_of(system_id))?;
+    let mut trouble = None;
     for shift in 20..=30 {
         let Ok(segment_size) = lifeboat_core::wal::SegmentSize::new(1 << shift) else { continue };
         let cluster = Cluster { system_id, segment_size };
-        let mut files = listed.iter().filter_map(|listed| WalFile::from_key(&listed.key, system_id, segment_size));
-        let Some(file) = files.find(|file| file.segment().is_some()) else { continue };
-        if WalReader::new(repository, cluster, trust, Identities::default()).head(file).is_ok() {
-            return of_cluster(repository, cluster, trust).map(Some);
+        let files = listed.iter().filter_map(|listed| WalFile::from_key(&listed.key, system_id, segment_size));
+        let reader = WalReader::new(repository, cluster, trust, Identities::default());
+        for file in files.filter(|file| file.segment().is_some()).take(TRIED) {
+            match reader.head(file) {
+                Ok(_) => return of_cluster(repository, cluster, trust).map(Some),
+                Err(WalError::Store(error)) if error.is_transient() => return Err(error.into()),
+                // Of another size, as a rule: that is what its header says.
+                Err(error) => trouble = Some(error),
+            }
         }
     }
-    Ok(None)
+    trouble.map_or(Ok(None), Err)
 }
 
 fn of_cluster(repository: &Repository, cluster: Cluster, trust: &Trust) -> Result<Archive, WalError> {

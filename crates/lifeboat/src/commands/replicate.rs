@@ -58,6 +58,11 @@ pub(super) fn run(replicate: &Replicate, settings: &Settings, out: &Output) -> R
         return Err(Failure::usage(format!("replicate to {name}: its store keeps it, lifeboat does not write there"))
             .hint(format!("lifeboat replicate --check --to {name}")));
     }
+    let of_primary = settings.repositories.primary().is_some_and(|primary| primary.name.value == source.name.value);
+    if replicate.missed && !of_primary {
+        return Err(Failure::usage(format!("replicate --missed from {}: what was missed was missed of the primary", source.name.value))
+            .hint(format!("lifeboat replicate --from {}", source.name.value)));
+    }
     let repository = session::alone(source)?;
     let question = Question::new(Operation::Replicate).dry_run(replicate.dry_run || replicate.check);
     gate::guard(settings, Some(&repository), question, || run_to(replicate, settings, &repository, source, &targets, out))

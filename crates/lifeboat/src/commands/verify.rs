@@ -8,6 +8,7 @@ use lifeboat_core::wal::SystemId;
 use lifeboat_engine::opened_backup::OpenBackupError;
 use lifeboat_engine::repository::Repository;
 use lifeboat_engine::signing::Trust;
+use lifeboat_engine::store::StoreError;
 use lifeboat_engine::verify::{self, VerifyError, VerifySettings};
 use lifeboat_engine::wal::verify::{Verified, WalReport};
 use lifeboat_engine::wal::{self, Cluster, WalReader};
@@ -165,12 +166,16 @@ fn one_place(
         // Also those that lost their manifest: their bundle tells that there was one.
         None => {
             let ids = repository.backup_prefixes()?;
-            let there = |key| repository.store().length(&key).is_ok();
+            let there = |key| match repository.store().length(&key) {
+                Ok(_) => Ok(true),
+                Err(StoreError::NotFound { .. }) => Ok(false),
+                Err(error) => Err(error),
+            };
             let mut found = Vec::new();
             for id in ids {
-                let manifest = there(layout::manifest(&id));
+                let manifest = there(layout::manifest(&id))?;
                 // What is half pruned is no backup any more.
-                if manifest || there(layout::manifest_bundle(&id)) && !session::is_being_pruned(&repository, &id, verify_settings.trust)? {
+                if manifest || there(layout::manifest_bundle(&id))? && !session::is_being_pruned(&repository, &id, verify_settings.trust)? {
                     found.push(id);
                 }
             }

@@ -33,8 +33,13 @@ STRIPPED = {"HTTP_" + name.upper().replace("-", "_") for name in sys.argv[1:]}
 application = DomainDispatcherApplication(create_backend_app)
 
 
+# moto looks whether a name is taken, and then takes it: of two at the same time both may win, which is not the promise that is to be broken here.
+one_at_a_time = threading.Lock()
+
+
 def handle(environ, start_response):
-    return application({name: value for name, value in environ.items() if name not in STRIPPED}, start_response)
+    with one_at_a_time:
+        return list(application({name: value for name, value in environ.items() if name not in STRIPPED}, start_response))
 
 
 server = make_server("127.0.0.1", 0, handle, threaded=True)

@@ -289,6 +289,77 @@ fn a_replica_that_was_away_is_caught_up_and_a_required_one_must_not_be() {
     assert!(output.stderr.contains("it is repository") && output.stderr.lines().count() == 2, "{output}");
 }
 
+/// A prune that takes what the primary lost for what never was would take it from the replicas as well.
+#[test]
+fn c103_a_backup_that_only_a_replica_has_blocks_a_prune() {
+    let site = Site::new();
+    site.configure(None, TWO);
+    site.lifeboat(&["init"]).run().success();
+    site.write_artifacts(10);
+    let first = site.backup()["backup"].as_str().unwrap().to_owned();
+    fs::write(site.path("artifacts/late.txt"), "late").unwrap();
+    site.backup();
+    site.lifeboat(&["prune"]).run().success();
+    fs::rename(site.path("near").join(&first), site.path("gone")).unwrap();
+    let before = files(&site.path("far"));
+    for words in [&["prune", "--dry-run"][..], &["prune"]] {
+        let output = site.lifeboat(words).run().expect_code(3);
+        assert!(output.to_string().contains(&format!("backup {first} is in far and not here")), "{output}");
+    }
+    assert!(before.iter().all(|path| path.exists()), "something went from the replica");
+    // Some of it is there: that is no backup that did not finish.
+    fs::create_dir_all(site.path("near").join(&first).join("files")).unwrap();
+    expect_success(
+        std::process::Command::new("chown")
+            .args(["-R", &format!("{}:{}", Owner::current().ids().0, Owner::current().ids().1)])
+            .arg(site.path("near").join(&first)),
+    );
+    site.lifeboat(&["prune"]).run().expect_code(3);
+    site.lifeboat(&["replicate", "--from", "far", "--to", "near"]).run().success();
+    site.lifeboat(&["prune"]).run().success();
+    site.lifeboat(&["verify", "--all"]).run().success();
+    // What was missed was missed of the primary: a replica has no such list.
+    let output = site.lifeboat(&["replicate", "--from", "far", "--to", "near", "--missed"]).run().expect_code(2);
+    assert!(output.stderr.contains("missed of the primary"), "{output}");
+    // While the replica is away nobody knows, and that is said.
+    fs::rename(site.path("far"), site.path("away")).unwrap();
+    let output = site.lifeboat(&["prune"]).run().expect_code(3);
+    assert!(output.stderr.contains("was not looked at"), "{output}");
+}
+
+/// PostgreSQL asks again and again: a yes to the second question, about the same bytes, would let go of a segment that a required place does not have.
+#[test]
+fn a_segment_of_which_a_required_replica_has_half_is_never_pushed() {
+    let site = Site::new();
+    let places = format!("{TWO}required = true\n");
+    site.configure(None, &places);
+    site.lifeboat(&["init"]).run().success();
+    let mut cluster = site.server();
+    site.configure(Some(&cluster), &places);
+    cluster.psql("INSERT INTO moment VALUES (1)");
+    let name = archive(&cluster);
+    // Before a checkpoint gives it another name.
+    let segment = site.path(&name);
+    fs::copy(cluster.data_directory().join("pg_wal").join(&name), &segment).unwrap();
+    Owner::current().own(&segment);
+    cluster.stop(Stop::Fast);
+    let push = || site.lifeboat(&["wal", "push"]).arg(&segment).run();
+    push().success();
+    let of_segment =
+        |root: &str| files(&site.path(root).join("wal")).into_iter().find(|path| path.to_string_lossy().contains(&name)).unwrap();
+    let there = of_segment("far");
+    let bytes = fs::read(&there).unwrap();
+    assert_eq!(bytes, fs::read(of_segment("near")).unwrap());
+    fs::write(&there, &bytes[..bytes.len() / 2]).unwrap();
+    // Nothing remembers a moment ago that all was well.
+    let _ = fs::remove_dir_all(site.path("spool"));
+    for _ in 0..2 {
+        assert_ne!(push().code, Some(0), "the replica has half of it");
+    }
+    fs::write(&there, &bytes).unwrap();
+    push().success();
+}
+
 #[test]
 fn c080_absence_is_not_believed_while_the_primary_is_away() {
     let site = Site::new();
