@@ -175,7 +175,7 @@ fn proof(observed: &Observed) -> Option<Proof> {
         at: drill.at,
         rto_seconds: drill.rto_seconds,
         rpo_seconds: drill.rpo_seconds,
-        failed_since: at as u64,
+        failed_since: entries[..at].iter().filter(|drill| !drill.succeeded()).count() as u64,
     })
 }
 
@@ -300,7 +300,8 @@ mod tests {
         odd.at += jiff::SignedDuration::from_hours(2 * 365 * 24);
         odd.id = "odd".into();
         drills.entries.insert(0, odd.clone());
-        assert_eq!(answer(&observed).proof.unwrap().drill, real, "those whose age is known come first");
+        let proof = answer(&observed).proof.unwrap();
+        assert_eq!((proof.drill, proof.failed_since), (real, 0), "those whose age is known come first");
         observed.drills.as_mut().unwrap().entries = vec![odd];
         let answer = answer(&observed);
         assert_eq!((answer.verdict, answer.proof_fresh), (Verdict::AtRisk, None));
