@@ -27,7 +27,7 @@ use crate::progress::Progress;
 use crate::repository::{Repository, RepositoryError};
 use crate::retention::{self, RetentionError};
 use crate::signing::Trust;
-use crate::store::{Listed, Store, StoreError};
+use crate::store::{Listed, Store, StoreError, is_there};
 use crate::wal::{self, Cluster, WalReader};
 
 /// Objects that are taken away at a time: each waits for the store far longer than it works.
@@ -183,13 +183,11 @@ fn lost(store: &dyn Store, stored: &[Stored], forget: &BTreeSet<BackupId>, plan:
             if known(&id) || forget.contains(&id) || place.to_delete.contains(&manifest) {
                 continue;
             }
-            match there.length(&manifest) {
-                Ok(_) => plan.backups.blocked.push(format!(
+            if is_there(there, &manifest)? {
+                plan.backups.blocked.push(format!(
                     "backup {id} is in {} and not here: lifeboat replicate --from {} --full brings it back, and --forget gives it up",
                     place.name, place.name
-                )),
-                Err(StoreError::NotFound { .. }) => {}
-                Err(error) => return Err(error.into()),
+                ));
             }
         }
     }

@@ -21,7 +21,7 @@ use crate::lease::LeaseError;
 use crate::opened_backup::{self, OpenBackupError, VerifiedBackup};
 use crate::repository::{Repository, RepositoryError};
 use crate::signing::{SignError, Signer, Trust};
-use crate::store::{Listed, StoreError, create_or_mine};
+use crate::store::{Listed, StoreError, create_or_mine, is_there};
 
 /// The lease of those who decide what is kept: expire, pin and prune.
 pub const LEASE: &str = "retention";
@@ -183,11 +183,7 @@ pub fn standing_of(repository: &Repository, backup: &VerifiedBackup, trust: &Tru
 pub fn survey(repository: &Repository, trust: &Trust, now: Timestamp) -> Result<(Vec<Stored>, Vec<String>), RetentionError> {
     let (mut stored, mut doubts) = (Vec::new(), Vec::new());
     for id in repository.backup_prefixes()? {
-        let there = |key: Key| match repository.store().length(&key) {
-            Ok(_) => Ok(true),
-            Err(StoreError::NotFound { .. }) => Ok(false),
-            Err(error) => Err(error),
-        };
+        let there = |key: Key| is_there(repository.store(), &key);
         let (manifest, bundle) = (there(layout::manifest(&id))?, there(layout::manifest_bundle(&id))?);
         if !manifest && !bundle && repository.store().list(&layout::backup(&id))?.is_empty() {
             // An empty directory is nothing.

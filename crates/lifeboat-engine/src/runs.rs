@@ -41,18 +41,14 @@ pub struct Ending {
     pub partial: bool,
 }
 
-/// The exit code of a verification that found damage.
-const NOT_VERIFIED: u8 = 21;
-
 /// The result of a run, behind that of the one `before`.
 fn result(before: Option<&RunSeen>, operation: &str, begun: &Begun, ended: Option<Timestamp>, ending: Ending) -> RunSeen {
     let good = matches!(ending.outcome, Outcome::Succeeded | Outcome::Findings);
     let succeeded = ended.filter(|_| good);
     let took = |ended: Timestamp| ended.duration_since(begun.started).as_secs_f64().max(0.0);
-    let found = |before: &&RunSeen| before.exit_code == Some(NOT_VERIFIED) && operation == "verify";
-    let finds_more = ending.exit_code == Some(NOT_VERIFIED);
+    let finds_more = ending.exit_code == Some(RunSeen::NOT_VERIFIED);
     let whole = ending.outcome == Outcome::Succeeded && !ending.partial;
-    if let Some(before) = before.filter(|_| !whole && !finds_more).filter(found) {
+    if let Some(before) = before.filter(|_| !whole && !finds_more).filter(|before| before.found_damage()) {
         return RunSeen {
             failures: before.failures + u64::from(!good),
             last_success: succeeded.or(before.last_success),

@@ -24,7 +24,7 @@ use crate::opened_backup::{self, OpenBackupError};
 use crate::repository::{Repository, RepositoryError};
 use crate::retention;
 use crate::signing::Trust;
-use crate::store::StoreError;
+use crate::store::{StoreError, is_there};
 use crate::wal::survey::Survey;
 
 /// Looks at something, but not for ever: what hangs (a file system over the network, for one) must not keep the rest from being seen. Whoever hangs is
@@ -114,11 +114,7 @@ fn backup(
             _ => Ok((None, point)),
         };
     }
-    let there = |key| match repository.store().length(&key) {
-        Ok(_) => Ok(true),
-        Err(StoreError::NotFound { .. }) => Ok(false),
-        Err(error) => Err(error),
-    };
+    let there = |key| is_there(repository.store(), &key);
     let digest = opened.as_ref().ok().and_then(|(_, digest)| *digest);
     let standing = retention::standing(repository, id, digest, trust, now)?;
     let signature = if trust.is_some() { SignatureState::Valid } else { SignatureState::NotChecked };

@@ -425,6 +425,11 @@ impl Source<'_> {
         file.map(|value| Setting { value, origin: Origin::File(path) })
     }
 
+    /// A span in a file, or what it is without one.
+    fn span(&self, file: Option<LongSpan>, default: Duration) -> Setting<Duration> {
+        self.pick(None, None, file.map(|span| span.0)).unwrap_or(Setting { value: default, origin: Origin::Default })
+    }
+
     /// Paths in a file are relative to its directory: PostgreSQL runs `wal push` and `wal fetch` in the data directory.
     fn path(&self, variable: &'static str, file: Option<PathBuf>) -> Option<Setting<PathBuf>> {
         self.pick(None, environment(variable).map(|value| (value.into(), variable)), file.map(|path| self.anchor(path)))
@@ -572,11 +577,7 @@ impl Settings {
         }
         let spool_default = state_directory().map_or_else(|| PathBuf::from("/var/spool/lifeboat"), |base| base.join("lifeboat/spool"));
         let objectives = file.objectives.unwrap_or_default();
-        let or_default_span = |span: Option<LongSpan>, seconds: u64| {
-            let configured = source.pick(None, None, span.map(|span| span.0));
-            configured.unwrap_or(Setting { value: Duration::from_secs(seconds), origin: Origin::Default })
-        };
-        let rpo = or_default_span(objectives.rpo, 24 * 60 * 60);
+        let rpo = source.span(objectives.rpo, Duration::from_secs(24 * 60 * 60));
         let alerts = AlertSettings::resolve(&source, file.alerts.unwrap_or_default(), rpo.value)?;
         let or_default = |setting: Option<Setting<_>>, value| setting.unwrap_or(Setting { value, origin: Origin::Default });
         let scratch_default = std::env::var_os("XDG_CACHE_HOME")
@@ -632,8 +633,8 @@ impl Settings {
             bandwidth: source.pick(None, None, limits.bandwidth.map(|size| size.0)),
             compression_level: source.pick(None, None, level).unwrap_or(Setting { value: 1, origin: Origin::Default }),
             rpo,
-            rto: or_default_span(objectives.rto, 4 * 60 * 60),
-            drill_every: or_default_span(objectives.drill, 90 * 24 * 60 * 60),
+            rto: source.span(objectives.rto, Duration::from_secs(4 * 60 * 60)),
+            drill_every: source.span(objectives.drill, Duration::from_secs(90 * 24 * 60 * 60)),
             wal_mode,
             wal_durability: source
                 .pick(None, None, wal.durability)
@@ -659,9 +660,7 @@ impl Settings {
             keep_monthly: source.pick(None, None, retention.keep_monthly),
             keep_yearly: source.pick(None, None, retention.keep_yearly),
             recovery_window: source.pick(None, None, retention.recovery_window.map(|span| span.0)),
-            grace: source
-                .pick(None, None, retention.grace.map(|span| span.0))
-                .unwrap_or(Setting { value: DEFAULT_GRACE, origin: Origin::Default }),
+            grace: source.span(retention.grace, DEFAULT_GRACE),
             policy: PolicyTerms::resolve(&source, file.policy.unwrap_or_default())?,
             approvals: Approvals::resolve(&source, file.approvals.unwrap_or_default())?,
             agent,

@@ -295,8 +295,6 @@ fn read_this(run: &RunSeen) -> String {
 
 /// The exit code of a denial (`docs/reference/exit-codes.md`).
 const DENIED: u8 = 20;
-/// The exit code of a signature or a verification that failed.
-const NOT_VERIFIED: u8 = 21;
 /// The exit code of a missed objective.
 const OBJECTIVE_MISSED: u8 = 23;
 
@@ -313,7 +311,7 @@ fn runs(observed: &Observed, out: &mut Raised) {
         match run.operation.as_str() {
             "backup" if bad => out.say("backup-failed", Critical, "", story(run), fix("lifeboat backup")),
             "verify" if bad || run.outcome == Outcome::Findings => {
-                let severity = if run.exit_code == Some(NOT_VERIFIED) || run.outcome == Outcome::Findings { Critical } else { Warning };
+                let severity = if run.found_damage() || run.outcome == Outcome::Findings { Critical } else { Warning };
                 let summary = match run.outcome {
                     Outcome::Findings => format!("verify of {:.0} found damage", run.started),
                     _ => story(run),

@@ -62,19 +62,14 @@ pub fn is_ahead(lease: &Lease, time: SignedDuration, now: Timestamp) -> bool {
 mod tests {
     use super::*;
 
+    fn held(taken: Timestamp, expires: Timestamp) -> Lease {
+        Lease { epoch: 4, holder: "a:1:x".into(), host: "a".into(), pid: 1, boot: "b".into(), taken, expires, released: false }
+    }
+
     #[test]
     fn c117_a_lease_that_holds_for_longer_than_one_can_is_of_a_clock_that_is_ahead() {
         let now: Timestamp = "2024-03-15T12:00:00Z".parse().unwrap();
-        let until = |seconds: i64| Lease {
-            epoch: 4,
-            holder: "a:1:x".into(),
-            host: "a".into(),
-            pid: 1,
-            boot: "b".into(),
-            taken: now,
-            expires: now + SignedDuration::from_secs(seconds),
-            released: false,
-        };
+        let until = |seconds: i64| held(now, now + SignedDuration::from_secs(seconds));
         assert!(
             !is_ahead(&until(120), LEASE_TIME, now) && !is_ahead(&until(180), LEASE_TIME, now) && !is_ahead(&until(-1), LEASE_TIME, now)
         );
@@ -85,16 +80,7 @@ mod tests {
     #[test]
     fn c117_a_lease_of_a_dead_holder_ends() {
         let now: Timestamp = "2024-03-15T12:00:00Z".parse().unwrap();
-        let lease = Lease {
-            epoch: 4,
-            holder: "a:1:x".into(),
-            host: "a".into(),
-            pid: 1,
-            boot: "b".into(),
-            taken: now,
-            expires: now + LEASE_TIME,
-            released: false,
-        };
+        let lease = held(now, now + LEASE_TIME);
         let last = Lease { epoch: u64::MAX, released: true, ..lease.clone() };
         assert_eq!(standing(Some(last), now, |_| false), Standing::Free(u64::MAX), "a damaged epoch does not end the program");
         assert_eq!(standing(None, now, |_| false), Standing::Free(1));

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::seen::{BackupSeen, BackupState, Observed, SignatureState};
+use super::seen::{BackupSeen, BackupState, Observed, RunSeen, SignatureState};
 
 /// Whether a disaster now would be survived, as far as was seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,9 +179,6 @@ fn proof(observed: &Observed) -> Option<Proof> {
     })
 }
 
-/// The exit code of a verification that found damage.
-const NOT_VERIFIED: u8 = 21;
-
 fn reasons(observed: &Observed, answer: &Answer, backup: Option<&BackupSeen>) -> Vec<String> {
     let mut reasons = Vec::new();
     match (&observed.backups, backup) {
@@ -205,7 +202,7 @@ fn reasons(observed: &Observed, answer: &Answer, backup: Option<&BackupSeen>) ->
             }
         }
     }
-    if observed.runs.iter().any(|run| run.operation == "verify" && run.exit_code == Some(NOT_VERIFIED)) {
+    if observed.runs.iter().any(RunSeen::found_damage) {
         reasons.push("the last verification found damage".to_owned());
     }
     if answer.rpo_met == Some(false) {

@@ -520,6 +520,16 @@ pub struct RunSeen {
     pub last_success_seconds: Option<f64>,
 }
 
+impl RunSeen {
+    /// The exit code of a signature that does not hold, or of a verification that found damage (`docs/reference/exit-codes.md`).
+    pub const NOT_VERIFIED: u8 = 21;
+
+    /// It is a verification, and found damage.
+    pub fn found_damage(&self) -> bool {
+        self.operation == "verify" && self.exit_code == Some(Self::NOT_VERIFIED)
+    }
+}
+
 /// What the agent does by itself.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TaskSeen {

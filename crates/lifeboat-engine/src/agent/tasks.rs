@@ -214,7 +214,7 @@ impl Tasks {
             // Its own deadline ends it, by a clock that stands still while the machine sleeps: this is for then.
             let runs_for = self.running.get(&task).map(|trial| uptime().saturating_sub(trial.begun).saturating_sub(SLACK));
             match memory.step(&plan.terms, leading, now, runs_for) {
-                Step::Begin(attempt) => self.begin(shared, plan, attempt, sender, now),
+                Step::Begin(attempt) => self.begin(shared, plan, (attempt, next), sender, now),
                 Step::End => {
                     if let Some(trial) = self.running.get_mut(&task).filter(|trial| !trial.ending) {
                         trial.ending = true;
@@ -234,9 +234,16 @@ impl Tasks {
         until
     }
 
-    fn begin(&mut self, shared: &Arc<Shared>, plan: &TaskPlan, attempt: u32, sender: &Sender<(Task, Ended)>, now: Timestamp) {
+    /// Begins a try; `next` is when the task is due behind it.
+    fn begin(
+        &mut self,
+        shared: &Arc<Shared>,
+        plan: &TaskPlan,
+        (attempt, next): (u32, Option<Timestamp>),
+        sender: &Sender<(Task, Ended)>,
+        now: Timestamp,
+    ) {
         let task = plan.task;
-        let next = next_due(shared, plan, now);
         if let Some(written) = self.book.tasks.get_mut(&task) {
             written.memory.begins(attempt, next, now);
         }

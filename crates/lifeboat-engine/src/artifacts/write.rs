@@ -35,7 +35,7 @@ use crate::seal::{DataKey, ObjectSealer, Sealing};
 use crate::sha256;
 use crate::signing::Signer;
 use crate::store::stream::StoreWrite;
-use crate::store::{Store, StoreError, create_or_mine};
+use crate::store::{Store, StoreError, create_or_mine, is_there};
 
 /// How often a file is read again that changed while it was read.
 const READS: u32 = 3;
@@ -558,11 +558,7 @@ impl<'a> Writer<'a> {
             }
             number => layout::artifact_head(number),
         };
-        match self.store.length(&before) {
-            Ok(_) => Ok(true),
-            Err(StoreError::NotFound { .. }) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
+        Ok(is_there(self.store, &before)?)
     }
 
     /// The change as it applies to `set`, and the totals after it.

@@ -7,7 +7,7 @@ use lifeboat_core::repository::layout::{self, AUDIT_WIDTH, AuditObject, Key};
 use lifeboat_core::verify::FindingKind;
 
 use super::key::{Checkpoint, Flaw, MAX_CHECKPOINT_BYTES, MAX_LEAF_BYTES, Verifiers};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, is_there};
 
 /// Threads that read from a store that waits on a network.
 const THREADS: usize = 8;
@@ -140,11 +140,7 @@ pub(super) fn records(store: &dyn Store, verifiers: &Verifiers, from: u64, to: u
 
 /// How many records there are in a row from the first on, by asking for single ones: twice the logarithm of it. In a log with holes, fewer.
 fn reach(store: &dyn Store) -> Result<u64, StoreError> {
-    let there = |index: u64| match store.length(&layout::audit_leaf(index)) {
-        Ok(_) => Ok(true),
-        Err(StoreError::NotFound { .. }) => Ok(false),
-        Err(error) => Err(error),
-    };
+    let there = |index: u64| is_there(store, &layout::audit_leaf(index));
     let (mut low, mut high) = (0, 1);
     while there(high - 1)? {
         low = high;

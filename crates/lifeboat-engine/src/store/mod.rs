@@ -144,6 +144,19 @@ pub trait ObjectWriter: Send {
     fn commit(self: Box<Self>, key: &Key) -> Result<(), StoreError>;
 }
 
+/// Whether an object is there. Only absence is absence: a store that does not answer says nothing.
+///
+/// # Errors
+///
+/// The store's.
+pub fn is_there(store: &dyn Store, key: &Key) -> Result<bool, StoreError> {
+    match store.length(key) {
+        Ok(_) => Ok(true),
+        Err(StoreError::NotFound { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// A further place of a repository.
 pub struct Further<'a> {
     /// Its name.

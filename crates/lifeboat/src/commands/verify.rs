@@ -8,7 +8,7 @@ use lifeboat_core::wal::SystemId;
 use lifeboat_engine::opened_backup::OpenBackupError;
 use lifeboat_engine::repository::Repository;
 use lifeboat_engine::signing::Trust;
-use lifeboat_engine::store::StoreError;
+use lifeboat_engine::store::is_there;
 use lifeboat_engine::verify::{self, VerifyError, VerifySettings};
 use lifeboat_engine::wal::verify::{Verified, WalReport};
 use lifeboat_engine::wal::{self, Cluster, WalReader};
@@ -166,11 +166,7 @@ fn one_place(
         // Also those that lost their manifest: their bundle tells that there was one.
         None => {
             let ids = repository.backup_prefixes()?;
-            let there = |key| match repository.store().length(&key) {
-                Ok(_) => Ok(true),
-                Err(StoreError::NotFound { .. }) => Ok(false),
-                Err(error) => Err(error),
-            };
+            let there = |key| is_there(repository.store(), &key);
             let mut found = Vec::new();
             for id in ids {
                 let manifest = there(layout::manifest(&id))?;

@@ -115,7 +115,7 @@ impl AgentSettings {
         fn or<T>(setting: Option<Setting<T>>, default: T) -> Setting<T> {
             setting.unwrap_or(Setting { value: default, origin: Origin::Default })
         }
-        let span = |span: Option<LongSpan>, default: Duration| or(source.pick(None, None, span.map(|span| span.0)), default);
+        let span = |span: Option<LongSpan>, default: Duration| source.span(span, default);
         let state = state_directory().map_or_else(|| PathBuf::from("/var/lib/lifeboat"), |state| state.join("lifeboat"));
         let listen = match agent.listen.as_deref() {
             None => None,

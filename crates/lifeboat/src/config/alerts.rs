@@ -248,7 +248,7 @@ impl AlertSettings {
         fn or<T>(setting: Option<Setting<T>>, default: T) -> Setting<T> {
             setting.unwrap_or(Setting { value: default, origin: Origin::Default })
         }
-        let span = |span: Option<LongSpan>, default: Duration| or(source.pick(None, None, span.map(|span| span.0)), default);
+        let span = |span: Option<LongSpan>, default: Duration| source.span(span, default);
         let defaults = Terms::for_rpo(rpo);
         let repeat = span(table.repeat, Duration::from_secs(4 * 60 * 60));
         if repeat.value < SHORTEST_REPEAT {

@@ -82,7 +82,7 @@ impl DrillSettings {
             setting.unwrap_or(Setting { value: default, origin: Origin::Default })
         }
         let size = |size: Option<Size>| source.pick(None, None, size.map(|size| size.0));
-        let span = |span: Option<LongSpan>, default: Duration| or(source.pick(None, None, span.map(|span| span.0)), default);
+        let span = |span: Option<LongSpan>, default: Duration| source.span(span, default);
         for assertion in &table.assert {
             assertion.expectation().map_err(|error| {
                 Failure::usage(format!("read configuration: {error}"))

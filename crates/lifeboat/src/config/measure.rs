@@ -23,24 +23,27 @@ pub(crate) struct Span(pub(crate) Duration);
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LongSpan(pub(crate) Duration);
 
+/// Reads a text of a file; what is wrong is told in the words of [`parsed`], and with its line by whoever reads the file.
+fn from_text<'de, D: Deserializer<'de>, T>(deserializer: D, what: &str, read: fn(&str) -> Option<T>, form: &str) -> Result<T, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    read(&text).ok_or_else(|| D::Error::custom(format!("{text:?} is not a {what}: {form}")))
+}
+
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        bytes(&text).map(Self).ok_or_else(|| D::Error::custom(format!("{text:?} is not a size: {SIZE}")))
+        from_text(deserializer, "size", bytes, SIZE).map(Self)
     }
 }
 
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        span(&text).map(Self).ok_or_else(|| D::Error::custom(format!("{text:?} is not a time span: {SPAN}")))
+        from_text(deserializer, "time span", span, SPAN).map(Self)
     }
 }
 
 impl<'de> Deserialize<'de> for LongSpan {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        days(&text).map(Self).ok_or_else(|| D::Error::custom(format!("{text:?} is not a time span: {LONG_SPAN}")))
+        from_text(deserializer, "time span", days, LONG_SPAN).map(Self)
     }
 }
 
