@@ -17,6 +17,8 @@ pub enum FindingKind {
     Unsigned,
     /// It could not be looked at.
     NotChecked,
+    /// WAL that never arrived, as was written down when it was noticed: nothing that was stored is gone.
+    Lost,
 }
 
 impl FindingKind {
@@ -27,6 +29,7 @@ impl FindingKind {
             Self::Corrupt => "corrupt",
             Self::Unsigned => "unsigned",
             Self::NotChecked => "not checked",
+            Self::Lost => "known to be lost",
         }
     }
 }
@@ -96,7 +99,7 @@ pub struct Report {
 pub enum Verdict {
     /// Everything that was to be checked was, and is good.
     Verified,
-    /// Something could not be checked; nothing that was is bad.
+    /// Something could not be checked, or is known to be lost; nothing that was looked at is bad.
     Incomplete,
     /// Something is missing, corrupt or unsigned.
     Failed,
@@ -105,7 +108,7 @@ pub enum Verdict {
 /// The verdict on findings.
 pub fn verdict<'a>(findings: impl IntoIterator<Item = &'a Finding>) -> Verdict {
     let of = |finding: &Finding| match finding.kind {
-        FindingKind::NotChecked => Verdict::Incomplete,
+        FindingKind::NotChecked | FindingKind::Lost => Verdict::Incomplete,
         FindingKind::Missing | FindingKind::Corrupt | FindingKind::Unsigned => Verdict::Failed,
     };
     findings.into_iter().map(of).max().unwrap_or(Verdict::Verified)
@@ -213,6 +216,7 @@ mod tests {
     fn c114_not_checked_is_no_pass() {
         assert_eq!(verdict(&[]), Verdict::Verified);
         assert_eq!(verdict(&[finding(FindingKind::NotChecked)]), Verdict::Incomplete);
+        assert_eq!(verdict(&[finding(FindingKind::Lost)]), Verdict::Incomplete);
         for bad in [FindingKind::Missing, FindingKind::Corrupt, FindingKind::Unsigned] {
             assert_eq!(verdict(&[finding(FindingKind::NotChecked), finding(bad)]), Verdict::Failed);
         }

@@ -28,6 +28,8 @@ pub struct Author<'a> {
     pub trust: &'a Trust,
     /// Who signs.
     pub signer: &'a dyn Signer,
+    /// Hears what an operator should know while it waits.
+    pub say: &'a (dyn Fn(&str) + Sync),
 }
 
 /// Plans an expiry of the backups of `name`, or of every name.
@@ -70,7 +72,7 @@ pub fn run(
     author: &Author<'_>,
     now: Timestamp,
 ) -> Result<Plan, RetentionError> {
-    with_lease(repository.store(), LEASE, author.host, |lease| {
+    with_lease(repository.store(), LEASE, author.host, author.say, |lease| {
         let plan = plan(repository, policy, name, author.trust, now)?;
         for decision in plan.expiring() {
             lease.check()?;
@@ -110,7 +112,7 @@ pub fn check_undo(repository: &Repository, id: &BackupId, trust: &Trust, now: Ti
 
 /// Undoes the expiry of a backup that was not pruned yet.
 pub fn undo(repository: &Repository, id: &BackupId, author: &Author<'_>, now: Timestamp) -> Result<(), RetentionError> {
-    with_lease(repository.store(), LEASE, author.host, |_| {
+    with_lease(repository.store(), LEASE, author.host, author.say, |_| {
         let backup = opened_backup::open(repository, id, author.trust)?;
         let standing = retention::standing_of(repository, &backup, author.trust, now)?;
         if standing.expired.is_none() {

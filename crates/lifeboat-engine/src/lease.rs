@@ -110,18 +110,19 @@ impl std::fmt::Debug for HeldLease<'_> {
     }
 }
 
-/// Takes the lease for `purpose`, runs `work` while it is renewed in the background, gives it back.
+/// Takes the lease for `purpose`, runs `work` while it is renewed in the background, gives it back. `say` hears why it takes long to take it.
 pub fn with_lease<T, E: From<LeaseError>>(
     store: &dyn Store,
     purpose: &str,
     host: &str,
+    say: &dyn Fn(&str),
     work: impl FnOnce(&HeldLease<'_>) -> Result<T, E>,
 ) -> Result<T, E> {
     let sleep = |span| {
         std::thread::sleep(span);
         false
     };
-    with_lease_for(store, purpose, host, LEASE_TIME, sleep, work)
+    with_lease_for(store, purpose, host, LEASE_TIME, sleep, say, work)
 }
 
 /// The same with a time of its own: one that is held for weeks need not be renewed every minute. Who wants it after its holder has gone waits as long,
@@ -132,15 +133,25 @@ pub fn with_lease_for<T, E: From<LeaseError>>(
     host: &str,
     time: SignedDuration,
     wait: impl Fn(Duration) -> bool,
+    say: &dyn Fn(&str),
     work: impl FnOnce(&HeldLease<'_>) -> Result<T, E>,
 ) -> Result<T, E> {
-    let held = take(store, purpose, host, time, &wait)?;
+    let held = take(store, purpose, host, time, Patience { wait: &wait, say })?;
     std::thread::scope(|scope| {
         scope.spawn(|| held.renew_until_dropped());
         // Also when the work panics: the renewal would go on for ever, and the lease with it.
         let _release = Release(&held);
         work(&held)
     })
+}
+
+/// How somebody waits for a lease.
+#[derive(Clone, Copy)]
+struct Patience<'p> {
+    /// Waits for a span, and says whether nobody wants it any more.
+    wait: &'p dyn Fn(Duration) -> bool,
+    /// Hears what it waits for.
+    say: &'p dyn Fn(&str),
 }
 
 struct Release<'h, 'a>(&'h HeldLease<'a>);
@@ -182,7 +193,7 @@ fn take<'a>(
     purpose: &str,
     host: &str,
     time: SignedDuration,
-    wait: &dyn Fn(Duration) -> bool,
+    Patience { wait, say }: Patience<'_>,
 ) -> Result<HeldLease<'a>, LeaseError> {
     let boot = boot_id();
     let mut newest = latest(store, purpose)?;
@@ -191,9 +202,19 @@ fn take<'a>(
         let now = Timestamp::now();
         let epoch = match standing(newest, now, |lease| is_gone(lease, host, &boot)) {
             Standing::Held(lease) if is_ahead(&lease, time, now) => {
-                let epoch = lease.epoch;
+                say(&format!(
+                    "{} holds the lease for {purpose} until {:.0}, longer than one can be held: its clock is ahead, or this one's is behind; \
+                     watching for {} s whether it is renewed",
+                    lease.holder,
+                    lease.expires,
+                    time.as_secs()
+                ));
+                let (epoch, holder) = (lease.epoch, lease.holder.clone());
                 match watch(store, purpose, lease, time, wait)? {
-                    lease if lease.epoch == epoch => epoch.saturating_add(1),
+                    lease if lease.epoch == epoch => {
+                        say(&format!("{holder} did not renew the lease for {purpose}, and has lost it"));
+                        epoch.saturating_add(1)
+                    }
                     lease if lease.released => {
                         newest = Some(lease);
                         continue;
@@ -326,10 +347,12 @@ mod tests {
     use super::*;
     use crate::store::{Fault, FaultyStore, MemoryStore, Operation, Rule};
 
+    fn quiet(_: &str) {}
+
     #[test]
     fn c044_one_writer_at_a_time_and_the_next_after_it() {
         let store = MemoryStore::default();
-        let run = |inside: &dyn Fn() -> Result<(), LeaseError>| with_lease(&store, "backup", "host", |_| inside());
+        let run = |inside: &dyn Fn() -> Result<(), LeaseError>| with_lease(&store, "backup", "host", &quiet, |_| inside());
         run(&|| match run(&|| Ok(())) {
             Err(LeaseError::Held { holder, .. }) => {
                 assert!(holder.starts_with("host:"));
@@ -344,7 +367,7 @@ mod tests {
     #[test]
     fn c044_a_holder_that_lost_its_lease_cannot_commit() {
         let store = MemoryStore::default();
-        let result: Result<(), LeaseError> = with_lease(&store, "backup", "host", |held| {
+        let result: Result<(), LeaseError> = with_lease(&store, "backup", "host", &quiet, |held| {
             held.fence()?;
             let other = Lease { holder: "other:1:x".into(), host: "other".into(), ..latest(&store, "backup")?.unwrap() };
             let stolen = Lease { epoch: other.epoch + 1, ..other };
@@ -357,7 +380,7 @@ mod tests {
     #[test]
     fn c044_an_epoch_that_is_free_because_it_was_pruned_is_nobodys() {
         let store = MemoryStore::default();
-        let result: Result<(), LeaseError> = with_lease(&store, "backup", "host", |held| {
+        let result: Result<(), LeaseError> = with_lease(&store, "backup", "host", &quiet, |held| {
             held.check()?;
             // We slept for hours: others took it, went on, and what they left behind was pruned.
             let other = Lease { holder: "other:1:x".into(), host: "other".into(), ..latest(&store, "backup")?.unwrap() };
@@ -385,8 +408,8 @@ mod tests {
             released: false,
         };
         store.create(&layout::lease("backup", 1), &to_json(&dead)).unwrap();
-        assert!(matches!(with_lease::<(), LeaseError>(&store, "backup", "elsewhere", |_| Ok(())), Err(LeaseError::Held { .. })));
-        with_lease::<(), LeaseError>(&store, "backup", "host", |_| Ok(())).unwrap();
+        assert!(matches!(with_lease::<(), LeaseError>(&store, "backup", "elsewhere", &quiet, |_| Ok(())), Err(LeaseError::Held { .. })));
+        with_lease::<(), LeaseError>(&store, "backup", "host", &quiet, |_| Ok(())).unwrap();
     }
 
     /// A host whose clock was a year ahead, and died, must not keep all others from their work for a year.
@@ -410,13 +433,22 @@ mod tests {
         let put = |store: &MemoryStore, epoch| store.create(&layout::lease("backup", epoch), &to_json(&ahead(epoch))).unwrap();
         let store = MemoryStore::default();
         put(&store, 1);
+        let heard = Mutex::new(Vec::<String>::new());
+        let say = |line: &str| heard.lock().unwrap().push(line.to_owned());
         let begun = Instant::now();
-        with_lease_for::<(), LeaseError>(&store, "backup", "host", time, sleep, |_| Ok(())).unwrap();
+        with_lease_for::<(), LeaseError>(&store, "backup", "host", time, sleep, &say, |_| Ok(())).unwrap();
         assert!(begun.elapsed() >= Duration::from_millis(400), "it was watched");
+        let told = std::mem::take(&mut *heard.lock().unwrap());
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(told[0].starts_with("ahead:1:x holds the lease for backup until "), "{told:?}");
+        assert!(told[1].contains("did not renew"), "{told:?}");
+        with_lease_for::<(), LeaseError>(&store, "backup", "host", time, sleep, &say, |_| Ok(())).unwrap();
+        assert!(heard.lock().unwrap().is_empty(), "a free one is taken without a word");
         // Who does not want it any more does not wait for that long.
         let store = MemoryStore::default();
         put(&store, 1);
-        let given_up = with_lease_for::<(), LeaseError>(&store, "backup", "host", SignedDuration::from_hours(1), |_| true, |_| Ok(()));
+        let given_up =
+            with_lease_for::<(), LeaseError>(&store, "backup", "host", SignedDuration::from_hours(1), |_| true, &say, |_| Ok(()));
         assert!(matches!(given_up, Err(LeaseError::Held { .. })));
         // One that is alive keeps it, whatever its clock says.
         let store = MemoryStore::default();
@@ -426,9 +458,10 @@ mod tests {
                 std::thread::sleep(Duration::from_millis(100));
                 put(&store, 2);
             });
-            with_lease_for::<(), LeaseError>(&store, "backup", "host", time, sleep, |_| Ok(()))
+            with_lease_for::<(), LeaseError>(&store, "backup", "host", time, sleep, &say, |_| Ok(()))
         });
         assert!(matches!(taken, Err(LeaseError::Held { holder, .. }) if holder == "ahead:1:x"));
+        assert_eq!(heard.lock().unwrap().len(), 2, "one line for each, and none that it was lost");
     }
 
     /// What the next host would be told.
@@ -440,7 +473,7 @@ mod tests {
     fn c117_a_lease_whose_answer_was_lost_is_ours() {
         let (store, faults) = FaultyStore::new(Box::new(MemoryStore::default()));
         faults.plan(&[Rule::once(Operation::Create, 0, Fault::AnswerLost)]);
-        with_lease::<(), LeaseError>(&store, "backup", "host", |_| Ok(())).unwrap();
+        with_lease::<(), LeaseError>(&store, "backup", "host", &quiet, |_| Ok(())).unwrap();
         assert!(is_free(&store));
     }
 
@@ -448,7 +481,7 @@ mod tests {
     fn c117_a_renewal_whose_answer_was_lost_does_not_keep_the_lease_from_being_given_back() {
         let (store, faults) = FaultyStore::new(Box::new(MemoryStore::default()));
         faults.plan(&[Rule::once(Operation::Create, 1, Fault::AnswerLost)]);
-        let result = with_lease::<(), LeaseError>(&store, "backup", "host", |held| held.fence());
+        let result = with_lease::<(), LeaseError>(&store, "backup", "host", &quiet, |held| held.fence());
         assert!(matches!(result, Err(LeaseError::Store(_))), "{result:?}");
         assert!(is_free(&store), "nobody else could write for two minutes");
     }
@@ -456,7 +489,7 @@ mod tests {
     #[test]
     fn c044_c102_a_listing_that_lags_behind_hides_no_other_holder() {
         let (store, faults) = FaultyStore::new(Box::new(MemoryStore::default()));
-        let result: Result<(), LeaseError> = with_lease(&store, "backup", "host", |held| {
+        let result: Result<(), LeaseError> = with_lease(&store, "backup", "host", &quiet, |held| {
             let ours = latest(&store, "backup")?.unwrap();
             let theirs = Lease { epoch: ours.epoch + 1, holder: "other:1:x".into(), ..ours };
             store.create(&layout::lease("backup", theirs.epoch), &to_json(&theirs))?;
@@ -469,21 +502,21 @@ mod tests {
     #[test]
     fn c044_c102_who_comes_later_finds_the_holder_that_a_listing_does_not_show() {
         let (store, faults) = FaultyStore::new(Box::new(MemoryStore::default()));
-        with_lease::<(), LeaseError>(&store, "backup", "host", |_| Ok(())).unwrap();
+        with_lease::<(), LeaseError>(&store, "backup", "host", &quiet, |_| Ok(())).unwrap();
         let before = latest(&store, "backup").unwrap().unwrap();
         let theirs = Lease { epoch: before.epoch + 1, holder: "other:1:x".into(), pid: std::process::id(), released: false, ..before };
         store.create(&layout::lease("backup", theirs.epoch), &to_json(&theirs)).unwrap();
         faults.plan(&[Rule::from(0, Fault::Stale(1))]);
-        let result = with_lease::<(), LeaseError>(&store, "backup", "elsewhere", |_| Ok(()));
+        let result = with_lease::<(), LeaseError>(&store, "backup", "elsewhere", &quiet, |_| Ok(()));
         assert!(matches!(&result, Err(LeaseError::Held { holder, .. }) if holder == "other:1:x"), "{result:?}");
     }
 
     #[test]
     fn c044_bytes_that_arrive_damaged_give_no_lease_away() {
         let (store, faults) = FaultyStore::new(Box::new(MemoryStore::default()));
-        let result: Result<(), LeaseError> = with_lease(&store, "backup", "host", |held| {
+        let result: Result<(), LeaseError> = with_lease(&store, "backup", "host", &quiet, |held| {
             faults.plan(&[Rule::once(Operation::Get, 0, Fault::Truncated)]);
-            let other = with_lease::<(), LeaseError>(&store, "backup", "elsewhere", |_| Ok(()));
+            let other = with_lease::<(), LeaseError>(&store, "backup", "elsewhere", &quiet, |_| Ok(()));
             assert!(matches!(other, Err(LeaseError::Held { .. })), "{other:?}");
             held.fence()
         });

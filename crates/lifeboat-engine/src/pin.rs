@@ -36,7 +36,7 @@ pub fn pin(
     author: &Author<'_>,
     now: Timestamp,
 ) -> Result<(), RetentionError> {
-    with_lease(repository.store(), LEASE, author.host, |_| {
+    with_lease(repository.store(), LEASE, author.host, author.say, |_| {
         check(repository, id, name, author.trust)?;
         let backup = opened_backup::open(repository, id, author.trust)?;
         let pin = Pin {
@@ -73,7 +73,7 @@ pub fn unpin(
     author: &Author<'_>,
     now: Timestamp,
 ) -> Result<(), RetentionError> {
-    with_lease(repository.store(), LEASE, author.host, |_| {
+    with_lease(repository.store(), LEASE, author.host, author.say, |_| {
         check_unpin(repository, id, name, author.trust, now)?;
         let backup = opened_backup::open(repository, id, author.trust)?;
         let end = PinEnd {

@@ -367,8 +367,8 @@ pub fn run_if(
     let store = repository.store();
     let mut asked = false;
     // While a backup runs, what it wrote looks like garbage.
-    with_lease(store, "backup", settings.host, |backup| {
-        with_lease(store, retention::LEASE, settings.host, |retention| {
+    with_lease(store, "backup", settings.host, &|said| progress.warn(said), |backup| {
+        with_lease(store, retention::LEASE, settings.host, &|said| progress.warn(said), |retention| {
             let leases = Leases(backup, retention);
             let mut bound = BTreeSet::new();
             let (mut gone, mut kept) = (0, Vec::new());

@@ -616,7 +616,7 @@ mod retention {
     };
 
     fn author(world: &World) -> Author<'_> {
-        Author { host: HOST, by: "a test".into(), trust: &world.trust, signer: &world.signer }
+        Author { host: HOST, by: "a test".into(), trust: &world.trust, signer: &world.signer, say: &|_| {} }
     }
 
     /// A repository with two backups.

@@ -609,7 +609,7 @@ pub(crate) struct RestorePoint {
     /// The name; best one that is never used again
     #[arg(value_name = "NAME")]
     pub(crate) name: String,
-    /// Wait so long until its WAL is in the repository, and fail if it does not get there
+    /// Wait so long (60s if no time is given) until its WAL is in the repository, and fail if it does not get there
     #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "60s")]
     pub(crate) wait: Option<String>,
 }

@@ -478,6 +478,9 @@ fn bucket_of(url: &str) -> Option<&str> {
 }
 
 /// Any standard variable that says where the server is.
+/// A drill each quarter: one is up to 92 days long, and the drill takes its time, and may be tried again.
+const QUARTER: Duration = Duration::from_secs(100 * 24 * 60 * 60);
+
 const PG_VARIABLES: [&str; 5] = ["PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE", "PGPORT"];
 
 impl Settings {
@@ -634,7 +637,7 @@ impl Settings {
             compression_level: source.pick(None, None, level).unwrap_or(Setting { value: 1, origin: Origin::Default }),
             rpo,
             rto: source.span(objectives.rto, Duration::from_secs(4 * 60 * 60)),
-            drill_every: source.span(objectives.drill, Duration::from_secs(90 * 24 * 60 * 60)),
+            drill_every: source.span(objectives.drill, QUARTER),
             wal_mode,
             wal_durability: source
                 .pick(None, None, wal.durability)

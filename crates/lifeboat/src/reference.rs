@@ -41,12 +41,14 @@ fn commands() -> String {
     root.build();
     line(&mut page, "\n## Options of every command\n");
     arguments(&mut page, root.get_arguments().filter(|arg| arg.is_global_set()));
-    root.get_subcommands().for_each(|command| one_command(&mut page, command));
+    // Below the root, what is global to a group of commands is told with each of them.
+    let everywhere: Vec<&str> = root.get_arguments().filter(|arg| arg.is_global_set()).map(|arg| arg.get_id().as_str()).collect();
+    root.get_subcommands().for_each(|command| one_command(&mut page, command, &everywhere));
     page + ORIGIN
 }
 
 /// A command and those below it; not one that is hidden, which people do not type.
-fn one_command(page: &mut String, command: &clap::Command) {
+fn one_command(page: &mut String, command: &clap::Command, everywhere: &[&str]) {
     if command.is_hide_set() {
         return;
     }
@@ -55,17 +57,18 @@ fn one_command(page: &mut String, command: &clap::Command) {
     line(page, format_args!("\n## {name}\n\n{}", about.replace('<', "&lt;")));
     let usage = command.clone().render_usage().to_string();
     line(page, format_args!("\n```text\n{}\n```", usage.trim_start_matches("Usage: ").trim_end()));
-    let own: Vec<&Arg> = command.get_arguments().filter(|arg| !arg.is_global_set()).collect();
+    let own: Vec<&Arg> = command.get_arguments().filter(|arg| !everywhere.contains(&arg.get_id().as_str())).collect();
     if own.iter().any(|arg| is_shown(arg)) {
         page.push('\n');
         arguments(page, own.into_iter());
     }
-    command.get_subcommands().for_each(|command| one_command(page, command));
+    command.get_subcommands().for_each(|command| one_command(page, command, everywhere));
 }
 
 /// Help and version are everywhere.
 fn is_shown(arg: &Arg) -> bool {
-    !arg.is_hide_set() && !matches!(arg.get_id().as_str(), "help" | "version")
+    use clap::ArgAction::{Help, HelpLong, HelpShort, Version};
+    !arg.is_hide_set() && !matches!(arg.get_action(), Help | HelpLong | HelpShort | Version)
 }
 
 fn arguments<'a>(page: &mut String, arguments: impl Iterator<Item = &'a Arg>) {
@@ -88,7 +91,12 @@ fn spelling(arg: &Arg) -> String {
         (None, None) if arg.is_required_set() => return value,
         (None, None) => return format!("[{value}]"),
     };
-    if takes_value { format!("{name} {value}") } else { name }
+    let optional = arg.get_num_args().is_some_and(|count| count.min_values() == 0);
+    match takes_value {
+        true if optional => format!("{name} [{value}]"),
+        true => format!("{name} {value}"),
+        false => name,
+    }
 }
 
 /// What it is for, with its values and what it is without.
@@ -114,7 +122,7 @@ fn exit_codes() -> String {
     );
     rows(&mut page, &EXIT_CODES);
     page.push_str(
-        "\nTwo commands are called by PostgreSQL, which makes of their exit codes what that means to a server ([WAL](../wal.md)).\n",
+        "\nTwo commands are called by PostgreSQL, which makes of their exit codes what that means to a server ([WAL](../postgres.md#wal-out-of-the-archive)).\n",
     );
     page.push_str("\n## lifeboat wal push\n\n| code | meaning | what to do |\n|---|---|---|\n");
     rows(&mut page, &PUSH_CODES);

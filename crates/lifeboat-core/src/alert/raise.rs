@@ -225,6 +225,15 @@ fn repositories(observed: &Observed, out: &mut Raised) {
             let summary = format!("repository {} is behind the primary: {}", one.name, behind.join(", "));
             out.say("replica-behind", Warning, &one.name, summary, format!("lifeboat replicate --to {}", one.name));
         }
+        if let [newest, ..] = one.primary_lacks.as_slice() {
+            let primary = observed.repositories.first().map_or("primary", |primary| primary.name.as_str());
+            let what = match one.primary_lacks.len() {
+                1 => format!("backup {newest}"),
+                count => format!("{count} backups, {newest} among them"),
+            };
+            let summary = format!("repository {primary} has lost {what}: {} still has it", one.name);
+            out.say("backup-unreadable", Critical, primary, summary, format!("lifeboat replicate --from {} --to {primary}", one.name));
+        }
     }
 }
 
@@ -313,7 +322,7 @@ fn runs(observed: &Observed, out: &mut Raised) {
             "verify" if bad || run.outcome == Outcome::Findings => {
                 let severity = if run.found_damage() || run.outcome == Outcome::Findings { Critical } else { Warning };
                 let summary = match run.outcome {
-                    Outcome::Findings => format!("verify of {:.0} found damage", run.started),
+                    Outcome::Findings => read_this(run),
                     _ => story(run),
                 };
                 out.say("verify-findings", severity, "", summary, fix("lifeboat verify --all"));

@@ -33,6 +33,7 @@ pub(crate) fn well() -> Observed {
         missed: 0,
         missed_everything: false,
         lacks: Vec::new(),
+        primary_lacks: Vec::new(),
         newest_backup: Some(backup(2).id),
     };
     let disk = |what: &str, path: &str| DiskSeen { what: what.into(), path: path.into(), free_bytes: 60 << 30, total_bytes: 100 << 30 };

@@ -122,6 +122,9 @@ pub struct RepositorySeen {
     /// Backups that the primary has and this one does not.
     #[serde(default)]
     pub lacks: Vec<String>,
+    /// Backups that it has and the primary does not, though nobody gave them up: lost there.
+    #[serde(default)]
+    pub primary_lacks: Vec<String>,
     /// Its newest backup.
     #[serde(default)]
     pub newest_backup: Option<String>,

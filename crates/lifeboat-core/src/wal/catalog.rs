@@ -324,6 +324,17 @@ pub struct Window {
     pub backups: Vec<String>,
 }
 
+/// Gaps that cut into what could be gone back to, each once. What is missing before every backup cuts nothing off.
+pub fn cuts(windows: &[Window]) -> Vec<Gap> {
+    let of = |window: &Window| -> Vec<Gap> {
+        window.except.iter().filter_map(|except| except.gap.clone()).chain(window.stopped_by.clone()).collect()
+    };
+    let mut gaps: Vec<Gap> = windows.iter().flat_map(of).collect();
+    gaps.sort_by_key(|gap| (gap.timeline, gap.from, gap.to));
+    gaps.dedup();
+    gaps
+}
+
 #[derive(Debug, Clone, Default)]
 struct Holdings {
     /// Numbers of whole segments.
@@ -869,6 +880,12 @@ impl Archive {
         windows
     }
 
+    /// Whether all of a gap was written down when it was noticed: then nothing that was stored is gone.
+    pub fn is_recorded(&self, gap: &Gap) -> bool {
+        let held = self.timelines.get(&gap.timeline);
+        held.zip(gap.to).is_some_and(|(held, to)| held.lost.at(gap.from.0).is_some_and(|(_, end)| end >= to.0))
+    }
+
     fn window(&self, path: Path, backups: &[BackupPoint], time: &mut dyn FnMut(Timeline, Lsn) -> Option<Timestamp>) -> Option<Window> {
         let mut reached: Vec<(&BackupPoint, Reach)> = backups
             .iter()
@@ -1075,6 +1092,21 @@ mod tests {
         archive.add(WalFile::Segment(segment(1, 1)), 1);
         assert_eq!(archive.gaps(Timeline(1)), []);
         assert_eq!(archive.reach(&archive.path(Timeline(1)).unwrap(), lsn(0)).to, lsn(12));
+    }
+
+    #[test]
+    fn c063_what_cuts_a_window_is_told_and_whether_it_was_written_down() {
+        let files = vec![(1, 0, model::Kind::Whole), (1, 2, model::Kind::Whole)];
+        let cut = |lost: Vec<(u32, u64, u64)>, backup: (u64, u64)| {
+            let archive = World { branches: vec![], files: files.clone(), lost }.archive();
+            let backups = [model::backup("a", 1, backup.0, backup.1)];
+            let gaps = cuts(&archive.windows(&backups, &mut |_, _| None));
+            gaps.iter().map(|gap| (gap.from, gap.to, archive.is_recorded(gap))).collect::<Vec<_>>()
+        };
+        assert_eq!(cut(vec![], (0, 1)), [(lsn(4), Some(lsn(8)), false)]);
+        assert_eq!(cut(vec![(1, 4, 8)], (0, 1)), [(lsn(4), Some(lsn(8)), true)]);
+        assert_eq!(cut(vec![(1, 4, 6)], (0, 1)), [(lsn(4), Some(lsn(8)), false)], "a part is not all of it");
+        assert_eq!(cut(vec![], (8, 9)), [], "behind the hole");
     }
 
     #[test]

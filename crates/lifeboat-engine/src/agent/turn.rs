@@ -1,5 +1,6 @@
 //! Whose turn it is: of all agents of a system one does the work, and the others wait for it to go.
 
+use std::cell::RefCell;
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -39,6 +40,7 @@ pub(super) fn take_turns(shared: &Shared) {
     // A dot is in no system's name, so no group of one is another system.
     let group = shared.settings.group.as_ref().map_or(String::new(), |group| format!(".{group}"));
     let purpose = format!("agent-{}{group}", shared.settings.system);
+    let said = RefCell::new(String::new());
     while !shared.stop.is_stopped() {
         let repository = match shared.surroundings.repository() {
             Ok(repository) => repository,
@@ -54,6 +56,12 @@ pub(super) fn take_turns(shared: &Shared) {
             &shared.settings.host,
             TIME,
             |span| shared.stop.wait(span),
+            // It comes back every half minute: each thing once.
+            &|line: &str| {
+                if said.replace(line.to_owned()) != line {
+                    shared.warn(line);
+                }
+            },
             |lease| {
                 turns(shared, Turn::Ours);
                 loop {

@@ -284,7 +284,9 @@ pub fn decide_copy(source: &PostgresSource) -> Result<CopyDecision, BackupError>
 
 /// Takes a backup.
 pub fn run(repository: &Repository, request: &BackupRequest<'_>, progress: &dyn Progress) -> Result<TakenBackup, BackupError> {
-    crate::lease::with_lease(repository.store(), "backup", &request.host, |lease| take(repository, request, lease, progress))
+    crate::lease::with_lease(repository.store(), "backup", &request.host, &|said| progress.warn(said), |lease| {
+        take(repository, request, lease, progress)
+    })
 }
 
 fn take(

@@ -116,7 +116,7 @@ impl World {
     }
 
     fn author(&self) -> Author<'_> {
-        Author { host: "here", by: "a test".into(), trust: &self.trust, signer: &self.signer }
+        Author { host: "here", by: "a test".into(), trust: &self.trust, signer: &self.signer, say: &|_| {} }
     }
 
     fn put(&self, name: &str, content: &str) {
@@ -409,7 +409,7 @@ fn c106_an_expiry_that_nobody_trusted_signed_releases_nothing() {
     let (world, _) = three();
     let stranger = KeyFileSigner::new(SigningKey::generate().unwrap());
     let trust = Trust::new([stranger.public_key().clone(), world.signer.public_key().clone()]);
-    let author = Author { host: "there", by: "a stranger".into(), trust: &trust, signer: &stranger };
+    let author = Author { host: "there", by: "a stranger".into(), trust: &trust, signer: &stranger, say: &|_| {} };
     let policy = Policy { keep_last: 1, ..Policy::default() };
     assert_eq!(crate::expire::run(&world.repository, policy, None, &author, world.now).unwrap().expiring().count(), 2);
     let done = world.prune(30);
@@ -451,7 +451,7 @@ fn c044_no_prune_while_a_backup_runs_and_none_while_somebody_expires() {
     let (world, _) = three();
     world.expire(1);
     for purpose in ["backup", retention::LEASE] {
-        with_lease::<(), LeaseError>(&world.store, purpose, "elsewhere", |_| {
+        with_lease::<(), LeaseError>(&world.store, purpose, "elsewhere", &|_| {}, |_| {
             assert!(matches!(world.prune_in(8, &[]), Err(PruneError::Lease(LeaseError::Held { .. }))));
             Ok(())
         })

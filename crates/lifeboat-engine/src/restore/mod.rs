@@ -152,6 +152,8 @@ pub struct RestoredDatabase {
     pub warnings: Vec<String>,
     /// WAL that the server's restore command read from another place than the first, in its own words.
     pub read_around: Vec<String>,
+    /// Why what fetches WAL for the server cannot be run as it will be: nothing was started that would have noticed.
+    pub unfetched: Option<String>,
 }
 
 /// Checks that everything the plan writes to can be written to, before anything is read.
@@ -226,7 +228,7 @@ pub fn run(
         }
         check_reached(database, started.reached)?;
     } else if let Err(error) = probed {
-        restored.warnings.push(format!("{error}: the server would not start"));
+        restored.unfetched = Some(crate::causes::joined(&error));
     }
     Ok(Some(restored))
 }

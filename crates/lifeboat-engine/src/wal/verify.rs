@@ -1,6 +1,6 @@
 //! Reading back what the archive holds: signature, every stored byte, and, with an identity, every plain byte.
 //!
-//! Finds damage; gaps are what `survey` tells. What was verified once can be passed over the next time: [`Verified`] is where one stands.
+//! Finds damage, and tells of the holes between what is there. What was verified once can be passed over the next time: [`Verified`] is where one stands.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read as _};
@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use jiff::Timestamp;
 use lifeboat_core::repository::sealed::TRAILER_BYTES;
 use lifeboat_core::verify::{Depth, Finding, FindingKind};
+use lifeboat_core::wal::catalog::{self, Archive, BackupPoint, Gap};
 use lifeboat_core::wal::file::WalFile;
-use lifeboat_core::wal::{Lsn, Timeline};
+use lifeboat_core::wal::{Lsn, Segment, Timeline};
 use serde::{Deserialize, Serialize};
 
 use super::object::{WalError, WalReader};
@@ -78,6 +79,28 @@ pub fn opens(reader: &WalReader<'_>) -> Result<Option<bool>, StoreError> {
     let all = super::list(reader.repository(), reader.cluster())?;
     let Some((file, _)) = all.iter().rev().find(|(file, _)| matches!(file, WalFile::Segment(_))).or(all.first()) else { return Ok(None) };
     Ok(Some(!matches!(reader.check_opens(*file), Err(WalError::Key(_)))))
+}
+
+/// Holes that cut into what could be gone back to. `before` is the archive as it was before it was read: what arrives out of order
+/// meanwhile leaves no hole.
+pub fn holes(before: &Archive, now: &Archive, backups: &[BackupPoint]) -> Vec<Finding> {
+    let of = |archive: &Archive| catalog::cuts(&archive.windows(backups, &mut |_, _| None));
+    let earlier = of(before);
+    let stood = |gap: &Gap| {
+        let same = |other: &Gap| other.timeline == gap.timeline && other.from <= gap.from && other.to.is_none_or(|to| gap.from < to);
+        earlier.iter().any(same)
+    };
+    let finding = |gap: Gap| {
+        let first = WalFile::Segment(Segment::containing(gap.timeline, gap.from, now.segment_size()));
+        Finding {
+            kind: if now.is_recorded(&gap) { FindingKind::Lost } else { FindingKind::Missing },
+            backup: None,
+            object: first.key(now.system_id(), now.segment_size()).to_string(),
+            file: None,
+            problem: format!("{gap}: nothing behind it is reached from a backup before it; lifeboat wal status shows what is"),
+        }
+    };
+    of(now).into_iter().filter(stood).map(finding).collect()
 }
 
 /// Reads everything back that `since` does not cover. `opens`: there are identities, so plain bytes are looked at.

@@ -170,6 +170,7 @@ pub(crate) fn full(at: Timestamp) -> Observed {
         missed: 0,
         missed_everything: false,
         lacks: Vec::new(),
+        primary_lacks: Vec::new(),
         newest_backup: None,
     };
     let mut observed = blind(at);

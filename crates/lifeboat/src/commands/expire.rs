@@ -84,7 +84,7 @@ fn expired(expire: &Expire, repository: &Repository, policy: Policy, settings: &
         expire::plan(repository, policy, name, &trust, now)?
     } else {
         let (host, signer) = (session::host(), LazySigner::new(settings));
-        let author = Author { host: &host, by: by(&host), trust: &trust, signer: &signer };
+        let author = Author { host: &host, by: by(&host), trust: &trust, signer: &signer, say: &output::warn };
         let done = expire::run(repository, policy, name, &author, now);
         // Why the key did not open says more than that nothing could be signed.
         match (done, signer.failure()) {
@@ -143,7 +143,7 @@ fn undone(id: &BackupId, dry_run: bool, repository: &Repository, settings: &Sett
         expire::check_undo(repository, id, &trust, now)?;
     } else {
         let (host, signer) = (session::host(), session::signer(settings)?);
-        let author = Author { host: &host, by: by(&host), trust: &trust, signer: &*signer };
+        let author = Author { host: &host, by: by(&host), trust: &trust, signer: &*signer, say: &output::warn };
         expire::undo(repository, id, &author, now)?;
     }
     out.result(&serde_json::json!({"backup": id, "undone": !dry_run, "dry_run": dry_run}), || match dry_run {

@@ -11,7 +11,7 @@ use crate::cli::{Pin, Unpin};
 use crate::config::Settings;
 use crate::failure::Failure;
 use crate::gate::{self, Question};
-use crate::output::Output;
+use crate::output::{self, Output};
 use crate::session;
 
 fn name(text: &str) -> Result<SystemName, Failure> {
@@ -41,7 +41,7 @@ pub(super) fn pin(pin: &Pin, settings: &Settings, out: &Output) -> Result<u8, Fa
             engine::check(&repository, &id, &name, &trust)?;
         } else {
             let (host, signer) = (session::host(), session::signer(settings)?);
-            let author = Author { host: &host, by: by(&host), trust: &trust, signer: &*signer };
+            let author = Author { host: &host, by: by(&host), trust: &trust, signer: &*signer, say: &output::warn };
             engine::pin(&repository, &id, &name, &pin.reason, until, &author, now)?;
         }
         let document = serde_json::json!({
@@ -69,7 +69,7 @@ pub(super) fn unpin(unpin: &Unpin, settings: &Settings, out: &Output) -> Result<
             engine::check_unpin(&repository, &id, &name, &trust, now)?;
         } else {
             let (host, signer) = (session::host(), session::signer(settings)?);
-            let author = Author { host: &host, by: by(&host), trust: &trust, signer: &*signer };
+            let author = Author { host: &host, by: by(&host), trust: &trust, signer: &*signer, say: &output::warn };
             engine::unpin(&repository, &id, &name, &unpin.reason, &author, now)?;
         }
         let document =

@@ -144,7 +144,7 @@ fn one(
         // What a prune takes away meanwhile must not come to stand in the replica: the lease keeps it from beginning. A host that only
         // reads the primary cannot take it.
         let report = match is_primary && make {
-            true => match with_lease(source.store(), retention::LEASE, &session::host(), |_| run()) {
+            true => match with_lease(source.store(), retention::LEASE, &session::host(), &output::warn, |_| run()) {
                 Err(failure) if !begun.get() && failure.code == EXIT_KEY => {
                     output::warn(&format!("{}; let nobody prune meanwhile", failure.message));
                     run()

@@ -567,6 +567,13 @@ fn execute(
         let object = said.split(' ').nth(1).unwrap_or_default().to_owned();
         findings.push(Finding { kind: FindingKind::NotChecked, backup: None, object, file: None, problem: said.clone() });
     }
+    findings.extend(database.iter().filter_map(|database| database.unfetched.as_ref()).map(|why| Finding {
+        kind: FindingKind::NotChecked,
+        backup: None,
+        object: "restore_command".to_owned(),
+        file: None,
+        problem: format!("{why}: the server would not start; let its user read configuration, identity and repository first"),
+    }));
     measured.verified_seconds = begun.elapsed().as_secs_f64();
     permit.found(findings.len());
     let all = verdict(&findings);
@@ -605,6 +612,14 @@ fn goes_on(plan: &RestorePlan) -> Option<String> {
     Some(format!("{}, LSN {}{later}", planning::describe(&database.target), recovery.end))
 }
 
+/// The same, where that is later than the moment that the backup's own comparison is of.
+fn goes_beyond(plan: &RestorePlan) -> Option<String> {
+    let database = plan.database.as_ref()?;
+    let recovery = database.recovery.as_ref()?;
+    let beyond = database.target == Target::Latest || recovery.end > database.stop_lsn.unwrap_or_default();
+    goes_on(plan).filter(|_| beyond)
+}
+
 /// Restores the artifacts and compares them with what the database refers to.
 fn artifacts(
     settings: &Settings,
@@ -637,7 +652,9 @@ fn artifacts(
     if plan.database.is_none() {
         return Ok(findings);
     }
-    // What the restored server says counts; without a server, what was found when the backup was taken.
+    // What the restored server says counts; without a server, what was found when the backup was taken, which is all there is to say
+    // where nothing is replayed behind it.
+    let beyond = if measured.dsn.is_none() { goes_beyond(plan) } else { None };
     let (rows, missing_count, missing) = match &measured.dsn {
         Some(dsn) => {
             progress.phase("references");
@@ -659,11 +676,23 @@ fn artifacts(
     };
     if missing_count > 0 {
         let first = missing.first().cloned().unwrap_or_default();
+        let refers = if beyond.is_some() { "referred to when the backup was taken" } else { "refers to" };
         findings.push(backup.finding(
             FindingKind::Missing,
             "artifacts",
             None,
-            format!("{missing_count} of {rows} artifacts that the database refers to are not in the backup, first {first}"),
+            format!("{missing_count} of {rows} artifacts that the database {refers} are not in the backup, first {first}"),
+        ));
+    }
+    if let Some(target) = beyond {
+        findings.push(backup.finding(
+            FindingKind::NotChecked,
+            "artifacts",
+            None,
+            format!(
+                "whether all are there that the database will refer to is not known: they were compared as of the backup, and recovery \
+                 goes on to {target}; lifeboat restore --start compares them there"
+            ),
         ));
     }
     Ok(findings)

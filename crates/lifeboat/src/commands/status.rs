@@ -7,6 +7,8 @@ use clap::Args;
 use jiff::Timestamp;
 use lifeboat_core::alert;
 use lifeboat_core::policy::Operation;
+use lifeboat_core::repository::backup_id::BackupId;
+use lifeboat_core::repository::layout;
 use lifeboat_core::status::{
     ArtifactsSeen, DiskSeen, FindingSeen, KeySeen, Objectives, Observed, ReceiverSeen, RepositorySeen, ServerSeen, Severity, Status,
     Unseen, Verdict, WalSeen, assess,
@@ -21,7 +23,7 @@ use lifeboat_engine::repository::Repository;
 use lifeboat_engine::runs::Runs;
 use lifeboat_engine::signing::Trust;
 use lifeboat_engine::status::{self as look, within};
-use lifeboat_engine::store::{Missed, Part, journal_of};
+use lifeboat_engine::store::{Entry, Missed, Part, is_there, journal_of};
 use lifeboat_engine::wal;
 use lifeboat_engine::wal::survey::survey_with;
 
@@ -95,7 +97,7 @@ pub(crate) fn observe(settings: &Settings) -> Observed {
     });
     let server = dsn.as_deref().zip(asked.as_ref()).map(|(dsn, asked)| server_seen(dsn, asked));
     let repository = look.at("backups", session::read_repository(settings).map_err(|failure| failure.message));
-    let places = places(settings, repository.as_ref());
+    let places = places(settings, repository.as_ref(), trust.as_ref(), &mut look);
     let system = (settings.name.origin != Origin::Default).then_some(settings.name.value.as_str());
     let mut observed = Observed {
         name: settings.name.value.clone(),
@@ -187,7 +189,7 @@ fn server_seen(dsn: &str, asked: &Result<wal_status::ServerWal, String>) -> Serv
 }
 
 /// Each place by itself, all at once: what hangs keeps nobody else.
-fn places(settings: &Settings, repository: Option<&Repository>) -> Vec<RepositorySeen> {
+fn places(settings: &Settings, repository: Option<&Repository>, trust: Option<&Trust>, look: &mut Look) -> Vec<RepositorySeen> {
     let looks: Vec<_> = settings
         .repositories
         .used
@@ -212,9 +214,14 @@ fn places(settings: &Settings, repository: Option<&Repository>) -> Vec<Repositor
             Ok(there) => (None, there),
             Err(why) => (Some(why), Vec::new()),
         };
-        let compared = primary.iter().flatten().filter(|_| index > 0 && trouble.is_none());
-        let mut lacks: Vec<String> = compared.filter(|id| there.binary_search(id).is_err()).cloned().collect();
+        let compared = primary.as_ref().filter(|_| index > 0 && trouble.is_none());
+        let mut lacks: Vec<String> = compared.into_iter().flatten().filter(|id| there.binary_search(id).is_err()).cloned().collect();
         lacks.reverse();
+        // Of a place that its store keeps the program does not know what was given up there.
+        let compared = compared.filter(|_| one.part.value != Part::KeptByStore);
+        let only_there = compared.map(|primary| there.iter().filter(|id| primary.binary_search(id).is_err()).cloned().collect());
+        let lost = lost_by_primary(settings, one, trust, journal.as_ref(), only_there.unwrap_or_default());
+        let primary_lacks = look.at(&format!("backups that only {} has", one.name.value), lost).unwrap_or_default();
         RepositorySeen {
             name: one.name.value.clone(),
             url: super::policy::facts::without_user(&one.url.value),
@@ -229,10 +236,40 @@ fn places(settings: &Settings, repository: Option<&Repository>) -> Vec<Repositor
             missed: journal.as_ref().map_or(0, |missed| missed.entries.len() as u64),
             missed_everything: journal.is_some_and(|missed| missed.everything),
             lacks,
+            primary_lacks,
             newest_backup: there.last().cloned(),
         }
     };
     settings.repositories.used.iter().zip(listed).enumerate().map(place).collect()
+}
+
+/// Those of the backups that only a replica has which the primary lost, the newest first. Each is asked for once more, by its name: between
+/// both listings it may have been committed, or a prune may have begun to take it away.
+fn lost_by_primary(
+    settings: &Settings,
+    replica: &RepositorySettings,
+    trust: Option<&Trust>,
+    journal: Option<&Missed>,
+    only_there: Vec<String>,
+) -> Result<Vec<String>, String> {
+    let (Some(trust), Some(primary), false) = (trust, settings.repositories.used.first(), only_there.is_empty()) else {
+        return Ok(Vec::new());
+    };
+    let (primary, replica, trust) = (primary.clone(), replica.clone(), trust.clone());
+    let is_deleted = |id: &BackupId| journal.is_some_and(|missed| missed.entries.contains(&Entry::Delete(layout::manifest(id))));
+    let ids: Vec<BackupId> = only_there.iter().rev().filter_map(|id| id.parse().ok()).filter(|id| !is_deleted(id)).collect();
+    let look = move || -> Result<Vec<String>, Failure> {
+        let (primary, replica) = (session::alone(&primary)?, session::alone(&replica)?);
+        let mut lost = Vec::new();
+        for id in ids {
+            let there = is_there(primary.store(), &layout::manifest(&id))?;
+            if !there && !session::is_being_pruned(&primary, &id, &trust)? && !session::is_being_pruned(&replica, &id, &trust)? {
+                lost.push(id.to_string());
+            }
+        }
+        Ok(lost)
+    };
+    within(PATIENCE, look)?.map_err(|failure| failure.message)
 }
 
 /// The backups of one place, sorted.

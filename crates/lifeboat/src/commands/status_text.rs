@@ -263,6 +263,10 @@ fn repositories(observed: &Observed) -> String {
             (None, false, 0, 0) => "reads, and lacks nothing".to_owned(),
             (None, false, missed, lacks) => format!("behind: missed {missed} objects, lacks {lacks} backups"),
         };
+        let state = match one.primary_lacks.len() {
+            0 => state,
+            count => format!("{state}; has {count} backups that the primary LOST"),
+        };
         vec![one.name.clone(), one.part.clone(), state, or_dash(one.newest_backup.clone(), |id| id), one.url.clone()]
     })
 }

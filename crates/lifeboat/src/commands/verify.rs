@@ -206,12 +206,16 @@ fn wal_document((system_id, report): &(SystemId, WalReport)) -> serde_json::Valu
     serde_json::json!({"system_id": system_id, "report": report})
 }
 
-fn report_line(report: &Report, sample: f64) -> String {
-    let word = match verdict(&report.findings) {
+fn word(findings: &[Finding]) -> &'static str {
+    match verdict(findings) {
         Verdict::Verified => "verified",
         Verdict::Incomplete => "INCOMPLETE",
         Verdict::Failed => "FAILED",
-    };
+    }
+}
+
+fn report_line(report: &Report, sample: f64) -> String {
+    let word = word(&report.findings);
     let depth = match report.depth {
         // Without a manifest to believe there was nothing to compare with.
         _ if report.objects == 0 => "nothing could be compared",
@@ -234,7 +238,7 @@ fn report_line(report: &Report, sample: f64) -> String {
 }
 
 fn wal_line(system_id: SystemId, report: &WalReport) -> String {
-    let word = if report.findings.is_empty() { "verified" } else { "FAILED" };
+    let word = word(&report.findings);
     let depth = match report.depth {
         Depth::Stored => "stored bytes compared with their checksums (no identity here)",
         Depth::Opened => "every frame opened and compared",
@@ -242,7 +246,7 @@ fn wal_line(system_id: SystemId, report: &WalReport) -> String {
     format!("WAL of cluster {system_id}  {word}: {} objects, {}; {depth}\n", report.objects, output::bytes(report.bytes))
 }
 
-/// Everything that the repository has of WAL, read back.
+/// Everything that the repository has of WAL, read back, and the holes in it.
 fn wal(verify: &Verify, settings: &Settings, repository: &Repository, trust: &Trust) -> Result<Vec<(SystemId, WalReport)>, Failure> {
     let mut reports = Vec::new();
     for system_id in wal::clusters(repository)? {
@@ -253,7 +257,13 @@ fn wal(verify: &Verify, settings: &Settings, repository: &Repository, trust: &Tr
         let progress = Shown::new();
         let report = wal::verify::verify(&reader, &Verified::default(), opens, settings.workers.value, Timestamp::now(), &progress);
         progress.finish();
-        reports.push((system_id, report?));
+        let mut report = report?;
+        // Who takes a backup behind a hole while this reads has a window again: what counts is how it stands now.
+        let now = wal::archive::load(repository, system_id, trust)?.unwrap_or_else(|| archive.clone());
+        // Backups that cannot be looked at are findings of their own.
+        let (backups, _) = wal::survey::backups(repository, system_id, trust)?;
+        report.findings.extend(wal::verify::holes(&archive, &now, &backups));
+        reports.push((system_id, report));
     }
     Ok(reports)
 }

@@ -345,7 +345,7 @@ pub(crate) const TABLES: &[Table] = &[
         &[
             default("rpo", "\"24h\"", "How old the last commit in the repository may be, and how much a drill may show as lost."),
             default("rto", "\"4h\"", "How long a drill may take to the first query."),
-            default("drill", "\"90d\"", "How long after a good drill the next one is due."),
+            default("drill", "\"100d\"", "How long after a good drill the next one is due."),
         ],
     ),
     table(
@@ -389,7 +389,11 @@ pub(crate) const TABLES: &[Table] = &[
         &[
             example("name", "\"orders are there\"", "As reports call it."),
             example("query", "\"SELECT count(*) FROM orders\"", "SQL that gives one value."),
-            example("at_least", "1000", "What the value has to be: also expect, at_most, rows."),
+            example(
+                "at_least",
+                "1000",
+                "What the value has to be: also expect, at_most, rows. The page has database, role and timeout_seconds too.",
+            ),
         ],
     ),
     table(
@@ -489,7 +493,11 @@ pub(crate) const TABLES: &[Table] = &[
         "Somebody who is told: type alertmanager, webhook, slack, pagerduty or smtp.",
         &[
             example("name", "\"on-call\"", "As messages about it call it."),
-            example("type", "\"alertmanager\"", "By which way; the page says what each needs."),
+            example(
+                "type",
+                "\"alertmanager\"",
+                "By which way. The page says what each needs: url, token, headers, ca_file; routing_key; host, port, tls, user, password, from, to.",
+            ),
             example("url", "\"http://127.0.0.1:9093\"", "Where; { file = … } where it is a secret, as Slack's is."),
             example("min_severity", "\"critical\"", "Told of what is so serious or worse; without it of everything."),
         ],

@@ -472,15 +472,13 @@ fn trusting(other: &World) -> PathBuf {
     path
 }
 
-#[test]
-fn another_writer_has_the_lease() {
-    let world = World::new();
+/// Puts a lease for backups of another host into the repository, as one that was renewed just now; until when it is held.
+fn hold_lease(world: &World, time: jiff::SignedDuration) -> String {
     let leases = world.path("repository/leases/backup");
     let newest = fs::read_dir(&leases).unwrap().map(|entry| entry.unwrap().path()).max().unwrap();
     let mut lease: serde_json::Value = serde_json::from_slice(&fs::read(&newest).unwrap()).unwrap();
     let epoch = lease["epoch"].as_u64().unwrap() + 1;
-    // As one that was renewed just now; what says more is not believed.
-    let until = (jiff::Timestamp::now() + jiff::SignedDuration::from_secs(119)).to_string();
+    let until = (jiff::Timestamp::now() + time).to_string();
     for (member, value) in [
         ("epoch", epoch.into()),
         ("holder", "elsewhere:7:x".into()),
@@ -491,6 +489,28 @@ fn another_writer_has_the_lease() {
         lease[member] = value;
     }
     fs::write(leases.join(format!("{epoch:010}.json")), lease.to_string()).unwrap();
+    until
+}
+
+/// Two minutes in which nothing is said look like a program that hangs.
+#[test]
+fn c117_a_lease_of_a_clock_that_is_ahead_is_not_watched_in_silence() {
+    let world = World::new();
+    hold_lease(&world, jiff::SignedDuration::from_hours(365 * 24));
+    let mut backup = world.lifeboat().arg("backup").spawn();
+    let said = || fs::read_to_string(world.path("stderr")).unwrap_or_default();
+    wait_until(|| said().contains("watching for"));
+    backup.kill().unwrap();
+    backup.wait().unwrap();
+    assert!(said().contains("warning: elsewhere:7:x holds the lease for backup until"), "{}", said());
+    assert!(said().contains("its clock is ahead, or this one's is behind"), "{}", said());
+}
+
+#[test]
+fn another_writer_has_the_lease() {
+    let world = World::new();
+    // What says more is not believed.
+    let until = hold_lease(&world, jiff::SignedDuration::from_secs(119));
     let before = Tree::of(&world.path("repository"));
     says(&fails(11, || world.lifeboat().arg("backup")), &["elsewhere:7:x", &until[..19]]);
     before.assert_unchanged(&world.path("repository"));
@@ -689,7 +709,7 @@ fn a_target_that_is_full_in_the_middle_of_a_restore() {
 
 /// Waits for what must come to pass; a test that hangs fails.
 #[track_caller]
-fn wait_until(mut done: impl FnMut() -> bool) {
+pub(crate) fn wait_until(mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < Duration::from_secs(120), "it does not come to pass");

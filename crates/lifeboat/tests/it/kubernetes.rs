@@ -78,7 +78,7 @@ fn manifests_fit_the_schemas_and_so_do_what_kustomize_makes_of_them() {
         !documents.iter().any(|document| document["metadata"]["namespace"].is_string()),
         "the namespace is whoever applies them to choose"
     );
-    for directory in ["agent", "one-shot", "drill", "restore", "restore-request"] {
+    for directory in ["agent", "one-shot", "verify", "janitor", "drill", "restore", "restore-request"] {
         assert!(!kustomized(directory).is_empty(), "{directory}");
     }
     // The schemas are ones: what does not fit is refused.
@@ -109,6 +109,14 @@ fn pods_have_no_right_that_they_do_not_need() {
         }
         // A policy of the network is about it, and says both directions.
         let component = pod.pointer("/metadata/labels/app.kubernetes.io~1component").unwrap();
+        // What a role may do at the store hangs on its account.
+        let role = match component.as_str().unwrap() {
+            "agent" | "backup" => "lifeboat",
+            "janitor" => "lifeboat-janitor",
+            _ => "lifeboat-restorer",
+        };
+        assert_eq!(spec["serviceAccountName"], role, "{name}");
+        assert!(documents.iter().any(|one| one["kind"] == "ServiceAccount" && one["metadata"]["name"] == role), "{role}");
         let policies = documents.iter().filter(|document| document["kind"] == "NetworkPolicy").filter(|policy| {
             texts(policy.pointer("/spec/podSelector/matchExpressions/0/values").unwrap()).iter().any(|value| component == value.as_str())
         });
@@ -156,6 +164,38 @@ fn a_backup_is_tried_until_the_lease_of_one_that_was_killed_has_run_out() {
     assert!(last > 120 + grace.unwrap(), "{last} s after the first, {grace:?}");
 }
 
+/// The shell of the drill's pod, run with a stand-in for lifeboat: it gives SIGTERM on, waits for the teardown, and takes gaps for a pass.
+#[test]
+fn a_drill_that_is_ended_takes_itself_down() {
+    let documents = manifests();
+    let (_, pod) = pods(&documents).into_iter().find(|(name, _)| name == "lifeboat-drill").expect("the drill");
+    // lifeboat waits for its server for up to 80 s, and then removes what it restored.
+    assert!(pod["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap() >= 180);
+    let command = texts(&pod["spec"]["containers"][0]["command"]);
+    let home = temp_dir();
+    let stand_in = home.path().join("lifeboat");
+    let run = |script: &str| {
+        fs::write(&stand_in, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&stand_in, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        Command::new(&command[0])
+            .args(&command[1..])
+            .args(["drill", "run"])
+            .current_dir(home.path())
+            .env("PATH", format!("{}:/usr/bin:/bin", home.path().display()))
+            .spawn()
+            .expect("a shell")
+    };
+    for (code, expected) in [(0, 0), (3, 0), (21, 21), (23, 23)] {
+        let mut shell = run(&format!("[ \"$*\" = 'drill run' ] || exit 99; exit {code}"));
+        assert_eq!(shell.wait().unwrap().code(), Some(expected), "{code}");
+    }
+    let mut shell = run("trap 'sleep 1; echo down >down; exit 130' TERM\n: >up\nwhile :; do sleep 0.1; done");
+    crate::failure::wait_until(|| home.path().join("up").exists());
+    rustix::process::kill_process(rustix::process::Pid::from_child(&shell), rustix::process::Signal::TERM).unwrap();
+    assert_eq!(shell.wait().unwrap().code(), Some(130));
+    assert!(home.path().join("down").exists(), "it did not wait for the teardown");
+}
+
 #[test]
 fn what_pods_run_and_are_configured_with_is_understood() {
     let documents = manifests();
@@ -201,7 +241,9 @@ fn what_pods_run_and_are_configured_with_is_understood() {
                     assert_eq!(setting(&format!("schedule.{task}")), "off", "{task}");
                 }
                 assert!(believes("restorer.pub", "drill"), "every drill would be a forged one: {}", setting("trust.keys"));
+                assert!(believes("janitor.pub", "mark"), "nothing would ever have expired: {}", setting("trust.keys"));
             }
+            "expire" | "prune" => assert!(believes("signing.pub", "mark"), "{}", setting("trust.keys")),
             // In another mode it makes a slot, which nobody reads.
             "backup" => assert_eq!(setting("wal.mode"), "archive"),
             "approval" => assert!(believes("signing.pub", "approval-request"), "{}", setting("trust.keys")),

@@ -300,7 +300,21 @@ fn c103_a_backup_that_only_a_replica_has_blocks_a_prune() {
     fs::write(site.path("artifacts/late.txt"), "late").unwrap();
     site.backup();
     site.lifeboat(&["prune"]).run().success();
+    // No drill was run here, so there are alerts in any case.
+    let told = || {
+        let status = site.lifeboat(&["status", "--json"]).run().expect_code(3).json();
+        let alerts = status["alerts"].as_array().unwrap().clone();
+        let alert = alerts.into_iter().find(|alert| alert["name"] == "backup-unreadable");
+        (alert, status["repositories"][1]["primary_lacks"].clone())
+    };
+    assert_eq!(told(), (None, serde_json::json!([])));
     fs::rename(site.path("near").join(&first), site.path("gone")).unwrap();
+    let (alert, lost) = told();
+    let alert = alert.expect("status tells that the primary lost a backup");
+    assert_eq!((&alert["subject"], &alert["severity"], &lost), (&"near".into(), &"critical".into(), &serde_json::json!([first])));
+    assert!(alert["fix"].as_str().unwrap().contains("replicate --from far --to near"), "{alert}");
+    let output = site.lifeboat(&["status"]).run().expect_code(3);
+    assert!(output.stdout.contains("has 1 backups that the primary LOST"), "{output}");
     let before = files(&site.path("far"));
     for words in [&["prune", "--dry-run"][..], &["prune"]] {
         let output = site.lifeboat(words).run().expect_code(3);
@@ -316,6 +330,7 @@ fn c103_a_backup_that_only_a_replica_has_blocks_a_prune() {
     );
     site.lifeboat(&["prune"]).run().expect_code(3);
     site.lifeboat(&["replicate", "--from", "far", "--to", "near"]).run().success();
+    assert_eq!(told(), (None, serde_json::json!([])));
     site.lifeboat(&["prune"]).run().success();
     site.lifeboat(&["verify", "--all"]).run().success();
     // What was missed was missed of the primary: a replica has no such list.
@@ -325,6 +340,27 @@ fn c103_a_backup_that_only_a_replica_has_blocks_a_prune() {
     fs::rename(site.path("far"), site.path("away")).unwrap();
     let output = site.lifeboat(&["prune"]).run().expect_code(3);
     assert!(output.stderr.contains("was not looked at"), "{output}");
+}
+
+/// A prune takes backups away place by place, and a replica that missed it has them for longer: nobody lost those.
+#[test]
+fn what_a_prune_took_and_a_replica_missed_is_not_lost() {
+    let site = Site::new();
+    site.configure(None, &format!("{TWO}[retention]\nkeep_last = 1\ngrace = \"0s\"\n"));
+    site.lifeboat(&["init"]).run().success();
+    site.write_artifacts(10);
+    site.backup();
+    site.backup();
+    site.lifeboat(&["expire"]).run().success();
+    let (far, away) = (site.path("far"), site.path("away"));
+    fs::rename(&far, &away).unwrap();
+    site.lifeboat(&["prune"]).run();
+    fs::rename(&away, &far).unwrap();
+    let status = site.lifeboat(&["status", "--json"]).run().expect_code(3).json();
+    let names = status["alerts"].as_array().unwrap().iter().map(|alert| alert["name"].clone()).collect::<Vec<_>>();
+    assert!(!names.contains(&"backup-unreadable".into()), "{names:?}");
+    assert!(names.contains(&"replica-behind".into()), "it is behind, and that is told: {names:?}");
+    assert_eq!(status["repositories"][1]["primary_lacks"], serde_json::json!([]));
 }
 
 /// PostgreSQL asks again and again: a yes to the second question, about the same bytes, would let go of a segment that a required place does not have.

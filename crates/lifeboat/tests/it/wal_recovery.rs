@@ -4,6 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use lifeboat_core::repository::layout;
+use lifeboat_core::wal::file::GapRecord;
+use lifeboat_core::wal::{Lsn, SystemId, Timeline};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -274,6 +277,15 @@ fn c063_a_gap_is_refused_shown_and_ended_by_a_new_backup() {
     let status = place.lifeboat(&["wal", "status", "--json"]).run().expect_code(3).json();
     assert!(status["findings"].as_array().unwrap().iter().any(|finding| finding["code"] == "gap"), "{status:#}");
     assert_eq!(status["clusters"][0]["timelines"][0]["gaps"].as_array().map(Vec::len), Some(1), "{status:#}");
+    // Nobody wrote down that it never arrived, so it is gone.
+    let verify = |code: i32| {
+        let document = place.lifeboat(&["verify", "--all", "--json"]).run().expect_code(code).json();
+        let findings = document["wal"][0]["report"]["findings"].clone();
+        assert_eq!(findings.as_array().map(Vec::len), Some(1), "{document:#}");
+        assert!(findings[0]["object"].as_str().unwrap().ends_with(&lost), "{document:#}");
+        (document["verdict"].clone(), findings[0]["kind"].clone())
+    };
+    assert_eq!(verify(21), ("failed".into(), "missing".into()));
     // A time before the hole with no commit behind it in reach: refused as well, with one that can be reached.
     let error = refused(&place, &["latest", "--target-time", &safe]);
     assert!(error.contains("is missing"), "{error}");
@@ -288,6 +300,44 @@ fn c063_a_gap_is_refused_shown_and_ended_by_a_new_backup() {
     assert!(error.contains("is missing"), "{error}");
     let status = place.lifeboat(&["wal", "status"]).run();
     assert!(status.stdout.contains("except from"), "{status}");
+
+    // As wal push writes it down when the next segment arrives and this one did not.
+    assert_eq!(verify(21), ("failed".into(), "missing".into()));
+    let system_id: u64 = cluster.psql("SELECT system_identifier FROM pg_control_system()").parse().unwrap();
+    let from = u64::from_str_radix(&lost[16..], 16).unwrap() << 20;
+    let record = GapRecord {
+        format: 1,
+        timeline: Timeline(1),
+        from: Lsn(from),
+        to: Lsn(from + (1 << 20)),
+        found: jiff::Timestamp::now(),
+        by: "push on host a".into(),
+        reason: "it was not there".into(),
+    };
+    let key = layout::wal_gap(SystemId(system_id), record.timeline, record.from, record.to);
+    let path = place.path("repository").join(key.as_str());
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, serde_json::to_vec(&record).unwrap()).unwrap();
+    Owner::current().own_tree(&place.path("repository"));
+    assert_eq!(verify(3), ("incomplete".into(), "lost".into()));
+}
+
+/// What is missing before every backup cuts nothing off.
+#[test]
+fn c063_a_hole_before_the_first_backup_is_no_finding() {
+    let place = Place::new();
+    let cluster = place.server(Postgres::V15);
+    let mut names = Vec::new();
+    for n in 1..=3 {
+        Place::beat(&cluster, n);
+        names.push(place.archive(&cluster));
+    }
+    fs::remove_file(object(&place, &cluster, &names[1])).unwrap();
+    place.backup();
+    Place::beat(&cluster, 4);
+    place.archive(&cluster);
+    let document = place.lifeboat(&["verify", "--all", "--json"]).run().success().json();
+    assert!(document["wal"][0]["report"]["objects"].as_u64().unwrap() >= 3, "{document:#}");
 }
 
 /// c060, c076: a restored server that goes on archiving is another branch; each of both can be recovered along.
@@ -366,7 +416,6 @@ fn an_open_segment_comes_back_from_its_pieces() {
     }
 }
 
-/// What only the server's user may not read is noticed before the server starts.
 /// A server that nobody started has replayed nothing: the backup's moment is not where it will be.
 #[test]
 fn a_restore_without_a_start_names_no_recovery_point() {
@@ -390,6 +439,43 @@ fn a_restore_without_a_start_names_no_recovery_point() {
     assert!(alone.stdout.contains("recovery point") && !alone.stdout.contains("will go on"), "{alone}");
 }
 
+/// Without a server nobody asks what the database will refer to: what the backup says is of another moment.
+#[test]
+fn a_restore_without_a_start_promises_no_artifacts_of_a_later_moment() {
+    let place = Place::new();
+    let cluster = place.server(Postgres::V15);
+    cluster.psql("CREATE TABLE referenced (name text, sha256 text)");
+    fs::create_dir(place.path("artifacts")).unwrap();
+    fs::write(place.path("artifacts/kept"), "kept").unwrap();
+    Owner::current().own_tree(&place.path("artifacts"));
+    let digest = crate::orchestrator::sha256sum(&place.path("artifacts"), ["kept"].into_iter()).remove(0);
+    cluster.psql(&format!("INSERT INTO referenced VALUES ('kept', '{digest}')"));
+    let text = fs::read_to_string(place.path("lifeboat.toml")).unwrap();
+    let more = "[artifacts]\ndirectory = \"artifacts\"\nreference_query = \"SELECT name, sha256 FROM referenced\"\n";
+    place.write("lifeboat.toml", &format!("{text}{more}"));
+    place.backup();
+    // Behind the backup, and not in its set.
+    cluster.psql("INSERT INTO referenced VALUES ('later', repeat('0', 64))");
+    place.archive(&cluster);
+    let restore = |data: &str, words: &[&str]| {
+        let (data, to) = (place.path(data).display().to_string(), place.path(&format!("{data}-artifacts")).display().to_string());
+        place.lifeboat(&[&["restore", "latest", "--json", "--pgdata", &data, "--artifacts", &to], words].concat()).run()
+    };
+    let said = restore("cold", &[]).expect_code(3);
+    let document = said.json();
+    let finding = &document["findings"][0];
+    assert_eq!((&finding["kind"], &finding["object"]), (&"not-checked".into(), &"artifacts".into()), "{said}");
+    assert!(finding["problem"].as_str().unwrap().contains("compared as of the backup"), "{said}");
+    // With its own WAL only, the backup's moment is all there is.
+    restore("alone", &["--standalone"]).success();
+    restore("immediate", &["--target-immediate"]).success();
+    // Who starts it is told what is true there.
+    let started = restore("warm", &["--start"]).expect_code(21);
+    assert!(started.stderr.contains("1 of 2 artifacts that the database refers to"), "{started}");
+    place.started(&place.path("warm"), started);
+}
+
+/// What only the server's user may not read is noticed before the server starts.
 #[test]
 fn a_restore_command_that_the_servers_user_cannot_run_is_noticed() {
     let place = Place::new();
@@ -408,6 +494,21 @@ fn a_restore_command_that_the_servers_user_cannot_run_is_noticed() {
     assert!(command.contains(&place.path(".config/lifeboat/identity.txt").display().to_string()), "{command}");
     assert!(command.contains(&place.path("lifeboat.toml").display().to_string()), "{command}");
     assert!(command.contains("--promised 1:") && command.ends_with("%f %p"), "{command}");
+    // Found from here, and not from the server's directory.
+    let identity = "/proc/self/cwd/.config/lifeboat/identity.txt";
+    let restore = |data: &str, words: &[&str]| {
+        let data = place.path(data).display().to_string();
+        place.lifeboat(&[&["restore", "latest", "--json", "--pgdata", &data, "--identity", identity], words].concat()).run()
+    };
+    let said = restore("cold", &[]).expect_code(3);
+    let document = said.json();
+    assert_eq!((&document["verdict"], &document["findings"][0]["object"]), (&"incomplete".into(), &"restore_command".into()), "{said}");
+    assert!(said.stderr.contains("finding: not checked: restore_command: ") && said.stderr.contains("identity.txt"), "{said}");
+    assert!(place.path("cold/global/pg_control").is_file(), "all is restored");
+    let said = restore("warm", &["--start"]).expect_code(12);
+    assert!(said.stderr.contains("run restore_command as the server's user"), "{said}");
+    // With one that it can read, nothing is said.
+    place.lifeboat(&["restore", "latest", "--pgdata"]).arg(place.path("fine")).run().success();
 }
 
 /// Received, in the repository, verified there: told apart, and damage told from both.

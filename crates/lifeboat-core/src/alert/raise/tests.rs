@@ -99,6 +99,7 @@ const CASES: &[Case] = &[
     ("replica-behind", "offsite", Warning, |seen| seen.repositories[1].missed = 3),
     ("replica-behind", "offsite", Warning, |seen| seen.repositories[1].missed_everything = true),
     ("replica-behind", "offsite", Warning, |seen| seen.repositories[1].lacks = vec![backup(2).id]),
+    ("backup-unreadable", "primary", Critical, |seen| seen.repositories[1].primary_lacks = vec![backup(26).id]),
     ("verify-findings", "", Critical, |seen| ran(seen, "verify", Outcome::Findings, Some(3))),
     ("verify-findings", "", Critical, |seen| ran(seen, "verify", Outcome::Failed, Some(21))),
     ("verify-findings", "", Warning, |seen| ran(seen, "verify", Outcome::Failed, Some(1))),

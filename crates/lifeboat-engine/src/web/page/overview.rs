@@ -326,6 +326,9 @@ fn repositories(observed: &Observed) -> Markup {
                         @if let Some(newest) = lacks.first() { " It lacks " (count(lacks.len() as u64)) " backups, " (told(newest)) " among them." }
                     }
                 }
+                @if let Some(newest) = one.primary_lacks.first() {
+                    " " (badge(Tone::Bad, "the primary lost")) " " (count(one.primary_lacks.len() as u64)) " backups that it has, " (told(newest)) " among them."
+                }
             },
             html! { @match &one.newest_backup { Some(id) => { (told(id)) } None => { "–" } } },
         ]

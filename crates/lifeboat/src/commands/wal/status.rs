@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use lifeboat_core::policy::Operation;
 use lifeboat_core::verify::verdict;
-use lifeboat_core::wal::catalog::{Moment, Window};
+use lifeboat_core::wal::catalog::{Moment, Window, cuts};
 use lifeboat_core::wal::status::{ReceiverSeen, ServerWal, Severity, WalFacts, WalFinding, assess};
 use lifeboat_core::wal::{Lsn, SystemId};
 use lifeboat_engine::postgres::{Connection, Dsn, Purpose, wal_facts};
@@ -156,16 +156,8 @@ pub(crate) fn facts<'a>(settings: &'a Settings, server: Option<&'a Result<Server
     }
 }
 
-/// Gaps that cut into what could be gone back to; one behind which a newer backup begins cuts nothing off that is still open.
 fn gaps(survey: &Survey) -> Vec<String> {
-    let mut gaps: Vec<String> = Vec::new();
-    for window in &survey.windows {
-        let holes = window.except.iter().filter_map(|except| except.gap.as_ref()).chain(&window.stopped_by);
-        gaps.extend(holes.map(ToString::to_string));
-    }
-    gaps.sort();
-    gaps.dedup();
-    gaps
+    cuts(&survey.windows).iter().map(ToString::to_string).collect()
 }
 
 fn say(findings: &[WalFinding]) {
