@@ -17,7 +17,8 @@ pub enum FindingKind {
     Unsigned,
     /// It could not be looked at.
     NotChecked,
-    /// WAL that never arrived, as was written down when it was noticed: nothing that was stored is gone.
+    /// WAL that the archive never had, as far as it tells: nothing that was stored is gone. What cannot be gone back to for want of it, `wal
+    /// status` and the alert `wal-gap` tell.
     Lost,
 }
 
@@ -29,7 +30,7 @@ impl FindingKind {
             Self::Corrupt => "corrupt",
             Self::Unsigned => "unsigned",
             Self::NotChecked => "not checked",
-            Self::Lost => "known to be lost",
+            Self::Lost => "not in the archive",
         }
     }
 }
@@ -99,7 +100,7 @@ pub struct Report {
 pub enum Verdict {
     /// Everything that was to be checked was, and is good.
     Verified,
-    /// Something could not be checked, or is known to be lost; nothing that was looked at is bad.
+    /// Something could not be checked; nothing that was is bad.
     Incomplete,
     /// Something is missing, corrupt or unsigned.
     Failed,
@@ -108,7 +109,8 @@ pub enum Verdict {
 /// The verdict on findings.
 pub fn verdict<'a>(findings: impl IntoIterator<Item = &'a Finding>) -> Verdict {
     let of = |finding: &Finding| match finding.kind {
-        FindingKind::NotChecked | FindingKind::Lost => Verdict::Incomplete,
+        FindingKind::Lost => Verdict::Verified,
+        FindingKind::NotChecked => Verdict::Incomplete,
         FindingKind::Missing | FindingKind::Corrupt | FindingKind::Unsigned => Verdict::Failed,
     };
     findings.into_iter().map(of).max().unwrap_or(Verdict::Verified)
@@ -216,7 +218,7 @@ mod tests {
     fn c114_not_checked_is_no_pass() {
         assert_eq!(verdict(&[]), Verdict::Verified);
         assert_eq!(verdict(&[finding(FindingKind::NotChecked)]), Verdict::Incomplete);
-        assert_eq!(verdict(&[finding(FindingKind::Lost)]), Verdict::Incomplete);
+        assert_eq!(verdict(&[finding(FindingKind::Lost)]), Verdict::Verified, "all that was stored is there");
         for bad in [FindingKind::Missing, FindingKind::Corrupt, FindingKind::Unsigned] {
             assert_eq!(verdict(&[finding(FindingKind::NotChecked), finding(bad)]), Verdict::Failed);
         }

@@ -225,6 +225,8 @@ fn take<'a>(
             Standing::Held(lease) => return Err(held(purpose, lease)),
             Standing::Free(epoch) => epoch,
         };
+        // Not the time at which the watching began.
+        let now = Timestamp::now();
         let pid = std::process::id();
         let lease = Lease {
             epoch,
@@ -435,8 +437,14 @@ mod tests {
         put(&store, 1);
         let heard = Mutex::new(Vec::<String>::new());
         let say = |line: &str| heard.lock().unwrap().push(line.to_owned());
-        let begun = Instant::now();
-        with_lease_for::<(), LeaseError>(&store, "backup", "host", time, sleep, &say, |_| Ok(())).unwrap();
+        let (begun, watched) = (Instant::now(), Timestamp::now());
+        with_lease_for::<(), LeaseError>(&store, "backup", "host", time, sleep, &say, |_| {
+            let taken = latest(&store, "backup").unwrap().unwrap();
+            assert_eq!(taken.expires.duration_since(taken.taken), time);
+            assert!(taken.taken.duration_since(watched) >= time, "held from when the watching ended, not from when it began");
+            Ok(())
+        })
+        .unwrap();
         assert!(begun.elapsed() >= Duration::from_millis(400), "it was watched");
         let told = std::mem::take(&mut *heard.lock().unwrap());
         assert_eq!(told.len(), 2, "{told:?}");

@@ -185,7 +185,7 @@ fn lost(store: &dyn Store, stored: &[Stored], forget: &BTreeSet<BackupId>, plan:
             }
             if is_there(there, &manifest)? {
                 plan.backups.blocked.push(format!(
-                    "backup {id} is in {} and not here: lifeboat replicate --from {} --full brings it back, and --forget gives it up",
+                    "backup {id} is in {} and not here: lifeboat replicate --from {} brings it back, and --forget gives it up",
                     place.name, place.name
                 ));
             }

@@ -477,10 +477,10 @@ fn bucket_of(url: &str) -> Option<&str> {
     matches!(scheme, "s3" | "gs" | "az" | "azure").then(|| &url[..scheme.len() + 3 + bucket.len()])
 }
 
-/// Any standard variable that says where the server is.
 /// A drill each quarter: one is up to 92 days long, and the drill takes its time, and may be tried again.
 const QUARTER: Duration = Duration::from_secs(100 * 24 * 60 * 60);
 
+/// Any standard variable that says where the server is.
 const PG_VARIABLES: [&str; 5] = ["PGHOST", "PGHOSTADDR", "PGSERVICE", "PGDATABASE", "PGPORT"];
 
 impl Settings {

@@ -56,9 +56,10 @@ pub(super) fn take_turns(shared: &Shared) {
             &shared.settings.host,
             TIME,
             |span| shared.stop.wait(span),
-            // It comes back every half minute: each thing once.
+            // It comes back every half minute: each thing once, whatever the time in it.
             &|line: &str| {
-                if said.replace(line.to_owned()) != line {
+                let what = line.split(" until ").next().unwrap_or_default();
+                if said.replace(what.to_owned()) != what {
                     shared.warn(line);
                 }
             },

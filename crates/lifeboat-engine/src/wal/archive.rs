@@ -83,7 +83,7 @@ fn history(reader: &WalReader<'_>, timeline: Timeline) -> Result<History, WalErr
     })
 }
 
-/// Gaps that were recorded. What cannot be read is passed over: a gap object only ever makes readers more careful, and the listing shows
+/// Gaps that were recorded. What cannot be read is passed over: a gap object makes recovery more careful, and the listing shows
 /// the hole as well.
 fn gaps(repository: &Repository, system_id: SystemId) -> Result<Vec<GapRecord>, StoreError> {
     let mut gaps = Vec::new();

@@ -93,7 +93,7 @@ pub fn holes(before: &Archive, now: &Archive, backups: &[BackupPoint]) -> Vec<Fi
     let finding = |gap: Gap| {
         let first = WalFile::Segment(Segment::containing(gap.timeline, gap.from, now.segment_size()));
         Finding {
-            kind: if now.is_recorded(&gap) { FindingKind::Lost } else { FindingKind::Missing },
+            kind: if now.never_had(&gap) { FindingKind::Lost } else { FindingKind::Missing },
             backup: None,
             object: first.key(now.system_id(), now.segment_size()).to_string(),
             file: None,

@@ -255,6 +255,10 @@ fn lost_by_primary(
     let (Some(trust), Some(primary), false) = (trust, settings.repositories.used.first(), only_there.is_empty()) else {
         return Ok(Vec::new());
     };
+    // Nobody knows what it should have deleted, and that is told.
+    if journal.is_some_and(|missed| missed.everything) {
+        return Ok(Vec::new());
+    }
     let (primary, replica, trust) = (primary.clone(), replica.clone(), trust.clone());
     let is_deleted = |id: &BackupId| journal.is_some_and(|missed| missed.entries.contains(&Entry::Delete(layout::manifest(id))));
     let ids: Vec<BackupId> = only_there.iter().rev().filter_map(|id| id.parse().ok()).filter(|id| !is_deleted(id)).collect();
@@ -262,8 +266,10 @@ fn lost_by_primary(
         let (primary, replica) = (session::alone(&primary)?, session::alone(&replica)?);
         let mut lost = Vec::new();
         for id in ids {
-            let there = is_there(primary.store(), &layout::manifest(&id))?;
-            if !there && !session::is_being_pruned(&primary, &id, &trust)? && !session::is_being_pruned(&replica, &id, &trust)? {
+            let there = |place: &Repository| is_there(place.store(), &layout::manifest(&id));
+            let given_up = session::is_being_pruned(&primary, &id, &trust)? || session::is_being_pruned(&replica, &id, &trust)?;
+            // The replica last: a prune that ended meanwhile left no mark anywhere.
+            if !given_up && !there(&primary)? && there(&replica)? {
                 lost.push(id.to_string());
             }
         }

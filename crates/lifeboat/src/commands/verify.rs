@@ -2,9 +2,11 @@
 
 use jiff::Timestamp;
 use lifeboat_core::policy::Operation;
+use lifeboat_core::repository::backup_id::BackupId;
 use lifeboat_core::repository::layout;
 use lifeboat_core::verify::{Depth, Finding, FindingKind, Report, Verdict, verdict};
 use lifeboat_core::wal::SystemId;
+use lifeboat_core::wal::catalog::Archive;
 use lifeboat_engine::opened_backup::OpenBackupError;
 use lifeboat_engine::repository::Repository;
 use lifeboat_engine::signing::Trust;
@@ -36,7 +38,7 @@ const PRINTED: usize = 50;
 /// Says findings on stderr.
 pub(super) fn say_findings(findings: &[Finding]) {
     for finding in findings.iter().take(PRINTED) {
-        let level = if finding.kind == FindingKind::NotChecked { Level::Warning } else { Level::Error };
+        let level = if matches!(finding.kind, FindingKind::NotChecked | FindingKind::Lost) { Level::Warning } else { Level::Error };
         output::tell(level, "finding", &finding.to_string(), None);
     }
     if findings.len() > PRINTED {
@@ -193,11 +195,13 @@ fn one_place(
                 file: None,
                 problem: "this replica does not have the backup; lifeboat replicate brings it".into(),
             }),
+            // A prune took it away while others were read.
+            Err(VerifyError::Open(OpenBackupError::Absent(_))) if word.is_none() && is_gone(&repository, id, verify_settings.trust)? => {}
             report => place.reports.push(report?),
         }
     }
     if word.is_none() {
-        place.wal = wal(verify, settings, &repository, verify_settings.trust)?;
+        place.wal = wal(verify, settings, &repository, verify_settings.trust, is_replica)?;
     }
     Ok(place)
 }
@@ -246,8 +250,15 @@ fn wal_line(system_id: SystemId, report: &WalReport) -> String {
     format!("WAL of cluster {system_id}  {word}: {} objects, {}; {depth}\n", report.objects, output::bytes(report.bytes))
 }
 
-/// Everything that the repository has of WAL, read back, and the holes in it.
-fn wal(verify: &Verify, settings: &Settings, repository: &Repository, trust: &Trust) -> Result<Vec<(SystemId, WalReport)>, Failure> {
+/// Everything that the repository has of WAL, read back, and the holes in it. Those of a replica are what it has yet to get, if they are not the
+/// primary's.
+fn wal(
+    verify: &Verify,
+    settings: &Settings,
+    repository: &Repository,
+    trust: &Trust,
+    is_replica: bool,
+) -> Result<Vec<(SystemId, WalReport)>, Failure> {
     let mut reports = Vec::new();
     for system_id in wal::clusters(repository)? {
         let Some(archive) = wal::archive::load(repository, system_id, trust)? else { continue };
@@ -258,12 +269,29 @@ fn wal(verify: &Verify, settings: &Settings, repository: &Repository, trust: &Tr
         let report = wal::verify::verify(&reader, &Verified::default(), opens, settings.workers.value, Timestamp::now(), &progress);
         progress.finish();
         let mut report = report?;
-        // Who takes a backup behind a hole while this reads has a window again: what counts is how it stands now.
-        let now = wal::archive::load(repository, system_id, trust)?.unwrap_or_else(|| archive.clone());
-        // Backups that cannot be looked at are findings of their own.
-        let (backups, _) = wal::survey::backups(repository, system_id, trust)?;
-        report.findings.extend(wal::verify::holes(&archive, &now, &backups));
+        if !is_replica {
+            // What was read counts, whatever becomes of this.
+            report.findings.extend(holes(repository, &archive, trust).unwrap_or_else(|failure| {
+                let problem = format!("holes were not looked for: {}", failure.message);
+                vec![Finding { kind: FindingKind::NotChecked, backup: None, object: format!("wal/{system_id}"), file: None, problem }]
+            }));
+        }
         reports.push((system_id, report));
     }
     Ok(reports)
+}
+
+/// Holes that were there before all was read, and still are: who takes a backup behind one meanwhile has a window again.
+fn holes(repository: &Repository, before: &Archive, trust: &Trust) -> Result<Vec<Finding>, Failure> {
+    let system_id = before.system_id();
+    let now = wal::archive::load(repository, system_id, trust)?.unwrap_or_else(|| before.clone());
+    // Backups that cannot be looked at are findings of their own.
+    let (backups, _) = wal::survey::backups(repository, system_id, trust)?;
+    Ok(wal::verify::holes(before, &now, &backups))
+}
+
+/// Whether a backup that was listed is none any more, because a prune took it, or is about to.
+fn is_gone(repository: &Repository, id: &BackupId, trust: &Trust) -> Result<bool, Failure> {
+    let there = |key| is_there(repository.store(), &key);
+    Ok(!there(layout::manifest(id))? && (!there(layout::manifest_bundle(id))? || session::is_being_pruned(repository, id, trust)?))
 }
