@@ -39,6 +39,6 @@ find_lifeboat() {
         die 1 "find lifeboat: it is not built, and cannot be built here" "set LIFEBOAT_BIN to the binary, or install Rust and run cargo build --release"
     fi
     echo "building lifeboat in $target" >&2
-    AWS_LC_SYS_NO_JITTER_ENTROPY=1 cargo build --quiet --release --locked --manifest-path "$root/Cargo.toml" --target-dir "$target" -p lifeboat </dev/null >&2 ||
+    AWS_LC_SYS_NO_JITTER_ENTROPY="${AWS_LC_SYS_NO_JITTER_ENTROPY:-1}" cargo build --quiet --release --locked --manifest-path "$root/Cargo.toml" --target-dir "$target" -p lifeboat </dev/null >&2 ||
         die 1 "build lifeboat: cargo failed" "see above; cargo build --release repeats it"
 }

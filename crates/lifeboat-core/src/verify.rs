@@ -1,5 +1,5 @@
 //! What a check found, as values: corrupt, unsigned, missing and "could not check" are four
-//! different answers, and none of them is a pass (c114).
+//! different answers, and none of them is a pass (c114). WAL that never arrived is a fifth, which says nothing of what was stored.
 
 use std::collections::BTreeMap;
 
@@ -17,8 +17,8 @@ pub enum FindingKind {
     Unsigned,
     /// It could not be looked at.
     NotChecked,
-    /// WAL that the archive never had, as far as it tells: nothing that was stored is gone. What cannot be gone back to for want of it, `wal
-    /// status` and the alert `wal-gap` tell.
+    /// WAL that never arrived, as was written down when it was noticed: nothing that was stored is gone. What cannot be gone back to for want of
+    /// it, `wal status` and the alert `wal-gap` tell.
     Lost,
 }
 

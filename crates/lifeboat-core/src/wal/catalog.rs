@@ -324,6 +324,17 @@ pub struct Window {
     pub backups: Vec<String>,
 }
 
+/// What an archive tells of why it has a gap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GapStory {
+    /// It was written down that it never arrived, when that was noticed.
+    Recorded,
+    /// The archive of the timeline begins behind it: it was set up later, or lost its beginning.
+    BeforeAll,
+    /// It was stored, and is not there any more.
+    Gone,
+}
+
 /// Gaps that cut into what could be gone back to, each once. What is missing before every backup cuts nothing off.
 pub fn cuts(windows: &[Window]) -> Vec<Gap> {
     let of = |window: &Window| -> Vec<Gap> {
@@ -880,16 +891,20 @@ impl Archive {
         windows
     }
 
-    /// Whether a gap is of WAL that the archive never had, as far as it tells: all of it was written down when it was noticed, or the archive of
-    /// the timeline begins behind it, as where archiving was set up after a backup.
-    pub fn never_had(&self, gap: &Gap) -> bool {
-        let Some((held, to)) = self.timelines.get(&gap.timeline).zip(gap.to) else { return false };
+    /// What the archive itself tells of why it has a gap.
+    pub fn story(&self, gap: &Gap) -> GapStory {
+        let Some((held, to)) = self.timelines.get(&gap.timeline).zip(gap.to) else { return GapStory::Gone };
+        let recorded = |from: u64| held.lost.at(from).is_some_and(|(_, end)| end >= to.0);
         // What is written down begins with a segment. Of the one before it there is a part, or there was, in the backup.
         let number = self.number(gap.from);
         let in_part = gap.from.0 > self.start(number) || held.pieces.contains_key(&number) || held.partials.contains_key(&number);
-        let next = if in_part { self.end(number) } else { gap.from.0 };
-        let recorded = [gap.from.0, next].into_iter().any(|from| held.lost.at(from).is_some_and(|(_, end)| end >= to.0));
-        recorded || held.next_from(0).is_some_and(|first| self.first_byte(held, first) >= to)
+        if recorded(gap.from.0) || in_part && self.end(number) < to.0 && recorded(self.end(number)) {
+            return GapStory::Recorded;
+        }
+        match held.next_from(0) {
+            Some(first) if self.first_byte(held, first) >= to => GapStory::BeforeAll,
+            _ => GapStory::Gone,
+        }
     }
 
     fn window(&self, path: Path, backups: &[BackupPoint], time: &mut dyn FnMut(Timeline, Lsn) -> Option<Timestamp>) -> Option<Window> {
@@ -1107,24 +1122,24 @@ mod tests {
             let archive = World { branches: vec![], files: files.clone(), lost }.archive();
             let backups = [model::backup("a", 1, backup.0, backup.1)];
             let gaps = cuts(&archive.windows(&backups, &mut |_, _| None));
-            gaps.iter().map(|gap| (gap.from, gap.to, archive.never_had(gap))).collect::<Vec<_>>()
+            gaps.iter().map(|gap| (gap.from, gap.to, archive.story(gap))).collect::<Vec<_>>()
         };
-        assert_eq!(cut(vec![], (0, 1)), [(lsn(4), Some(lsn(8)), false)]);
-        assert_eq!(cut(vec![(1, 4, 8)], (0, 1)), [(lsn(4), Some(lsn(8)), true)]);
-        assert_eq!(cut(vec![(1, 4, 6)], (0, 1)), [(lsn(4), Some(lsn(8)), false)], "a part is not all of it");
+        assert_eq!(cut(vec![], (0, 1)), [(lsn(4), Some(lsn(8)), GapStory::Gone)]);
+        assert_eq!(cut(vec![(1, 4, 8)], (0, 1)), [(lsn(4), Some(lsn(8)), GapStory::Recorded)]);
+        assert_eq!(cut(vec![(1, 4, 6)], (0, 1)), [(lsn(4), Some(lsn(8)), GapStory::Gone)], "a part is not all of it");
         assert_eq!(cut(vec![], (8, 9)), [], "behind the hole");
         let of = |files: Vec<(u32, u64, model::Kind)>, lost: Vec<(u32, u64, u64)>, at: u64| {
             let archive = World { branches: vec![], files, lost }.archive();
             let backup = BackupPoint { wal_included: true, ..model::backup("a", 1, at, at + 1) };
             let gaps = cuts(&archive.windows(&[backup], &mut |_, _| None));
-            gaps.iter().map(|gap| (gap.from, gap.to, archive.never_had(gap))).collect::<Vec<_>>()
+            gaps.iter().map(|gap| (gap.from, gap.to, archive.story(gap))).collect::<Vec<_>>()
         };
-        // Archiving was set up after the backup, which has its own WAL.
-        assert_eq!(of(vec![(1, 2, model::Kind::Whole)], vec![], 0), [(lsn(1), Some(lsn(8)), true)]);
+        // Archiving was set up after the backup, which has its own WAL; or a rule of the bucket deleted what is old.
+        assert_eq!(of(vec![(1, 2, model::Kind::Whole)], vec![], 0), [(lsn(1), Some(lsn(8)), GapStory::BeforeAll)]);
         // A receiver died in the open segment; what is written down begins with the next one.
         let pieces = vec![(1, 0, model::Kind::Whole), (1, 1, model::Kind::Piece(0, 2)), (1, 3, model::Kind::Whole)];
-        assert_eq!(of(pieces.clone(), vec![(1, 8, 12)], 0), [(lsn(4), Some(lsn(12)), true)]);
-        assert_eq!(of(pieces, vec![], 0), [(lsn(4), None, false)]);
+        assert_eq!(of(pieces.clone(), vec![(1, 8, 12)], 0), [(lsn(4), Some(lsn(12)), GapStory::Recorded)]);
+        assert_eq!(of(pieces, vec![], 0), [(lsn(4), None, GapStory::Gone)]);
     }
 
     #[test]

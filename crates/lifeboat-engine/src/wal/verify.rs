@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use jiff::Timestamp;
 use lifeboat_core::repository::sealed::TRAILER_BYTES;
 use lifeboat_core::verify::{Depth, Finding, FindingKind};
-use lifeboat_core::wal::catalog::{self, Archive, BackupPoint, Gap};
+use lifeboat_core::wal::catalog::{self, Archive, BackupPoint, Gap, GapStory};
 use lifeboat_core::wal::file::WalFile;
 use lifeboat_core::wal::{Lsn, Segment, Timeline};
 use serde::{Deserialize, Serialize};
@@ -82,25 +82,32 @@ pub fn opens(reader: &WalReader<'_>) -> Result<Option<bool>, StoreError> {
 }
 
 /// Holes that cut into what could be gone back to. `before` is the archive as it was before it was read: what arrives out of order
-/// meanwhile leaves no hole.
-pub fn holes(before: &Archive, now: &Archive, backups: &[BackupPoint]) -> Vec<Finding> {
+/// meanwhile leaves no hole. `everywhere` is what all places have together.
+pub fn holes(before: &Archive, now: &Archive, everywhere: &Archive, backups: &[BackupPoint]) -> Vec<Finding> {
     let of = |archive: &Archive| catalog::cuts(&archive.windows(backups, &mut |_, _| None));
-    let earlier = of(before);
-    let stood = |gap: &Gap| {
-        let same = |other: &Gap| other.timeline == gap.timeline && other.from <= gap.from && other.to.is_none_or(|to| gap.from < to);
-        earlier.iter().any(same)
+    let (earlier, without_copies) = (of(before), of(everywhere));
+    let among = |gaps: &[Gap], gap: &Gap| {
+        gaps.iter().any(|other| other.timeline == gap.timeline && other.from <= gap.from && other.to.is_none_or(|to| gap.from < to))
     };
     let finding = |gap: Gap| {
         let first = WalFile::Segment(Segment::containing(gap.timeline, gap.from, now.segment_size()));
-        Finding {
-            kind: if now.never_had(&gap) { FindingKind::Lost } else { FindingKind::Missing },
-            backup: None,
-            object: first.key(now.system_id(), now.segment_size()).to_string(),
-            file: None,
-            problem: format!("{gap}: nothing behind it is reached from a backup before it; lifeboat wal status shows what is"),
-        }
+        let (kind, why) = if !among(&without_copies, &gap) {
+            (FindingKind::Missing, "another place has it, and lifeboat replicate brings it here")
+        } else {
+            match now.story(&gap) {
+                GapStory::Recorded => {
+                    (FindingKind::Lost, "it was written down that it never arrived; lifeboat wal status shows what can be reached")
+                }
+                GapStory::BeforeAll => (FindingKind::NotChecked, "the archive begins behind it, and whether it ever had it is not known"),
+                GapStory::Gone => {
+                    (FindingKind::Missing, "nothing behind it is reached from a backup before it; lifeboat wal status shows what is")
+                }
+            }
+        };
+        let object = first.key(now.system_id(), now.segment_size()).to_string();
+        Finding { kind, backup: None, object, file: None, problem: format!("{gap}: {why}") }
     };
-    of(now).into_iter().filter(stood).map(finding).collect()
+    of(now).into_iter().filter(|gap| among(&earlier, gap)).map(finding).collect()
 }
 
 /// Reads everything back that `since` does not cover. `opens`: there are identities, so plain bytes are looked at.

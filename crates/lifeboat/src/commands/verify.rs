@@ -201,7 +201,7 @@ fn one_place(
         }
     }
     if word.is_none() {
-        place.wal = wal(verify, settings, &repository, verify_settings.trust, is_replica)?;
+        place.wal = wal(verify, settings, &repository, verify_settings.trust)?;
     }
     Ok(place)
 }
@@ -250,15 +250,8 @@ fn wal_line(system_id: SystemId, report: &WalReport) -> String {
     format!("WAL of cluster {system_id}  {word}: {} objects, {}; {depth}\n", report.objects, output::bytes(report.bytes))
 }
 
-/// Everything that the repository has of WAL, read back, and the holes in it. Those of a replica are what it has yet to get, if they are not the
-/// primary's.
-fn wal(
-    verify: &Verify,
-    settings: &Settings,
-    repository: &Repository,
-    trust: &Trust,
-    is_replica: bool,
-) -> Result<Vec<(SystemId, WalReport)>, Failure> {
+/// Everything that the repository has of WAL, read back, and the holes in it.
+fn wal(verify: &Verify, settings: &Settings, repository: &Repository, trust: &Trust) -> Result<Vec<(SystemId, WalReport)>, Failure> {
     let mut reports = Vec::new();
     for system_id in wal::clusters(repository)? {
         let Some(archive) = wal::archive::load(repository, system_id, trust)? else { continue };
@@ -269,25 +262,27 @@ fn wal(
         let report = wal::verify::verify(&reader, &Verified::default(), opens, settings.workers.value, Timestamp::now(), &progress);
         progress.finish();
         let mut report = report?;
-        if !is_replica {
-            // What was read counts, whatever becomes of this.
-            report.findings.extend(holes(repository, &archive, trust).unwrap_or_else(|failure| {
-                let problem = format!("holes were not looked for: {}", failure.message);
-                vec![Finding { kind: FindingKind::NotChecked, backup: None, object: format!("wal/{system_id}"), file: None, problem }]
-            }));
-        }
+        // What was read counts, whatever becomes of this.
+        report.findings.extend(holes(settings, repository, &archive, trust).unwrap_or_else(|failure| {
+            let problem = format!("holes were not looked for: {}", failure.message);
+            vec![Finding { kind: FindingKind::NotChecked, backup: None, object: format!("wal/{system_id}"), file: None, problem }]
+        }));
         reports.push((system_id, report));
     }
     Ok(reports)
 }
 
 /// Holes that were there before all was read, and still are: who takes a backup behind one meanwhile has a window again.
-fn holes(repository: &Repository, before: &Archive, trust: &Trust) -> Result<Vec<Finding>, Failure> {
+fn holes(settings: &Settings, repository: &Repository, before: &Archive, trust: &Trust) -> Result<Vec<Finding>, Failure> {
     let system_id = before.system_id();
     let now = wal::archive::load(repository, system_id, trust)?.unwrap_or_else(|| before.clone());
+    let everywhere = match settings.repositories.used.len() {
+        0 | 1 => None,
+        _ => wal::archive::load(&session::read_repository(settings)?, system_id, trust)?,
+    };
     // Backups that cannot be looked at are findings of their own.
     let (backups, _) = wal::survey::backups(repository, system_id, trust)?;
-    Ok(wal::verify::holes(before, &now, &backups))
+    Ok(wal::verify::holes(before, &now, everywhere.as_ref().unwrap_or(&now), &backups))
 }
 
 /// Whether a backup that was listed is none any more, because a prune took it, or is about to.

@@ -79,9 +79,15 @@ impl System {
 
     /// Nothing of a drill is left in its directory.
     fn assert_clean(&self) {
-        let left: Vec<_> = fs::read_dir(self.place.path("drills")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let left = below(&self.place.path("drills"));
         assert!(left.is_empty(), "{left:?}");
     }
+}
+
+/// Everything below a directory, directories too.
+fn below(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.flat_map(|path| [vec![path.clone()], if path.is_dir() { below(&path) } else { Vec::new() }].concat()).collect()
 }
 
 /// Result of each check, by name.

@@ -324,6 +324,57 @@ fn c063_a_gap_is_refused_shown_and_ended_by_a_new_backup() {
     assert!(output.stderr.contains("finding: not in the archive: wal/"), "a warning: {output}");
 }
 
+/// Whoever takes the first backup before archiving is set up has a hole; so has whoever's bucket deletes what is old: nobody can tell which.
+#[test]
+fn c063_where_the_archive_begins_behind_a_backup_nobody_knows_what_there_was() {
+    let place = Place::new();
+    let cluster = place.server(Postgres::V15);
+    place.backup();
+    let mut names = Vec::new();
+    for n in 1..=3 {
+        Place::beat(&cluster, n);
+        names.push(place.archive(&cluster));
+    }
+    place.lifeboat(&["verify", "--all"]).run().success();
+    let wal = object(&place, &cluster, &names[1]);
+    for entry in fs::read_dir(wal.parent().unwrap()).unwrap().map(|entry| entry.unwrap().path()) {
+        if entry < wal.with_file_name(&names[2]) {
+            fs::remove_file(entry).unwrap();
+        }
+    }
+    let document = place.lifeboat(&["verify", "--all", "--json"]).run().expect_code(3).json();
+    let finding = &document["wal"][0]["report"]["findings"][0];
+    assert_eq!((&document["verdict"], &finding["kind"]), (&"incomplete".into(), &"not-checked".into()), "{document:#}");
+    assert!(finding["problem"].as_str().unwrap().contains("begins behind it"), "{document:#}");
+}
+
+/// What the primary lost is read from the replica by everything else, so nothing else would tell.
+#[test]
+fn c103_wal_that_only_a_replica_has_is_told_by_verify() {
+    let place = Place::new();
+    let cluster = place.server(Postgres::V15);
+    let text = fs::read_to_string(place.path("lifeboat.toml")).unwrap();
+    let two = "[[repository]]\nname = \"near\"\nurl = \"repository\"\n[[repository]]\nname = \"far\"\nurl = \"far\"\n";
+    place.write("lifeboat.toml", &text.replace("[[repository]]\nurl = \"repository\"\n", two));
+    place.lifeboat(&["replicate"]).run().success();
+    place.backup();
+    let mut names = Vec::new();
+    for n in 1..=3 {
+        Place::beat(&cluster, n);
+        names.push(place.archive(&cluster));
+    }
+    place.lifeboat(&["replicate"]).run().success();
+    place.lifeboat(&["verify", "--all"]).run().success();
+    fs::remove_file(object(&place, &cluster, &names[1])).unwrap();
+    let document = place.lifeboat(&["verify", "--all", "--json"]).run().expect_code(21).json();
+    let findings = |at: usize| document["repositories"][at]["wal"][0]["report"]["findings"].clone();
+    assert_eq!(findings(0)[0]["kind"], "missing", "{document:#}");
+    assert!(findings(0)[0]["problem"].as_str().unwrap().contains("another place has it"), "{document:#}");
+    assert_eq!(findings(1), serde_json::json!([]));
+    place.lifeboat(&["replicate", "--from", "far", "--to", "near"]).run().success();
+    place.lifeboat(&["verify", "--all"]).run().success();
+}
+
 /// What is missing before every backup cuts nothing off.
 #[test]
 fn c063_a_hole_before_the_first_backup_is_no_finding() {

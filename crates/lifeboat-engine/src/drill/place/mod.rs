@@ -376,9 +376,11 @@ impl Remover {
             return;
         }
         self.0.end_processes();
-        // Whoever restores into it meanwhile makes files behind our back.
-        for _ in 0..10 {
-            if self.0.remove_files().is_empty() {
+        // Whoever restores into it, or feeds its server, meanwhile makes files behind our back: it has to stay gone for a while.
+        let mut quiet = 0;
+        for _ in 0..50 {
+            quiet = if self.0.remove_files().is_empty() { quiet + 1 } else { 0 };
+            if quiet == 4 {
                 return;
             }
             std::thread::sleep(Duration::from_millis(20));
