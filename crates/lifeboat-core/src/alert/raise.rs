@@ -202,6 +202,15 @@ fn wal(observed: &Observed, out: &mut Raised) {
     }
 }
 
+/// Backups in words, the newest first; `None`: there are none.
+fn named(backups: &[String]) -> Option<String> {
+    match backups {
+        [] => None,
+        [backup] => Some(format!("backup {backup}")),
+        [newest, ..] => Some(format!("{} backups, {newest} among them", backups.len())),
+    }
+}
+
 fn repositories(observed: &Observed, out: &mut Raised) {
     for one in &observed.repositories {
         let severity = if matches!(one.part.as_str(), "primary" | "required") { Critical } else { Warning };
@@ -216,21 +225,13 @@ fn repositories(observed: &Observed, out: &mut Raised) {
         } else if one.missed > 0 {
             behind.push(format!("it missed {} objects", one.missed));
         }
-        match one.lacks.as_slice() {
-            [] => {}
-            [backup] => behind.push(format!("it lacks backup {backup}")),
-            [newest, ..] => behind.push(format!("it lacks {} backups, {newest} among them", one.lacks.len())),
-        }
+        behind.extend(named(&one.lacks).map(|what| format!("it lacks {what}")));
         if !behind.is_empty() {
             let summary = format!("repository {} is behind the primary: {}", one.name, behind.join(", "));
             out.say("replica-behind", Warning, &one.name, summary, format!("lifeboat replicate --to {}", one.name));
         }
-        if let [newest, ..] = one.primary_lacks.as_slice() {
+        if let Some(what) = named(&one.primary_lacks) {
             let primary = observed.repositories.first().map_or("primary", |primary| primary.name.as_str());
-            let what = match one.primary_lacks.len() {
-                1 => format!("backup {newest}"),
-                count => format!("{count} backups, {newest} among them"),
-            };
             let summary = format!("repository {primary} has lost {what}: {} still has it", one.name);
             out.say("backup-unreadable", Critical, primary, summary, format!("lifeboat replicate --from {} --to {primary}", one.name));
         }

@@ -168,12 +168,9 @@ fn one_place(
         // Also those that lost their manifest: their bundle tells that there was one.
         None => {
             let ids = repository.backup_prefixes()?;
-            let there = |key| is_there(repository.store(), &key);
             let mut found = Vec::new();
             for id in ids {
-                let manifest = there(layout::manifest(&id))?;
-                // What is half pruned is no backup any more.
-                if manifest || there(layout::manifest_bundle(&id))? && !session::is_being_pruned(&repository, &id, verify_settings.trust)? {
+                if !is_gone(&repository, &id, verify_settings.trust)? {
                     found.push(id);
                 }
             }
@@ -285,7 +282,7 @@ fn holes(settings: &Settings, repository: &Repository, before: &Archive, trust: 
     Ok(wal::verify::holes(before, &now, everywhere.as_ref().unwrap_or(&now), &backups))
 }
 
-/// Whether a backup that was listed is none any more, because a prune took it, or is about to.
+/// Whether what was listed is no backup any more: a prune took it, or has taken half of it.
 fn is_gone(repository: &Repository, id: &BackupId, trust: &Trust) -> Result<bool, Failure> {
     let there = |key| is_there(repository.store(), &key);
     Ok(!there(layout::manifest(id))? && (!there(layout::manifest_bundle(id))? || session::is_being_pruned(repository, id, trust)?))
