@@ -591,6 +591,8 @@ impl Archive {
         }
         match self.held(segment) {
             Held::Whole => return Absence::None,
+            // All of it: a server reads on behind it, and asks for the next one.
+            Held::Open(to) if to.0 >= self.end(segment.number) => return Absence::None,
             Held::Open(to) => {
                 let lost = self.timelines.get(&segment.timeline).is_some_and(|held| held.lost.next_from(to.0).is_some());
                 let short = promise.filter(|promise| self.needs(segment, *promise).is_some_and(|until| until > to));
@@ -1150,6 +1152,15 @@ mod tests {
             let absence = archive.absence(WalFile::Segment(segment(1, 1)), None);
             assert_eq!(absence == Absence::None, ends, "{lost:?}: {absence:?}");
         }
+    }
+
+    #[test]
+    fn c054_a_partial_that_is_full_is_given_though_what_follows_is_recorded_as_lost() {
+        let files = vec![(1, 0, model::Kind::Whole), (1, 1, model::Kind::Partial(UNITS))];
+        let archive = World { branches: vec![], files, lost: vec![(1, 8, 9)] }.archive();
+        assert_eq!(archive.reach(&archive.path(Timeline(1)).unwrap(), lsn(0)).to, lsn(8));
+        assert_eq!(archive.absence(WalFile::Segment(segment(1, 1)), None), Absence::None);
+        assert!(matches!(archive.absence(WalFile::Segment(segment(1, 2)), None), Absence::Gap { .. }));
     }
 
     #[test]
