@@ -134,7 +134,7 @@ fn prepare(
         backups.hold(id, "the store does not let its manifest go");
     }
     let mut plan = Plan { backups, warnings: doubts, ..Plan::default() };
-    lost(repository.store(), &stored, &settings.forget, &mut plan)?;
+    lost(repository.store(), &stored, settings, now, &mut plan)?;
     if !plan.backups.blocked.is_empty() {
         return Ok(Prepared { plan, artifacts: None, artifact_steps: 0..0 });
     }
@@ -165,7 +165,7 @@ fn prepare(
 }
 
 /// Backups that a further place has and the first one has not: lost there, and what they need would go everywhere.
-fn lost(store: &dyn Store, stored: &[Stored], forget: &BTreeSet<BackupId>, plan: &mut Plan) -> Result<(), PruneError> {
+fn lost(store: &dyn Store, stored: &[Stored], settings: &PruneSettings<'_>, now: Timestamp, plan: &mut Plan) -> Result<(), PruneError> {
     // One that a prune takes away loses its manifest first, and its mark last.
     let known = |id: &BackupId| stored.iter().any(|one| one.candidate.id == *id && (one.manifest || one.candidate.prune_after.is_some()));
     for place in store.further() {
@@ -180,10 +180,11 @@ fn lost(store: &dyn Store, stored: &[Stored], forget: &BTreeSet<BackupId>, plan:
         let names = there.list_segments("")?;
         for id in names.iter().filter_map(|name| name.strip_suffix('/')?.parse::<BackupId>().ok()) {
             let manifest = layout::manifest(&id);
-            if known(&id) || forget.contains(&id) || place.to_delete.contains(&manifest) {
+            if known(&id) || settings.forget.contains(&id) || place.to_delete.contains(&manifest) {
                 continue;
             }
-            if is_there(there, &manifest)? {
+            // One that another host's prune took away here, and not there yet, is marked there as well.
+            if is_there(there, &manifest)? && !retention::is_being_pruned(there, &id, settings.trust, now)? {
                 plan.backups.blocked.push(format!(
                     "backup {id} is in {} and not here: lifeboat replicate --from {} brings it back, and --forget gives it up",
                     place.name, place.name

@@ -19,9 +19,9 @@ use serde_json::Value;
 
 use crate::lease::LeaseError;
 use crate::opened_backup::{self, OpenBackupError, VerifiedBackup};
-use crate::repository::{Repository, RepositoryError};
+use crate::repository::{MAX_DOCUMENT_BYTES, Repository, RepositoryError};
 use crate::signing::{SignError, Signer, Trust};
-use crate::store::{Listed, StoreError, create_or_mine, is_there};
+use crate::store::{Listed, Store, StoreError, create_or_mine, is_there};
 
 /// The lease of those who decide what is kept: expire, pin and prune.
 pub const LEASE: &str = "retention";
@@ -112,10 +112,10 @@ pub(crate) fn write<T: Document>(repository: &Repository, key: &Key, mut documen
     }
 }
 
-fn read<T: Document>(repository: &Repository, key: &Key, trust: Option<&Trust>) -> Result<Word<T>, StoreError> {
-    let bytes = match repository.document(key) {
-        Ok(Some(bytes)) => bytes,
-        Ok(None) => return Ok(Word::Unreadable("it is not there any more".into())),
+fn read<T: Document>(store: &dyn Store, key: &Key, trust: Option<&Trust>) -> Result<Word<T>, StoreError> {
+    let bytes = match store.get(key, MAX_DOCUMENT_BYTES) {
+        Ok(bytes) => bytes,
+        Err(StoreError::NotFound { .. }) => return Ok(Word::Unreadable("it is not there any more".into())),
         Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::FileTooLarge => {
             return Ok(Word::Unreadable("it is too long".into()));
         }
@@ -139,20 +139,19 @@ fn read<T: Document>(repository: &Repository, key: &Key, trust: Option<&Trust>) 
 
 /// Where a backup stands. `manifest` is the digest of its manifest, where it has one; without `trust` nothing that releases it is believed.
 pub fn standing(
-    repository: &Repository,
+    store: &dyn Store,
     id: &BackupId,
     manifest: Option<Sha256>,
     trust: Option<&Trust>,
     now: Timestamp,
 ) -> Result<Standing, StoreError> {
-    let store = repository.store();
     let below = store.list_segments(&layout::backup(id))?;
     let mut mark = None;
     if below.iter().any(|name| name == "expired/") {
         let listed = store.list(&layout::expiry_marks(id))?;
         let number = |listed: &Listed| layout::number_of(&listed.key).filter(|number| layout::expiry_mark(id, *number) == listed.key);
         if let Some(number) = listed.iter().filter_map(number).max() {
-            mark = Some((number, read(repository, &layout::expiry_mark(id, number), trust)?));
+            mark = Some((number, read(store, &layout::expiry_mark(id, number), trust)?));
         }
     }
     let mut pins: BTreeMap<String, PinWords> = BTreeMap::new();
@@ -162,17 +161,23 @@ pub fn standing(
             let name = name.to_string();
             let words = pins.entry(name.clone()).or_insert(PinWords { name, pin: None, end: None });
             match end {
-                false => words.pin = Some(read(repository, &listed.key, trust)?),
-                true => words.end = Some(read(repository, &listed.key, trust)?),
+                false => words.pin = Some(read(store, &listed.key, trust)?),
+                true => words.end = Some(read(store, &listed.key, trust)?),
             }
         }
     }
     Ok(decide(id, manifest, mark, pins.into_values().collect(), now))
 }
 
+/// Whether a backup without a manifest is one whose prune has begun and not ended in this place: no backup any more, and nothing wrong.
+pub fn is_being_pruned(store: &dyn Store, id: &BackupId, trust: &Trust, now: Timestamp) -> Result<bool, StoreError> {
+    let standing = standing(store, id, None, Some(trust), now)?;
+    Ok(standing.pins.is_empty() && standing.expired.is_some_and(|expiry| expiry.prune_after <= now))
+}
+
 /// Where a backup stands that was verified.
 pub fn standing_of(repository: &Repository, backup: &VerifiedBackup, trust: &Trust, now: Timestamp) -> Result<Standing, StoreError> {
-    standing(repository, &backup.id, Some(backup.digest), Some(trust), now)
+    standing(repository.store(), &backup.id, Some(backup.digest), Some(trust), now)
 }
 
 /// Everything that stands under the id of a backup, verified; with a reason for each that cannot be.
@@ -199,7 +204,7 @@ pub fn survey(repository: &Repository, trust: &Trust, now: Timestamp) -> Result<
             },
         };
         let digest = facts.as_ref().ok().map(|facts| facts.manifest);
-        let standing = standing(repository, &id, digest, Some(trust), now)?;
+        let standing = standing(repository.store(), &id, digest, Some(trust), now)?;
         doubts.extend(standing.doubts.iter().map(|doubt| format!("backup {id}: {doubt}")));
         let pins = standing.pins.into_iter().map(|pin| pin.name).collect();
         let prune_after = standing.expired.map(|expiry| expiry.prune_after);

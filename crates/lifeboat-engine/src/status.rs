@@ -116,7 +116,7 @@ fn backup(
     }
     let there = |key| is_there(repository.store(), &key);
     let digest = opened.as_ref().ok().and_then(|(_, digest)| *digest);
-    let standing = retention::standing(repository, id, digest, trust, now)?;
+    let standing = retention::standing(repository.store(), id, digest, trust, now)?;
     let signature = if trust.is_some() { SignatureState::Valid } else { SignatureState::NotChecked };
     let seen = match opened {
         Ok((manifest, _)) => Some(seen(id, Some(&manifest), signature, &standing, None)),

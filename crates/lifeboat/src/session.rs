@@ -15,6 +15,7 @@ use lifeboat_engine::opened_backup;
 use lifeboat_engine::owners;
 use lifeboat_engine::policy::{OpaSettings, Policy, PolicySettings};
 use lifeboat_engine::repository::Repository;
+use lifeboat_engine::retention;
 use lifeboat_engine::secret::{Secret, SecretSource};
 use lifeboat_engine::signing::{
     KeyFileSigner, KeylessConfig, KeylessSigner, KmsConfig, KmsSigner, KnownGood, PublicKey, Reach, Roots, SignError, Signer, SigningKey,
@@ -235,7 +236,7 @@ pub(crate) fn find_backup(
     let trust = trust(settings).ok();
     for id in ids.iter().rev().filter(|id| !chosen || id.name() == settings.name.value) {
         // What is on its way out is nobody's latest. Only who is trusted can say that.
-        let standing = lifeboat_engine::retention::standing(repository, id, None, trust.as_ref(), Timestamp::now());
+        let standing = retention::standing(repository.store(), id, None, trust.as_ref(), Timestamp::now());
         if standing.map_err(lifeboat_engine::repository::RepositoryError::from)?.expired.is_some() {
             continue;
         }
@@ -250,11 +251,9 @@ pub(crate) fn find_backup(
         .hint("lifeboat list shows the backups"))
 }
 
-/// Whether a backup without a manifest is one whose prune has begun and not ended: no backup any more, and nothing wrong.
+/// The same as [`retention::is_being_pruned`], now.
 pub(crate) fn is_being_pruned(repository: &Repository, id: &BackupId, trust: &Trust) -> Result<bool, Failure> {
-    let now = Timestamp::now();
-    let standing = lifeboat_engine::retention::standing(repository, id, None, Some(trust), now)?;
-    Ok(standing.pins.is_empty() && standing.expired.is_some_and(|expiry| expiry.prune_after <= now))
+    Ok(retention::is_being_pruned(repository.store(), id, trust, Timestamp::now())?)
 }
 
 fn read(path: &Path, what: &str) -> Result<String, Failure> {

@@ -341,11 +341,11 @@ fn a_prune_that_ends_anywhere_leaves_a_repository_that_verifies_and_the_next_one
 fn c106_an_undo_and_a_pin_keep_a_backup_whole() {
     let (world, [first, second, third]) = three();
     assert_eq!(world.expire(1).len(), 2);
-    let standing = |id: &BackupId| retention::standing(&world.repository, id, None, Some(&world.trust), world.now).unwrap();
+    let standing = |id: &BackupId| retention::standing(world.repository.store(), id, None, Some(&world.trust), world.now).unwrap();
     assert!(standing(&first).expired.is_some() && standing(&third).expired.is_none());
     // Nobody else can say so.
     let stranger = Trust::new([KeyFileSigner::new(SigningKey::generate().unwrap()).public_key().clone()]);
-    let doubted = retention::standing(&world.repository, &first, None, Some(&stranger), world.now).unwrap();
+    let doubted = retention::standing(world.repository.store(), &first, None, Some(&stranger), world.now).unwrap();
     assert!(doubted.expired.is_none() && doubted.doubts.len() == 1, "{doubted:?}");
 
     crate::expire::undo(&world.repository, &first, &world.author(), world.now).unwrap();

@@ -84,7 +84,7 @@ pub(super) fn run(settings: &Settings, out: &Output) -> Result<u8, Failure> {
         }
         let opened = trust.as_ref().map(|trust| opened_backup::open(&repository, &id, trust));
         let digest = opened.as_ref().and_then(|opened| opened.as_ref().ok()).map(|backup| backup.digest);
-        let standing = lifeboat_engine::retention::standing(&repository, &id, digest, trust.as_ref(), now);
+        let standing = lifeboat_engine::retention::standing(repository.store(), &id, digest, trust.as_ref(), now);
         let standing = standing.map_err(lifeboat_engine::repository::RepositoryError::from)?;
         let row = match opened {
             Some(Ok(backup)) => row(name, Some(&backup.manifest), "valid", None),

@@ -299,7 +299,7 @@ fn way(
     if !explicit {
         for point in &backups {
             let id: BackupId = point.id.parse().map_err(|error| Failure::usage(format!("{error}")).hint("lifeboat list"))?;
-            let standing = retention::standing(repository, &id, None, Some(trust), jiff::Timestamp::now())?;
+            let standing = retention::standing(repository.store(), &id, None, Some(trust), jiff::Timestamp::now())?;
             fresh.retain(|other| standing.expired.is_none() || other.id != point.id);
         }
     }

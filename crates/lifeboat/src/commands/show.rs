@@ -25,7 +25,7 @@ pub(super) fn run(show: &Show, settings: &Settings, out: &Output) -> Result<u8, 
     };
     let standing = {
         let trust = session::trust(settings).ok();
-        let standing = lifeboat_engine::retention::standing(&repository, &id, None, trust.as_ref(), jiff::Timestamp::now());
+        let standing = lifeboat_engine::retention::standing(repository.store(), &id, None, trust.as_ref(), jiff::Timestamp::now());
         standing.map_err(lifeboat_engine::repository::RepositoryError::from)?
     };
     out.result(&serde_json::json!({"signature": signature, "manifest": manifest, "retention": standing}), || {

@@ -361,6 +361,13 @@ fn what_a_prune_took_and_a_replica_missed_is_not_lost() {
     assert!(!names.contains(&"backup-unreadable".into()), "{names:?}");
     assert!(names.contains(&"replica-behind".into()), "it is behind, and that is told: {names:?}");
     assert_eq!(status["repositories"][1]["primary_lacks"], serde_json::json!([]));
+    // Another host has no list of what that prune did not take; what is marked in the replica says it.
+    fs::remove_dir_all(site.path("spool")).unwrap();
+    let status = site.lifeboat(&["status", "--json"]).run().expect_code(3).json();
+    assert_eq!(status["repositories"][1]["primary_lacks"], serde_json::json!([]));
+    let output = site.lifeboat(&["prune"]).run().success();
+    assert!(!output.to_string().contains("brings it back"), "{output}");
+    site.lifeboat(&["verify", "--all"]).run();
 }
 
 /// PostgreSQL asks again and again: a yes to the second question, about the same bytes, would let go of a segment that a required place does not have.
