@@ -17,8 +17,8 @@ pub enum FindingKind {
     Unsigned,
     /// It could not be looked at.
     NotChecked,
-    /// WAL that never arrived, as was written down when it was noticed: nothing that was stored is gone. What cannot be gone back to for want of
-    /// it, `wal status` and the alert `wal-gap` tell.
+    /// WAL of which it stands in the repository why it is not there: it was missed when later WAL arrived, or is older than the archive. What cannot
+    /// be gone back to for want of it, `wal status` and the alert `wal-gap` tell.
     Lost,
 }
 

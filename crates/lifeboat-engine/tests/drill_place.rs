@@ -159,7 +159,7 @@ impl World {
             let Ok(file @ WalFile::Segment(_)) = WalFile::from_file_name(&name, of.segment_size) else { continue };
             let bytes = fs::read(entry.path()).unwrap();
             let magic = u16::from_le_bytes([bytes[0], bytes[1]]);
-            writer.claim_cluster(magic, Timestamp::UNIX_EPOCH, "test").unwrap();
+            writer.claim_cluster(magic, None, Timestamp::UNIX_EPOCH, "test").unwrap();
             writer.put_bytes(file, &WalPredicate::new(bytes.len() as u64, of.segment_size), &bytes).unwrap();
             count += 1;
         }

@@ -770,7 +770,7 @@ mod wal {
     fn put(world: &World, repository: &Repository, file: WalFile, bytes: &[u8]) {
         let protection = world.protection();
         let writer = WalWriter::new(repository, cluster(), &world.signer, &world.trust, &protection, 1);
-        writer.claim_cluster(0xD110, Timestamp::UNIX_EPOCH, "test").unwrap();
+        writer.claim_cluster(0xD110, None, Timestamp::UNIX_EPOCH, "test").unwrap();
         writer.put_bytes(file, &WalPredicate::new(bytes.len() as u64, cluster().segment_size), bytes).unwrap();
     }
 

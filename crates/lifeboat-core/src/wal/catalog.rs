@@ -7,6 +7,7 @@
 //! it asks for the segment on the newest timeline of the history that had begun by then, and goes to an older one only when it
 //! is told that there is none. So a segment in which timelines branch off is the youngest one's that the archive has.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::file::{GapRecord, WalFile};
 use super::history::History;
 use super::ranges::Ranges;
+use super::receive::Position;
 use super::{Lsn, Segment, SegmentSize, SystemId, Timeline};
 use crate::repository::manifest::{Manifest, State};
 
@@ -327,23 +329,36 @@ pub struct Window {
 /// What an archive tells of why it has a gap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GapStory {
-    /// It was written down that it never arrived, when that was noticed.
+    /// It was written down that it was not there, when that was noticed.
     Recorded,
+    /// The archive was begun behind it, and says so.
+    NotBegun,
     /// The archive of the timeline begins behind it: it was set up later, or lost its beginning.
     BeforeAll,
     /// It was stored, and is not there any more.
     Gone,
 }
 
+/// A gap that cuts into what could be gone back to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut {
+    /// What is missing.
+    pub gap: Gap,
+    /// In every window that it is in there is a backup behind it: the newest moment can be gone back to.
+    pub is_passed: bool,
+}
+
 /// Gaps that cut into what could be gone back to, each once. What is missing before every backup cuts nothing off.
-pub fn cuts(windows: &[Window]) -> Vec<Gap> {
-    let of = |window: &Window| -> Vec<Gap> {
-        window.except.iter().filter_map(|except| except.gap.clone()).chain(window.stopped_by.clone()).collect()
+pub fn cuts(windows: &[Window]) -> Vec<Cut> {
+    let of = |window: &Window| -> Vec<Cut> {
+        let passed = window.except.iter().filter_map(|except| except.gap.clone()).map(|gap| Cut { gap, is_passed: true });
+        passed.chain(window.stopped_by.clone().map(|gap| Cut { gap, is_passed: false })).collect()
     };
-    let mut gaps: Vec<Gap> = windows.iter().flat_map(of).collect();
-    gaps.sort_by_key(|gap| (gap.timeline, gap.from, gap.to));
-    gaps.dedup();
-    gaps
+    let mut cuts: Vec<Cut> = windows.iter().flat_map(of).collect();
+    // Of one gap the worst comes first, and stays.
+    cuts.sort_by_key(|cut| (cut.gap.timeline, cut.gap.from, cut.gap.to, cut.is_passed));
+    cuts.dedup_by(|later, first| later.gap == first.gap);
+    cuts
 }
 
 #[derive(Debug, Clone, Default)]
@@ -386,13 +401,15 @@ pub struct Archive {
     histories: BTreeMap<Timeline, History>,
     /// History files that were listed, read or not.
     listed_histories: std::collections::BTreeSet<Timeline>,
+    /// Where it was begun, if it says so.
+    begins: Option<Position>,
 }
 
 impl Archive {
     /// An archive with nothing in it.
     pub fn new(system_id: SystemId, size: SegmentSize) -> Self {
         let (timelines, histories) = (BTreeMap::new(), BTreeMap::new());
-        Self { system_id, size, timelines, histories, listed_histories: std::collections::BTreeSet::new() }
+        Self { system_id, size, timelines, histories, listed_histories: std::collections::BTreeSet::new(), begins: None }
     }
 
     /// The cluster.
@@ -449,6 +466,11 @@ impl Archive {
     pub fn add_history(&mut self, history: History) {
         self.listed_histories.insert(history.timeline);
         self.histories.insert(history.timeline, history);
+    }
+
+    /// Says where it was begun, as its `cluster.json` does.
+    pub fn set_beginning(&mut self, begins: Option<Position>) {
+        self.begins = begins;
     }
 
     /// Adds what is known to be lost.
@@ -895,7 +917,19 @@ impl Archive {
 
     /// What the archive itself tells of why it has a gap.
     pub fn story(&self, gap: &Gap) -> GapStory {
-        let Some((held, to)) = self.timelines.get(&gap.timeline).zip(gap.to) else { return GapStory::Gone };
+        let Some(to) = gap.to else { return GapStory::Gone };
+        let held = self.timelines.get(&gap.timeline);
+        let first = held.and_then(|held| held.next_from(0).map(|first| self.first_byte(held, first)));
+        // Earlier WAL is there all the same: somebody else brought it, and may have brought this.
+        let is_older = |begins: Position| match gap.timeline.cmp(&begins.timeline) {
+            Ordering::Less => self.number(to) <= self.number(begins.lsn),
+            Ordering::Equal => to <= begins.lsn,
+            Ordering::Greater => false,
+        };
+        if first.is_none_or(|first| first >= to) && self.begins.is_some_and(is_older) {
+            return GapStory::NotBegun;
+        }
+        let Some(held) = held else { return GapStory::Gone };
         let recorded = |from: u64| held.lost.at(from).is_some_and(|(_, end)| end >= to.0);
         // What is written down begins with a segment. Of the one before it there is a part, or there was, in the backup.
         let number = self.number(gap.from);
@@ -903,10 +937,7 @@ impl Archive {
         if recorded(gap.from.0) || in_part && self.end(number) < to.0 && recorded(self.end(number)) {
             return GapStory::Recorded;
         }
-        match held.next_from(0) {
-            Some(first) if self.first_byte(held, first) >= to => GapStory::BeforeAll,
-            _ => GapStory::Gone,
-        }
+        if first.is_some_and(|first| first >= to) { GapStory::BeforeAll } else { GapStory::Gone }
     }
 
     fn window(&self, path: Path, backups: &[BackupPoint], time: &mut dyn FnMut(Timeline, Lsn) -> Option<Timestamp>) -> Option<Window> {
@@ -1124,7 +1155,7 @@ mod tests {
             let archive = World { branches: vec![], files: files.clone(), lost }.archive();
             let backups = [model::backup("a", 1, backup.0, backup.1)];
             let gaps = cuts(&archive.windows(&backups, &mut |_, _| None));
-            gaps.iter().map(|gap| (gap.from, gap.to, archive.story(gap))).collect::<Vec<_>>()
+            gaps.iter().map(|Cut { gap, .. }| (gap.from, gap.to, archive.story(gap))).collect::<Vec<_>>()
         };
         assert_eq!(cut(vec![], (0, 1)), [(lsn(4), Some(lsn(8)), GapStory::Gone)]);
         assert_eq!(cut(vec![(1, 4, 8)], (0, 1)), [(lsn(4), Some(lsn(8)), GapStory::Recorded)]);
@@ -1134,7 +1165,7 @@ mod tests {
             let archive = World { branches: vec![], files, lost }.archive();
             let backup = BackupPoint { wal_included: true, ..model::backup("a", 1, at, at + 1) };
             let gaps = cuts(&archive.windows(&[backup], &mut |_, _| None));
-            gaps.iter().map(|gap| (gap.from, gap.to, archive.story(gap))).collect::<Vec<_>>()
+            gaps.iter().map(|Cut { gap, .. }| (gap.from, gap.to, archive.story(gap))).collect::<Vec<_>>()
         };
         // Archiving was set up after the backup, which has its own WAL; or a rule of the bucket deleted what is old.
         assert_eq!(of(vec![(1, 2, model::Kind::Whole)], vec![], 0), [(lsn(1), Some(lsn(8)), GapStory::BeforeAll)]);
@@ -1142,6 +1173,47 @@ mod tests {
         let pieces = vec![(1, 0, model::Kind::Whole), (1, 1, model::Kind::Piece(0, 2)), (1, 3, model::Kind::Whole)];
         assert_eq!(of(pieces.clone(), vec![(1, 8, 12)], 0), [(lsn(4), Some(lsn(12)), GapStory::Recorded)]);
         assert_eq!(of(pieces, vec![], 0), [(lsn(4), None, GapStory::Gone)]);
+    }
+
+    #[test]
+    fn c063_what_is_older_than_the_archive_was_never_in_it() {
+        let story = |files: Vec<(u32, u64, model::Kind)>, begins: Option<(u32, u64)>, on: u32| {
+            let mut archive = World { branches: vec![(1, 10)], files, lost: vec![] }.archive();
+            archive.set_beginning(begins.map(|(timeline, at)| Position { timeline: Timeline(timeline), lsn: lsn(at) }));
+            let backup =
+                BackupPoint { wal_included: true, ..model::backup("a", on, if on == 1 { 0 } else { 10 }, if on == 1 { 1 } else { 11 }) };
+            let gaps = cuts(&archive.windows(&[backup], &mut |_, _| None));
+            gaps.iter().map(|Cut { gap, .. }| archive.story(gap)).collect::<Vec<_>>()
+        };
+        let whole = |timeline, number| (timeline, number, model::Kind::Whole);
+        assert_eq!(story(vec![whole(1, 2)], Some((1, 8)), 1), [GapStory::NotBegun]);
+        // Its beginning went as well.
+        assert_eq!(story(vec![whole(1, 3)], Some((1, 8)), 1)[0], GapStory::BeforeAll);
+        assert_eq!(story(vec![whole(1, 2)], None, 1), [GapStory::BeforeAll]);
+        // Begun after the switch, with nothing of the timeline that the backup is of.
+        assert_eq!(story(vec![whole(2, 2), whole(2, 3)], Some((2, 8)), 1), [GapStory::NotBegun]);
+        assert_eq!(story(vec![whole(2, 3)], Some((2, 12)), 2), [GapStory::NotBegun]);
+        assert_eq!(story(vec![whole(2, 3)], Some((1, 12)), 2), [GapStory::BeforeAll]);
+        // Somebody brought what is older, and it may have been more.
+        assert_eq!(story(vec![whole(1, 0), whole(1, 2)], Some((1, 8)), 1), [GapStory::Gone]);
+    }
+
+    #[test]
+    fn c063_a_backup_behind_a_gap_passes_it() {
+        let passed = |backups: &[(&str, u32, u64)], branches: Vec<(u32, u64)>| {
+            let files = (0..4).filter(|number| *number != 1).map(|number| (1, number, model::Kind::Whole));
+            let files = files.chain(branches.iter().map(|_| (2, 2, model::Kind::Whole)));
+            let archive = World { branches: branches.clone(), files: files.collect(), lost: vec![] }.archive();
+            let backups: Vec<_> = backups.iter().map(|(id, timeline, at)| model::backup(id, *timeline, *at, at + 1)).collect();
+            cuts(&archive.windows(&backups, &mut |_, _| None)).iter().map(|cut| cut.is_passed).collect::<Vec<_>>()
+        };
+        assert_eq!(passed(&[("a", 1, 0)], vec![]), [false]);
+        assert_eq!(passed(&[("a", 1, 0), ("b", 1, 9)], vec![]), [true]);
+        assert_eq!(passed(&[("b", 1, 9)], vec![]), [] as [bool; 0]);
+        // A backup that is not on the newest history is no help to it.
+        assert_eq!(passed(&[("a", 1, 0), ("b", 1, 9)], vec![(1, 9)]), [false]);
+        assert_eq!(passed(&[("a", 1, 0), ("b", 1, 8)], vec![(1, 10)]), [true]);
+        assert_eq!(passed(&[("a", 1, 0), ("b", 2, 10)], vec![(1, 9)]), [true]);
     }
 
     #[test]

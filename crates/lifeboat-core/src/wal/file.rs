@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::history::{Entry, History, HistoryError};
+use super::receive::Position;
 use super::record::Summary;
 use super::{Lsn, ParseError, Segment, SegmentSize, SystemId, Timeline};
 use crate::repository::layout::{self, Key};
@@ -187,6 +188,9 @@ pub struct WalCluster {
     pub created: jiff::Timestamp,
     /// Who began it.
     pub created_by: String,
+    /// Where it began: the first segment that somebody was about to store then. Nothing before it was ever there. `None`: whoever began it did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begins: Option<Position>,
 }
 
 /// `wal/<system-id>/gaps/…`: WAL that is known to be lost.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::catalog::GapStory;
 use super::{Lsn, SystemId, Timeline};
 
 /// What a server says of its WAL.
@@ -111,8 +112,8 @@ pub struct WalFacts<'a> {
     pub no_way: Option<String>,
     /// Latest time of a commit that the archive has.
     pub last_commit: Option<Timestamp>,
-    /// Gaps behind the oldest backup, in words.
-    pub gaps: Vec<String>,
+    /// Gaps behind the oldest backup.
+    pub gaps: Vec<GapSeen>,
     /// The receiver runs in this mode, by the configuration: `stream` or `sync`.
     pub receives: bool,
     /// The receiver is configured to be synchronous.
@@ -125,6 +126,17 @@ pub struct WalFacts<'a> {
     pub rpo: Duration,
     /// This moment here.
     pub now: Timestamp,
+}
+
+/// A gap that cuts into what could be gone back to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GapSeen {
+    /// What is missing, in words.
+    pub text: String,
+    /// A backup is behind it ([`super::catalog::Cut::is_passed`]).
+    pub is_passed: bool,
+    /// Why.
+    pub story: GapStory,
 }
 
 /// The receiver's own word.
@@ -179,8 +191,16 @@ pub fn assess(facts: &WalFacts<'_>) -> Vec<WalFinding> {
     let mut say =
         |code, severity, message: String, hint: &str| findings.push(WalFinding { code, severity, message, hint: hint.to_owned() });
     use Severity::{Critical, Warning};
-    for gap in &facts.gaps {
-        say("gap", Critical, gap.clone(), "take a new backup: lifeboat backup; recovery across the gap is not possible");
+    for GapSeen { text, is_passed, story } in &facts.gaps {
+        let (severity, hint) = match (story, is_passed) {
+            (_, false) => (Critical, "take a new backup: lifeboat backup; recovery across the gap is not possible"),
+            // There was no word of it when the backup was taken, so the backup is no answer to it.
+            (GapStory::Gone, true) => {
+                (Critical, "see who deletes from the repository: lifeboat verify --all; nothing in the gap can be gone back to")
+            }
+            (_, true) => (Warning, "nothing to be done: a newer backup is behind it; it ends when the last backup before it expires"),
+        };
+        say("gap", severity, text.clone(), hint);
     }
     let receiver_up = facts.receiver.as_ref().is_some_and(|seen| seen.connected && seen.age_seconds <= RECEIVER_SILENT_SECONDS);
     if facts.receives && !receiver_up {
@@ -456,6 +476,22 @@ mod tests {
     #[test]
     fn nothing_is_said_when_all_is_well() {
         assert_eq!(assess(&facts(&server())), []);
+    }
+
+    #[test]
+    fn c063_a_gap_that_a_newer_backup_has_behind_it_is_no_longer_critical_unless_somebody_made_it() {
+        let server = server();
+        let severity = |story, is_passed| {
+            let gaps = vec![GapSeen { text: "WAL is missing".into(), is_passed, story }];
+            let findings = assess(&WalFacts { gaps, ..facts(&server) });
+            assert_eq!((findings.len(), findings[0].code, findings[0].message.as_str()), (1, "gap", "WAL is missing"));
+            findings[0].severity
+        };
+        for story in [GapStory::Recorded, GapStory::NotBegun, GapStory::BeforeAll, GapStory::Gone] {
+            assert_eq!(severity(story, false), Severity::Critical, "{story:?}");
+            let passed = if story == GapStory::Gone { Severity::Critical } else { Severity::Warning };
+            assert_eq!(severity(story, true), passed, "{story:?}");
+        }
     }
 
     #[test]

@@ -26,7 +26,9 @@ const MAX_GAP_BYTES: u64 = 64 << 10;
 pub fn load(repository: &Repository, system_id: SystemId, trust: &Trust) -> Result<Option<Archive>, WalError> {
     let Some(described) = cluster(repository, system_id)? else { return without_description(repository, system_id, trust) };
     let cluster = Cluster { system_id, segment_size: described.segment_size };
-    of_cluster(repository, cluster, trust).map(Some)
+    let mut archive = of_cluster(repository, cluster, trust)?;
+    archive.set_beginning(described.begins);
+    Ok(Some(archive))
 }
 
 /// So many files of each size are looked at before nobody knows.

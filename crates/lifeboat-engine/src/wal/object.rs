@@ -17,6 +17,7 @@ use lifeboat_core::repository::sealed::{self, Header};
 use lifeboat_core::repository::{FormatError, Id, Sha256, Suite};
 use lifeboat_core::wal::file::{WAL_PREDICATE_TYPE, WalCluster, WalFile, WalPredicate};
 use lifeboat_core::wal::history::HistoryError;
+use lifeboat_core::wal::receive::Position;
 use lifeboat_core::wal::{SegmentError, SystemId, Timeline};
 
 use super::Cluster;
@@ -185,10 +186,10 @@ impl<'a> WalWriter<'a> {
     }
 
     /// Says in the repository what its WAL is of, or compares with what it says: another segment size or major version under the same
-    /// system identifier is refused.
-    pub fn claim_cluster(&self, page_magic: u16, now: jiff::Timestamp, program: &str) -> Result<(), WalError> {
+    /// system identifier is refused. `begins`: nothing before it is about to be stored.
+    pub fn claim_cluster(&self, page_magic: u16, begins: Option<Position>, now: jiff::Timestamp, program: &str) -> Result<(), WalError> {
         let Cluster { system_id, segment_size } = self.cluster;
-        let ours = WalCluster { format: 1, system_id, segment_size, page_magic, created: now, created_by: program.to_owned() };
+        let ours = WalCluster { format: 1, system_id, segment_size, page_magic, created: now, created_by: program.to_owned(), begins };
         let theirs = match super::cluster(self.repository, system_id)? {
             Some(theirs) => theirs,
             None => {
@@ -673,6 +674,7 @@ mod tests {
             let cluster = Cluster { segment_size: SegmentSize::new(size).unwrap(), ..CLUSTER };
             WalWriter::new(&place.repository, cluster, &place.signer, &place.trust, &place.protection, 1).claim_cluster(
                 magic,
+                None,
                 Timestamp::UNIX_EPOCH,
                 "test",
             )

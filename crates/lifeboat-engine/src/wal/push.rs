@@ -24,6 +24,7 @@ use lifeboat_core::postgres::control_file::{ControlFile, ControlFileError};
 use lifeboat_core::repository::{Id, Sha256, layout, to_json};
 use lifeboat_core::wal::file::{GapRecord, WalFile, WalPredicate};
 use lifeboat_core::wal::push::{self as rules, Identity, MAX_TEXT_BYTES, Mark, Status, Statuses, TextError};
+use lifeboat_core::wal::receive::Position;
 use lifeboat_core::wal::record::{RecordError, Summarizer, Summary};
 use lifeboat_core::wal::{LONG_HEADER_BYTES, Lsn, Segment, SegmentError, SegmentHeader, SegmentSize, check_segment_header};
 use serde::Serialize;
@@ -351,9 +352,11 @@ pub fn run(repository: &Repository, asked: &Asked, options: &PushOptions<'_>) ->
             }
         }
     }
+    let start = |segment: Segment| Position { timeline: segment.timeline, lsn: segment.start(asked.cluster.segment_size) };
+    let begins = batch.iter().filter_map(|file| file.segment()).map(start).min();
     let push = |spool, files: usize| {
         let writer = WalWriter::new(repository, asked.cluster, options.signer, options.trust, options.protection, options.level);
-        Push { repository, asked, options, writer, spool, claimed: Mutex::new(None), turns: Turns::new(files) }
+        Push { repository, asked, options, writer, spool, claimed: Mutex::new(None), begins, turns: Turns::new(files) }
     };
     let mut ahead = Vec::new();
     if let Some(history) = statuses.as_ref().and_then(|statuses| never_asked_history(asked, statuses)) {
@@ -464,6 +467,8 @@ struct Push<'a> {
     spool: Spool,
     /// The page magic that the repository agreed to.
     claimed: Mutex<Option<u16>>,
+    /// Where the oldest segment that waits begins.
+    begins: Option<Position>,
     turns: Turns,
 }
 
@@ -555,7 +560,7 @@ impl Push<'_> {
     fn claim(&self, magic: u16) -> Result<(), PushError> {
         let mut claimed = self.claimed.lock().expect("no panic while held");
         if *claimed != Some(magic) {
-            self.writer.claim_cluster(magic, Timestamp::now(), self.options.program)?;
+            self.writer.claim_cluster(magic, self.begins, Timestamp::now(), self.options.program)?;
             *claimed = Some(magic);
         }
         Ok(())

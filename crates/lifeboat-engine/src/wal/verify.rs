@@ -84,7 +84,9 @@ pub fn opens(reader: &WalReader<'_>) -> Result<Option<bool>, StoreError> {
 /// Holes that cut into what could be gone back to. `before` is the archive as it was before it was read: what arrives out of order
 /// meanwhile leaves no hole. `everywhere` is what all places have together.
 pub fn holes(before: &Archive, now: &Archive, everywhere: &Archive, backups: &[BackupPoint]) -> Vec<Finding> {
-    let of = |archive: &Archive| catalog::cuts(&archive.windows(backups, &mut |_, _| None));
+    let of = |archive: &Archive| -> Vec<Gap> {
+        catalog::cuts(&archive.windows(backups, &mut |_, _| None)).into_iter().map(|cut| cut.gap).collect()
+    };
     let (earlier, without_copies) = (of(before), of(everywhere));
     let among = |gaps: &[Gap], gap: &Gap| {
         gaps.iter().any(|other| other.timeline == gap.timeline && other.from <= gap.from && other.to.is_none_or(|to| gap.from < to))
@@ -95,9 +97,11 @@ pub fn holes(before: &Archive, now: &Archive, everywhere: &Archive, backups: &[B
             (FindingKind::Missing, "another place has it, and lifeboat replicate brings it here")
         } else {
             match now.story(&gap) {
-                GapStory::Recorded => {
-                    (FindingKind::Lost, "it was written down that it never arrived; lifeboat wal status shows what can be reached")
-                }
+                GapStory::Recorded => (
+                    FindingKind::Lost,
+                    "it was missed when later WAL arrived, and that was written down; lifeboat wal status shows what can be reached",
+                ),
+                GapStory::NotBegun => (FindingKind::Lost, "the archive was begun behind it; lifeboat wal status shows what can be reached"),
                 GapStory::BeforeAll => (FindingKind::NotChecked, "the archive begins behind it, and whether it ever had it is not known"),
                 GapStory::Gone => {
                     (FindingKind::Missing, "nothing behind it is reached from a backup before it; lifeboat wal status shows what is")

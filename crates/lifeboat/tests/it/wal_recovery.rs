@@ -324,7 +324,7 @@ fn c063_a_gap_is_refused_shown_and_ended_by_a_new_backup() {
     assert!(output.stderr.contains("finding: not in the archive: wal/"), "a warning: {output}");
 }
 
-/// Whoever takes the first backup before archiving is set up has a hole; so has whoever's bucket deletes what is old: nobody can tell which.
+/// Whoever's bucket deletes what is old has a hole where the archive begins, and so may others.
 #[test]
 fn c063_where_the_archive_begins_behind_a_backup_nobody_knows_what_there_was() {
     let place = Place::new();
@@ -346,6 +346,48 @@ fn c063_where_the_archive_begins_behind_a_backup_nobody_knows_what_there_was() {
     let finding = &document["wal"][0]["report"]["findings"][0];
     assert_eq!((&document["verdict"], &finding["kind"]), (&"incomplete".into(), &"not-checked".into()), "{document:#}");
     assert!(finding["problem"].as_str().unwrap().contains("begins behind it"), "{document:#}");
+}
+
+/// Whoever takes the first backup before the archiver is on has a hole that nobody made: it says so, and the next backup is an answer to it.
+#[test]
+fn c063_an_archive_that_was_begun_after_a_backup_says_so() {
+    let place = Place::new();
+    let cluster = place.server(Postgres::V15);
+    let set = |command: &str| {
+        cluster.psql(&format!("ALTER SYSTEM SET archive_command = '{command}'"));
+        cluster.psql("SELECT pg_reload_conf()");
+        // The archiver reads it before it looks for the next file, but not while it runs a command.
+        std::thread::sleep(Duration::from_millis(500));
+    };
+    set("true");
+    Place::beat(&cluster, 1);
+    place.archive(&cluster);
+    place.backup();
+    Place::beat(&cluster, 2);
+    place.archive(&cluster);
+    set(&place.archive_command());
+    for n in 3..5 {
+        Place::beat(&cluster, n);
+        place.archive(&cluster);
+    }
+    let seen = || {
+        let document = place.lifeboat(&["verify", "--all", "--json"]).run().success().json();
+        let findings = document["wal"][0]["report"]["findings"].as_array().unwrap().clone();
+        assert_eq!((findings.len(), &findings[0]["kind"]), (1, &"lost".into()), "{document:#}");
+        assert!(findings[0]["problem"].as_str().unwrap().contains("the archive was begun behind it"), "{document:#}");
+        let status = place.lifeboat(&["wal", "status", "--json"]).run().json();
+        let gap = status["findings"].as_array().unwrap().iter().find(|finding| finding["code"] == "gap").cloned();
+        gap.unwrap_or_else(|| panic!("{status:#}"))["severity"].clone()
+    };
+    assert_eq!(seen(), "critical", "nothing behind the hole can be gone back to");
+    place.backup();
+    Place::beat(&cluster, 5);
+    place.archive(&cluster);
+    assert_eq!(seen(), "warning");
+    assert_eq!(place.recovered("new", &["latest"]).0, "1,2,3,4,5");
+    let status = place.lifeboat(&["status", "--json"]).run().expect_code(3).json();
+    let alert = status["alerts"].as_array().unwrap().iter().find(|alert| alert["name"] == "wal-gap").cloned();
+    assert_eq!(alert.unwrap_or_else(|| panic!("{status:#}"))["severity"], "warning");
 }
 
 /// What the primary lost is read from the replica by everything else, so nothing else would tell.

@@ -11,6 +11,7 @@ use aws_lc_rs::digest;
 use jiff::Timestamp;
 use lifeboat_core::repository::{Descriptor, Sha256, layout};
 use lifeboat_core::wal::file::{WalFile, WalPredicate};
+use lifeboat_core::wal::receive::Position;
 use lifeboat_core::wal::receive::ledger::Work;
 use lifeboat_core::wal::record::{Summarizer, Summary};
 use lifeboat_core::wal::{LONG_HEADER_BYTES, Segment, check_segment_header};
@@ -205,7 +206,7 @@ impl Receiver<'_> {
             let header = bytes.first_chunk().expect("as many bytes as were asked for");
             check_segment_header(header, segment, size, self.cluster.system_id)?;
             magic = u16::from_le_bytes([header[0], header[1]]);
-            self.claim(writer, magic)?;
+            self.claim(writer, magic, segment)?;
         }
         match work {
             Work::Piece { from, to, .. } => {
@@ -277,11 +278,18 @@ impl Receiver<'_> {
     }
 
     /// Says in the repository what its WAL is of, once in the life of a receiver.
-    fn claim(&self, writer: &WalWriter<'_>, magic: u16) -> Result<(), WalError> {
-        if self.book().claimed == Some(magic) {
+    fn claim(&self, writer: &WalWriter<'_>, magic: u16, segment: Segment) -> Result<(), WalError> {
+        let (claimed, stored_until) = {
+            let book = self.book();
+            (book.claimed, book.ledger.stored_until())
+        };
+        if claimed == Some(magic) {
             return Ok(());
         }
-        writer.claim_cluster(magic, Timestamp::now(), &self.request.program)?;
+        // Segments are stored side by side: this need not be the first.
+        let here = Position { timeline: segment.timeline, lsn: segment.start(self.size()) };
+        let begins = stored_until.map_or(here, |position| position.min(here));
+        writer.claim_cluster(magic, Some(begins), Timestamp::now(), &self.request.program)?;
         self.book().claimed = Some(magic);
         Ok(())
     }

@@ -3,8 +3,8 @@
 use jiff::Timestamp;
 use lifeboat_core::policy::Operation;
 use lifeboat_core::verify::verdict;
-use lifeboat_core::wal::catalog::{Moment, Window, cuts};
-use lifeboat_core::wal::status::{ReceiverSeen, ServerWal, Severity, WalFacts, WalFinding, assess};
+use lifeboat_core::wal::catalog::{Cut, Moment, Window, cuts};
+use lifeboat_core::wal::status::{GapSeen, ReceiverSeen, ServerWal, Severity, WalFacts, WalFinding, assess};
 use lifeboat_core::wal::{Lsn, SystemId};
 use lifeboat_engine::postgres::{Connection, Dsn, Purpose, wal_facts};
 use lifeboat_engine::repository::Repository;
@@ -156,8 +156,9 @@ pub(crate) fn facts<'a>(settings: &'a Settings, server: Option<&'a Result<Server
     }
 }
 
-fn gaps(survey: &Survey) -> Vec<String> {
-    cuts(&survey.windows).iter().map(ToString::to_string).collect()
+fn gaps(survey: &Survey) -> Vec<GapSeen> {
+    let seen = |cut: &Cut| GapSeen { text: cut.gap.to_string(), is_passed: cut.is_passed, story: survey.archive().story(&cut.gap) };
+    cuts(&survey.windows).iter().map(seen).collect()
 }
 
 fn say(findings: &[WalFinding]) {
