@@ -4,7 +4,7 @@ import subprocess
 
 from measuring import MIB, environment, fail, measured, mkdir, remove, say, touch
 from postgres import Cluster, load_pgbench
-from programs import LifeboatKeys, Repositories, pgbackrest_settings, quoted
+from programs import LIFEBOATS_LEVEL, LifeboatKeys, Repositories, pgbackrest_settings, quoted
 
 # One account is about 128 bytes of table and 21 of index; pgbench makes 100 000 for each unit of scale.
 MIB_PER_SCALE = 15.0
@@ -74,15 +74,16 @@ class Tool:
 
 
 class PgBackRest(Tool):
-    def __init__(self, name, work, cluster, user, cipher, settings=()):
+    def __init__(self, name, work, cluster, user, cipher, settings=(), compression=LIFEBOATS_LEVEL):
         super().__init__(name, work, cluster, user)
-        self.config, self.cipher, self.settings = self.home / "pgbackrest.conf", cipher, settings
+        self.config, self.cipher, self.settings, self.compression = self.home / "pgbackrest.conf", cipher, settings, compression
         self.command = ["pgbackrest", f"--config={self.config}", "--stanza=bench"]
 
     def prepare(self, repositories=None):
         super().prepare(repositories)
         lines = [
-            "[global]", *pgbackrest_settings(self.home, self.repositories.pgbackrest(self.repository), self.cipher), *self.settings,
+            "[global]", *pgbackrest_settings(self.home, self.repositories.pgbackrest(self.repository), self.cipher, self.compression),
+            *self.settings,
             "[bench]", f"pg1-path={self.cluster.data}", f"pg1-socket-path={self.cluster.home}", "pg1-user=postgres",
         ]
         self.config.write_text("\n".join(lines) + "\n", encoding="utf-8")
