@@ -2,17 +2,19 @@
 //!
 //! A cache: whatever is odd in it is not used, and the segment is fetched anew. A file in it has a name with the CRC-32C of its bytes, and got
 //! that name after the segment was verified; the directory is closed to everybody else, so what the checksum has to find is what a crash or
-//! a disk leaves, not malice. (BLAKE3 in its place, twice per segment, was a quarter of the work of fetching one.) Whether the archive ends is never remembered here.
+//! a disk leaves, not malice. (BLAKE3 in its place, twice per segment, was a quarter of the work of fetching one.) What was written a moment ago,
+//! since the machine was started, comes from memory, as whatever is fetched without a spool does, and is handed over without being read: to read 16 MiB
+//! took more than a third of a call. Whether the archive ends is never remembered here.
 //! It must not stand in a data directory, which is backed up, and compared, and replaced.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use lifeboat_core::repository::Id;
 use lifeboat_core::wal::Segment;
@@ -37,6 +39,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How often it is looked at.
 const LOOK: Duration = Duration::from_millis(2);
+
+/// How long after it was written a segment is handed over unread, if the machine was not started anew meanwhile.
+const FRESH: Duration = Duration::from_secs(60);
 
 /// Why the spool was not used.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +95,7 @@ pub fn check_place(spool: &Path, data: &Path) -> Result<(), SpoolError> {
 struct Ready {
     segment: Segment,
     crc: u32,
+    boot: Option<u32>,
     path: PathBuf,
 }
 
@@ -157,8 +163,8 @@ impl Spool {
             let segment = Segment::from_file_name(segment, self.cluster.segment_size).ok();
             if rest.starts_with("part-") {
                 content.parts.push((segment, entry.path()));
-            } else if let (Some(segment), Some(crc)) = (segment, crc_of_name(rest)) {
-                content.ready.push(Ready { segment, crc, path: entry.path() });
+            } else if let (Some(segment), Some((crc, boot))) = (segment, sums_of_name(rest)) {
+                content.ready.push(Ready { segment, crc, boot, path: entry.path() });
             } else if segment.is_some() {
                 // Of another version of this program: nobody waits for it, and it goes with the parts.
                 content.parts.push((None, entry.path()));
@@ -202,6 +208,11 @@ impl Spool {
         let near = fs::metadata(directory).is_ok_and(|directory| directory.dev() == meta.dev());
         // Elsewhere it is copied while it is summed up.
         let mut landing = if near { None } else { Some(Landing::new(target)?) };
+        let age = meta.modified().ok().and_then(|written| SystemTime::now().duration_since(written).ok());
+        let is_fresh = ready.boot.is_some() && ready.boot == this_boot() && age.is_some_and(|age| age < FRESH);
+        if is_fresh && landing.is_none() {
+            return Ok(renamed(&file, ready, target, directory));
+        }
         let mut crc = 0;
         let mut buffer = vec![0; 256 << 10];
         loop {
@@ -227,8 +238,7 @@ impl Spool {
                 let _ = fs::remove_file(&ready.path);
                 Ok(true)
             }
-            // Fetched anew where it cannot be moved: bind mounts of one file system.
-            None => Ok(file.set_permissions(permissions_in(directory)).is_ok() && fs::rename(&ready.path, target).is_ok()),
+            None => Ok(renamed(&file, ready, target, directory)),
         }
     }
 
@@ -324,7 +334,9 @@ impl Spool {
         };
         let result = reader.in_any_copy(WalFile::Segment(segment), read, WalError::damage);
         let done = match result {
-            Ok(crc) => fs::rename(&part, self.directory.join(format!("{name}.{crc:08x}"))).map(|()| true).map_err(self.failed()),
+            Ok(crc) => {
+                fs::rename(&part, self.directory.join(format!("{name}.{}", name_of_sums(crc)))).map(|()| true).map_err(self.failed())
+            }
             Err(error) if error.is_absence() => Ok(false),
             Err(error) => Err(FetchError::Wal(error).into()),
         };
@@ -335,10 +347,36 @@ impl Spool {
     }
 }
 
-/// The checksum in a name, written as this program writes it.
-fn crc_of_name(text: &str) -> Option<u32> {
-    let is_ours = text.len() == 8 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    is_ours.then(|| u32::from_str_radix(text, 16).ok()).flatten()
+/// Gives the file that lies ready the name under which the server waits for it. `false` where it cannot be moved, as between bind mounts of one
+/// file system: then it is fetched anew.
+fn renamed(file: &File, ready: &Ready, target: &Path, directory: &Path) -> bool {
+    file.set_permissions(permissions_in(directory)).is_ok() && fs::rename(&ready.path, target).is_ok()
+}
+
+/// The rest of the name of a file with this checksum that is written now.
+fn name_of_sums(crc: u32) -> String {
+    this_boot().map_or_else(|| format!("{crc:08x}"), |boot| format!("{crc:08x}-{boot:08x}"))
+}
+
+/// The checksum in a name, and in which life of the machine it was written; as this program writes them.
+fn sums_of_name(text: &str) -> Option<(u32, Option<u32>)> {
+    let number = |text: &str| {
+        let is_ours = text.len() == 8 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        is_ours.then(|| u32::from_str_radix(text, 16).ok()).flatten()
+    };
+    match text.split_once('-') {
+        Some((crc, boot)) => Some((number(crc)?, Some(number(boot)?))),
+        None => Some((number(text)?, None)),
+    }
+}
+
+/// What tells this life of the machine from others (random(4), `boot_id`); `None`: the system does not say.
+fn this_boot() -> Option<u32> {
+    static BOOT: OnceLock<Option<u32>> = OnceLock::new();
+    *BOOT.get_or_init(|| {
+        let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        u32::from_str_radix(text.get(..8)?, 16).ok()
+    })
 }
 
 /// Sums up what it writes.

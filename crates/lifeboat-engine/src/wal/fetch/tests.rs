@@ -1,5 +1,7 @@
 //! What is answered, and what is brought, for every state that an archive can be in.
 
+use std::time::{Duration, SystemTime};
+
 use jiff::Timestamp;
 use lifeboat_core::wal::file::WalPredicate;
 use lifeboat_core::wal::record::Summary;
@@ -371,9 +373,24 @@ fn c082_nothing_half_or_changed_comes_out_of_the_spool() {
     };
     let take = |number| spool.take(segment(1, number), &place.target()).unwrap();
     fill();
-    // As after a crash of the host: the length is right, the bytes are not.
-    fs::write(path("04"), vec![0; SIZE as usize]).unwrap();
-    assert!(!take(4) && !place.target().exists());
+    // As after a crash of the host: the length is right, the bytes are not. The machine was started anew, or nobody knows.
+    for boot in ["-00000000", ""] {
+        fs::write(path("04"), vec![0; SIZE as usize]).unwrap();
+        let name = path("04").to_str().unwrap().to_owned();
+        fs::rename(&name, format!("{}{boot}", name.split_once('-').expect("a name with a boot").0)).unwrap();
+        assert!(!take(4) && !place.target().exists(), "{boot}");
+        fill();
+    }
+    // A disk gave back other bytes later on, or the clock was set back.
+    for written in [SystemTime::now() - Duration::from_secs(61), SystemTime::now() + Duration::from_secs(61)] {
+        fs::write(path("04"), vec![0; SIZE as usize]).unwrap();
+        File::options().write(true).open(path("04")).unwrap().set_modified(written).unwrap();
+        assert!(!take(4) && !place.target().exists());
+        fill();
+    }
+    // The same without damage.
+    File::options().write(true).open(path("04")).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    assert!(take(4) && place.got() == place.bytes(4));
     fill();
     fs::write(path("04"), "half").unwrap();
     assert!(!take(4));
