@@ -213,7 +213,8 @@ fn artifact_name(bytes: &[u8]) {
     let key = layout::artifact_record(&name, "v");
     assert!(key.as_str().len() <= 800, "{key}");
     assert_eq!(Key::parse(key.as_str()), Ok(key));
-    let found = Found { name, bytes: 0, mode: 0, modified: jiff::Timestamp::UNIX_EPOCH };
+    let modified = jiff::Timestamp::UNIX_EPOCH;
+    let found = Found { name, bytes: 0, mode: 0, modified, status_changed: modified };
     assert!(!found.name.as_str().is_empty());
 }
 

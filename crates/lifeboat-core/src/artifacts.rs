@@ -29,8 +29,10 @@ pub struct Found {
     pub bytes: u64,
     /// Permission bits.
     pub mode: u32,
-    /// Time of last change.
+    /// Time of last change of its content, or what somebody set it to.
     pub modified: Timestamp,
+    /// Time of last change of its content, its name or anything else about it: nobody can set it (`st_ctime`).
+    pub status_changed: Timestamp,
 }
 
 /// Why a file whose name is in the set has to be read.
@@ -44,6 +46,9 @@ pub enum Reason {
     Mode,
     /// It was changed so shortly before it was stored that it may have changed again since.
     Recent,
+    /// It was written, replaced or touched since it was stored, though its time of change is an old one: `tar x`, `cp -p`, `rsync -t` and builds that are
+    /// the same every time set it.
+    Status,
     /// Its time of change has not come yet, so a clock is wrong.
     Future,
     /// The caller wants every file read.
@@ -57,6 +62,7 @@ impl fmt::Display for Reason {
             Self::Modified => "its time of change changed",
             Self::Mode => "its permissions changed",
             Self::Recent => "it was changed within two seconds of being stored",
+            Self::Status => "something about it changed since it was stored",
             Self::Future => "its time of change is in the future",
             Self::Asked => "every file is read",
         })
@@ -167,9 +173,27 @@ fn reason(found: &Found, entry: &Entry, moment: Moment) -> Option<Reason> {
     if found.modified > moment.now {
         return Some(Reason::Future);
     }
-    // `created` is the moment before the content was read. A version of another writer says nothing.
-    let settled = artifact::created(&entry.version).and_then(|created| created.checked_sub(SETTLED).ok());
-    settled.is_none_or(|settled| found.modified > settled).then_some(Reason::Recent)
+    // It was read when its status was this one, and had been for a while.
+    if entry.compared == Some(found.status_changed) {
+        return None;
+    }
+    match settled(entry) {
+        Some(settled) if found.modified <= settled => (found.status_changed > settled).then_some(Reason::Status),
+        _ => Some(Reason::Recent),
+    }
+}
+
+/// What is changed up to here was changed before the version was stored. `created` is the moment before the content was read; a version of
+/// another writer says nothing.
+fn settled(entry: &Entry) -> Option<Timestamp> {
+    artifact::created(&entry.version).and_then(|created| created.checked_sub(SETTLED).ok())
+}
+
+/// What to note of a file that was read at `read` and is as the set has it, so that it need not be read again ([`Entry::compared`]).
+pub fn compared(found: &Found, entry: &Entry, read: Timestamp) -> Option<Timestamp> {
+    let is_needed = settled(entry).is_none_or(|settled| found.modified.max(found.status_changed) > settled);
+    let is_settled = read.checked_sub(SETTLED).is_ok_and(|settled| found.status_changed <= settled);
+    (is_needed && is_settled && entry.compared != Some(found.status_changed)).then_some(found.status_changed)
 }
 
 /// Whether a file that was read, with this digest, is other than the set has it. Time and permissions
@@ -202,11 +226,12 @@ mod tests {
             record: Sha256([8; 32]),
             origin,
             wrapped_to: None,
+            compared: None,
         }
     }
 
     fn found(name: &str, modified: i64) -> Found {
-        Found { name: name.parse().unwrap(), bytes: 10, mode: 0o644, modified: at(modified) }
+        Found { name: name.parse().unwrap(), bytes: 10, mode: 0o644, modified: at(modified), status_changed: at(modified) }
     }
 
     fn one(found: Found, entry: Entry, moment: Moment) -> Option<Reason> {
@@ -233,10 +258,31 @@ mod tests {
             // A clock that was ahead when it was stored.
             (found("a", 1_000_001), entry("a", sync, 1_000_001, 2_000_000), Some(Reason::Future)),
             (found("a", 0), Entry { version: "by-another".into(), ..entry("a", sync, 0, 9000) }, Some(Reason::Recent)),
+            // Written over, and its time of change set to what it was.
+            (Found { status_changed: at(7001), ..found("a", 0) }, entry("a", sync, 0, 9000), Some(Reason::Status)),
+            (Found { status_changed: at(7000), ..found("a", 0) }, entry("a", sync, 0, 9000), None),
+            // Read since then.
+            (Found { status_changed: at(9500), ..found("a", 0) }, Entry { compared: Some(at(9500)), ..entry("a", sync, 0, 9000) }, None),
+            (found("a", 0), Entry { compared: Some(at(0)), ..entry("a", sync, 0, 1999) }, None),
+            (
+                Found { status_changed: at(9501), ..found("a", 0) },
+                Entry { compared: Some(at(9500)), ..entry("a", sync, 0, 9000) },
+                Some(Reason::Status),
+            ),
         ] {
             assert_eq!(one(found.clone(), entry.clone(), moment), expected, "{found:?} {entry:?}");
         }
         assert_eq!(one(found("a", 0), entry("a", sync, 0, 9000), Moment { read_all: true, ..moment }), Some(Reason::Asked));
+    }
+
+    #[test]
+    fn c032_what_was_read_is_noted_once_it_has_settled() {
+        let entry = entry("a", Origin::Sync, 0, 9000);
+        let at_status = |millis: i64| Found { status_changed: at(millis), ..found("a", 0) };
+        assert_eq!(compared(&at_status(7000), &entry, at(50_000)), None, "the version says it already");
+        assert_eq!(compared(&at_status(9500), &entry, at(11_500)), Some(at(9500)));
+        assert_eq!(compared(&at_status(9500), &entry, at(11_499)), None, "it may change again without another time");
+        assert_eq!(compared(&at_status(9500), &Entry { compared: Some(at(9500)), ..entry }, at(50_000)), None);
     }
 
     #[test]

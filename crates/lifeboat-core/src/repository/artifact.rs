@@ -123,6 +123,7 @@ struct WireLine {
     r: Option<Sha256>,
     o: Option<Origin>,
     w: Option<Vec<String>>,
+    c: Option<Timestamp>,
 }
 
 impl TryFrom<WireLine> for Line {
@@ -143,11 +144,12 @@ impl TryFrom<WireLine> for Line {
                 r: Some(record),
                 o: Some(origin),
                 w: wrapped_to,
+                c: compared,
             } => {
                 if !is_version(&version) {
                     return Err(FormatError::malformed(what, "the version cannot be part of a key"));
                 }
-                Ok(Self::Present(Entry { name, version, sha256, bytes, mode, modified, record, origin, wrapped_to }))
+                Ok(Self::Present(Entry { name, version, sha256, bytes, mode, modified, record, origin, wrapped_to, compared }))
             }
             _ => Err(FormatError::malformed(what, "neither whole nor gone")),
         }
@@ -194,6 +196,10 @@ pub struct Entry {
     /// Marks of the recipients that the data key of its blob was wrapped to. `None`: it is not encrypted, or an early writer stored it.
     #[serde(rename = "w", default, skip_serializing_if = "Option::is_none")]
     pub wrapped_to: Option<Vec<String>>,
+    /// Time of last change of the file's status (`st_ctime`, stat(2)) when its content was read and found to be this. `None`: it was not read since
+    /// the version was stored.
+    #[serde(rename = "c", default, skip_serializing_if = "Option::is_none")]
+    pub compared: Option<Timestamp>,
 }
 
 impl Entry {
@@ -390,6 +396,7 @@ mod tests {
             record: Sha256([2; 32]),
             origin: Origin::Sync,
             wrapped_to: (bytes % 2 == 1).then(|| vec!["0123456789abcdef".into()]),
+            compared: (bytes % 3 == 1).then_some(Timestamp::UNIX_EPOCH),
         })
     }
 

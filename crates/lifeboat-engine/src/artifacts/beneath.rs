@@ -55,6 +55,20 @@ pub(super) fn open_file(root: BorrowedFd<'_>, name: &ArtifactName) -> io::Result
     Ok(File::from(file))
 }
 
+/// The first symbolic link on the way to a name below `root`, itself included; `None`: there is none as far as the way goes.
+pub(super) fn link_on_the_way<'n>(root: BorrowedFd<'_>, name: &'n ArtifactName) -> Option<&'n str> {
+    let name = name.as_str();
+    let ends = name.match_indices('/').map(|(at, _)| at).chain([name.len()]);
+    for part in ends.map(|end| &name[..end]) {
+        match rustix::fs::statat(root, part, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink => return Some(part),
+            Ok(_) => {}
+            Err(_) => return None,
+        }
+    }
+    None
+}
+
 /// What a sync looks at in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Meta {
@@ -62,15 +76,19 @@ pub(super) struct Meta {
     pub(super) bytes: u64,
     pub(super) mode: u32,
     pub(super) modified: Timestamp,
+    pub(super) status_changed: Timestamp,
 }
 
 impl Meta {
     pub(super) fn of(stat: &rustix::fs::Stat) -> Self {
-        let (seconds, nanos) = (stat.st_mtime, i32::try_from(stat.st_mtime_nsec).unwrap_or(0));
         // A time beyond the year 9999 is cut to that.
-        let modified = Timestamp::new(seconds, nanos).unwrap_or(if seconds < 0 { Timestamp::MIN } else { Timestamp::MAX });
+        let time = |seconds: i64, nanos: u64| {
+            let nanos = i32::try_from(nanos).unwrap_or(0);
+            Timestamp::new(seconds, nanos).unwrap_or(if seconds < 0 { Timestamp::MIN } else { Timestamp::MAX })
+        };
+        let (modified, status_changed) = (time(stat.st_mtime, stat.st_mtime_nsec), time(stat.st_ctime, stat.st_ctime_nsec));
         let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-        Self { regular, bytes: u64::try_from(stat.st_size).unwrap_or(0), mode: stat.st_mode & 0o7777, modified }
+        Self { regular, bytes: u64::try_from(stat.st_size).unwrap_or(0), mode: stat.st_mode & 0o7777, modified, status_changed }
     }
 
     pub(super) fn of_file(file: &File) -> io::Result<Self> {

@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 
@@ -78,7 +78,7 @@ pub struct SyncReport {
 impl SyncReport {
     /// Whether something that should be in the set is not.
     pub fn has_findings(&self) -> bool {
-        !self.changing.is_empty() || !self.walk.unnamable.is_empty() || self.lacking.count > 0
+        !self.changing.is_empty() || !self.walk.unnamable.is_empty() || !self.walk.hidden.is_empty() || self.lacking.count > 0
     }
 }
 
@@ -96,20 +96,32 @@ pub fn plan_sync(
     visit: &mut dyn FnMut(Step, &WalkNotes) -> Result<(), ArtifactError>,
 ) -> Result<WalkNotes, ArtifactError> {
     let notes = RefCell::default();
-    let walk = Walk::new(directory, &notes).map_err(|source| ArtifactError::File { path: directory.to_owned(), source })?;
-    steps(walk, set, moment, &notes, visit)?;
+    let failed = |source| ArtifactError::File { path: directory.to_owned(), source };
+    let (walk, root) = (Walk::new(directory, &notes).map_err(failed)?, beneath::open_root(directory).map_err(failed)?);
+    steps(walk, Some(&root), set, moment, &notes, visit)?;
     Ok(notes.into_inner())
 }
 
 fn steps(
     found: impl Iterator<Item = Found>,
+    root: Option<&OwnedFd>,
     set: &ArtifactSet<'_>,
     moment: Moment,
     notes: &RefCell<WalkNotes>,
     visit: &mut dyn FnMut(Step, &WalkNotes) -> Result<(), ArtifactError>,
 ) -> Result<(), ArtifactError> {
     for step in plan(found.map(Ok), set.entries(""), moment) {
-        let step = step?;
+        let step = match (step?, root) {
+            (Step::Gone(entry), Some(root)) => match beneath::link_on_the_way(root.as_fd(), &entry.name) {
+                Some(link) => {
+                    let why = format!("the symbolic link {link:?} is not followed");
+                    notes.borrow_mut().hidden.push(Note { path: entry.name.to_string(), why });
+                    Step::Kept(entry)
+                }
+                None => Step::Gone(entry),
+            },
+            (step, _) => step,
+        };
         visit(step, &notes.borrow())?;
     }
     Ok(())
@@ -174,6 +186,7 @@ impl Writer<'_> {
             first: 0,
             removed: (0, 0),
             added: 0,
+            compared: 0,
         };
         std::thread::scope(|scope| {
             let (jobs, todo) = crossbeam_channel::unbounded::<Job>();
@@ -207,8 +220,8 @@ impl Writer<'_> {
                 Ok(())
             };
             let planned = match walk {
-                Some(walk) => steps(walk, &set, moment, &notes, &mut visit),
-                None => steps(std::iter::empty(), &set, moment, &notes, &mut visit),
+                Some(walk) => steps(walk, root.as_ref(), &set, moment, &notes, &mut visit),
+                None => steps(std::iter::empty(), None, &set, moment, &notes, &mut visit),
             };
             drop(jobs);
             planned?;
@@ -219,7 +232,7 @@ impl Writer<'_> {
             }
             Ok::<_, ArtifactError>(())
         })?;
-        let State { mut report, mut failed, lines, removed, added, .. } = state;
+        let State { mut report, mut failed, lines, removed, added, compared, .. } = state;
         report.walk = notes.into_inner();
         for note in &report.walk.unreadable.first {
             failed.push(note.clone());
@@ -234,7 +247,7 @@ impl Writer<'_> {
         let (number, count, bytes) = head.as_ref().map_or((0, 0, 0), |head| (head.head, head.count, head.bytes));
         let known = Known {
             head: number,
-            count: count.saturating_sub(removed.0) + report.new + report.changed,
+            count: count.saturating_sub(removed.0) + report.new + report.changed + compared,
             bytes: bytes.saturating_sub(removed.1) + added,
         };
         (report.count, report.bytes) = (count, bytes);
@@ -260,6 +273,8 @@ struct State<'a> {
     removed: (u64, u64),
     /// Bytes of what it adds.
     added: u64,
+    /// Entries that stay and get another line.
+    compared: u64,
 }
 
 impl State<'_> {
@@ -308,6 +323,15 @@ impl State<'_> {
             Ok(Stored::Unchanged) => {
                 self.report.unchanged += 1;
                 None
+            }
+            Ok(Stored::Compared(at)) => {
+                self.report.unchanged += 1;
+                let entry = previous.expect("what is as before was there before");
+                self.compared += 1;
+                self.removed.0 += 1;
+                self.removed.1 += entry.bytes;
+                self.added += entry.bytes;
+                Some(Line::Present(Entry { compared: Some(at), ..entry }))
             }
             Ok(Stored::Version(version)) => {
                 match &previous {

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
+use lifeboat_core::artifacts::{Moment, Reason, Step};
 use lifeboat_core::repository::artifact::{Entry, Head, Line, Origin, RUN_LINES, Run};
 use lifeboat_core::repository::layout::{self, ArtifactName, Key};
 use lifeboat_core::repository::{Sha256, to_json};
@@ -378,6 +379,90 @@ fn a_sync_takes_out_only_what_a_sync_brought() {
     world.file("kept", b"other");
     assert_eq!(world.sync().unwrap().changed, 1);
     assert_eq!(world.set().find(&name("kept")).unwrap().unwrap().origin, Origin::Sync);
+}
+
+#[test]
+fn c032_what_is_written_over_with_an_old_time_is_read() {
+    let world = World::memory(true);
+    let path = world.dir().join("app.tar");
+    world.file("app.tar", b"aa");
+    let time = fs::metadata(&path).unwrap().modified().unwrap();
+    world.sync().unwrap();
+    // As `cp -p`, `rsync -t`, `tar x` and a build that is the same every time do it.
+    let other = world.place.path().join("other");
+    fs::write(&other, b"bb").unwrap();
+    fs::File::options().write(true).open(&other).unwrap().set_modified(time).unwrap();
+    fs::rename(&other, &path).unwrap();
+    let report = world.sync().unwrap();
+    assert_eq!((report.changed, report.unchanged), (1, 0));
+    assert_eq!(world.set().find(&name("app.tar")).unwrap().unwrap().sha256, sha256::of(b"bb"));
+
+    // Only touched: it is read, once it has settled that is noted, and then it is not read any more.
+    std::thread::sleep(Duration::from_millis(2100));
+    let steps = || {
+        let (set, mut steps) = (world.set(), Vec::new());
+        let moment = Moment { now: Timestamp::now(), read_all: false };
+        let mut visit = |step: Step, _: &WalkNotes| {
+            steps.push(step);
+            Ok(())
+        };
+        plan_sync(&set, &world.dir(), moment, &mut visit).unwrap();
+        steps
+    };
+    assert!(matches!(steps()[..], [Step::Read { reason: Reason::Status, .. }]), "{:?}", steps());
+    let report = world.sync().unwrap();
+    assert_eq!((report.changed, report.unchanged, report.count, report.bytes), (0, 1, 1, 2));
+    assert!(report.head.is_some() && matches!(steps()[..], [Step::Unchanged(_)]), "{report:?} {:?}", steps());
+    assert_eq!(world.sync().unwrap().head, None);
+    assert!(world.verify(true).findings.is_empty());
+}
+
+#[test]
+fn what_is_behind_a_link_stays_in_the_set() {
+    let world = World::memory(true);
+    for file in ["builds/1", "builds/2", "latest", "other/3"] {
+        world.file(file, file.as_bytes());
+    }
+    world.sync().unwrap();
+    // The disk was full.
+    fs::rename(world.dir().join("builds"), world.place.path().join("big")).unwrap();
+    std::os::unix::fs::symlink(world.place.path().join("big"), world.dir().join("builds")).unwrap();
+    fs::remove_file(world.dir().join("latest")).unwrap();
+    std::os::unix::fs::symlink("other/3", world.dir().join("latest")).unwrap();
+    std::os::unix::fs::symlink("nowhere", world.dir().join("dangling")).unwrap();
+    fs::remove_file(world.dir().join("other/3")).unwrap();
+    world.file("other/4", b"4");
+    let report = world.sync().unwrap();
+    assert_eq!((report.new, report.gone, report.kept), (1, 1, 3));
+    assert!(report.has_findings() && report.walk.hidden.count == 3, "{report:?}");
+    assert_eq!(report.walk.hidden.first[0].to_string(), "builds/1: the symbolic link \"builds\" is not followed");
+    let outside: Vec<_> = report.walk.outside.first.iter().map(|note| note.path.as_str()).collect();
+    assert_eq!(outside, ["builds"], "the others lead to nothing that is not looked at");
+    assert_eq!(world.names(), ["builds/1", "builds/2", "latest", "other/4"]);
+    let complaints = crate::backup::sync_complaints(&report);
+    assert!(complaints.iter().any(|complaint| complaint.contains("nobody looks behind a link")), "{complaints:?}");
+    // Whoever means it removes the link.
+    fs::remove_file(world.dir().join("builds")).unwrap();
+    fs::remove_file(world.dir().join("latest")).unwrap();
+    let report = world.sync().unwrap();
+    assert_eq!((report.gone, report.has_findings()), (3, false));
+}
+
+#[test]
+fn c103_a_blob_that_was_lost_is_stored_anew_while_its_file_is_there() {
+    for touched in [true, false] {
+        let world = World::memory(true);
+        world.file("a", b"content");
+        world.sync().unwrap();
+        world.reach.damage(&layout::artifact_blob(sha256::of(b"content")), None);
+        if touched {
+            aged(&world.dir().join("a"), 500);
+        }
+        let report = world.writer().sync(&world.dir(), SyncOptions { read_all: true, ..OPTIONS }, &Unwatched).unwrap();
+        assert_eq!(report.changed, 1, "{report:?}");
+        assert!(report.stored_bytes > 0);
+        assert!(world.verify(true).findings.is_empty());
+    }
 }
 
 #[test]
@@ -792,6 +877,7 @@ fn numbered(number: u64) -> Entry {
         record: sha256::of(format!("{number}").as_bytes()),
         origin: Origin::Sync,
         wrapped_to: None,
+        compared: None,
     }
 }
 

@@ -5,10 +5,12 @@
 //! memory is that of the directories that are open: about 10 bytes and the name for each entry.
 
 use std::cell::RefCell;
+use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
 
 use lifeboat_core::artifacts::Found;
 use lifeboat_core::repository::layout::{ArtifactName, MAX_NAME_BYTES};
@@ -43,6 +45,10 @@ pub struct WalkNotes {
     pub bytes: u64,
     /// Links, sockets, FIFOs, devices: passed over, as they are no artifacts.
     pub skipped: Capped<Note>,
+    /// Those of the links that lead to something out of the directory: it is in no set.
+    pub outside: Capped<Note>,
+    /// Artifacts of the set where a link stands now, or that are behind one: nobody knows whether they are gone, so they stay in the set.
+    pub hidden: Capped<Note>,
     /// Names that no artifact can have; what stands there is in no set.
     pub unnamable: Capped<Note>,
     /// What could not be read: the set would be wrong.
@@ -51,6 +57,7 @@ pub struct WalkNotes {
 
 /// The files below a directory. What else there is goes to the notes.
 pub(super) struct Walk<'a> {
+    root: PathBuf,
     levels: Vec<Level>,
     notes: &'a RefCell<WalkNotes>,
 }
@@ -58,7 +65,7 @@ pub(super) struct Walk<'a> {
 impl<'a> Walk<'a> {
     /// Opens the directory.
     pub(super) fn new(root: &Path, notes: &'a RefCell<WalkNotes>) -> io::Result<Self> {
-        let mut walk = Self { levels: Vec::new(), notes };
+        let mut walk = Self { root: root.canonicalize()?, levels: Vec::new(), notes };
         let fd = beneath::open_root(root)?;
         let level = walk.read(fd, String::new())?;
         walk.levels.push(level);
@@ -84,11 +91,23 @@ impl<'a> Walk<'a> {
             match kind {
                 FileType::RegularFile => names.push(name, false),
                 FileType::Directory => names.push(name, true),
-                other => self.notes.borrow_mut().skipped.push(Note { path: shown(&prefix, name), why: kind_name(other).into() }),
+                other => {
+                    let note = Note { path: shown(&prefix, name), why: kind_name(other).into() };
+                    if other == FileType::Symlink && self.leads_out(&prefix, name) {
+                        self.notes.borrow_mut().outside.push(note.clone());
+                    }
+                    self.notes.borrow_mut().skipped.push(note);
+                }
             }
         }
         names.sort();
         Ok(Level { fd, prefix, names, next: 0 })
+    }
+
+    /// Whether a link leads to something that is not below the directory.
+    fn leads_out(&self, prefix: &str, name: &[u8]) -> bool {
+        let link = self.root.join(prefix).join(OsStr::from_bytes(name));
+        link.canonicalize().is_ok_and(|target| !target.starts_with(&self.root))
     }
 
     fn step(&mut self) -> Option<Option<Found>> {
@@ -133,7 +152,8 @@ impl<'a> Walk<'a> {
         }
         notes.files += 1;
         notes.bytes += meta.bytes;
-        Some(Some(Found { name: artifact, bytes: meta.bytes, mode: meta.mode, modified: meta.modified }))
+        let Meta { bytes, mode, modified, status_changed, .. } = meta;
+        Some(Some(Found { name: artifact, bytes, mode, modified, status_changed }))
     }
 
     fn descend(&mut self, name: &[u8], full: &str, path: String) {
@@ -230,7 +250,6 @@ fn shown(prefix: &str, name: &[u8]) -> String {
 mod tests {
     use super::*;
     use std::fs;
-    use std::os::unix::ffi::OsStrExt as _;
 
     #[test]
     fn files_come_sorted_by_their_whole_names() {

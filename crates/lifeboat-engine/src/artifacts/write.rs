@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest;
 use jiff::{SignedDuration, Timestamp};
-use lifeboat_core::artifacts::{Found, changed};
+use lifeboat_core::artifacts::{Found, changed, compared};
 use lifeboat_core::attestation::artifact_statement;
 use lifeboat_core::repository::{
     FORMAT_VERSION, Sha256, Suite,
@@ -143,6 +143,8 @@ impl<E: Into<ArtifactError>> From<E> for Trouble {
 pub(super) enum Stored {
     /// The set has it just so.
     Unchanged,
+    /// The same, and it need not be read again while its status is of this time.
+    Compared(Timestamp),
     /// A new version.
     Version(Box<Version>),
 }
@@ -272,7 +274,7 @@ impl<'a> Writer<'a> {
             let path = path.clone();
             let version = match stored {
                 Ok(Stored::Version(version)) => *version,
-                Ok(Stored::Unchanged) => unreachable!("there was no version to compare with"),
+                Ok(Stored::Unchanged | Stored::Compared(_)) => unreachable!("there was no version to compare with"),
                 Err(Trouble::File(source)) => return Err(ArtifactError::File { path, source }),
                 Err(Trouble::Changing) => return Err(ArtifactError::Changing { path }),
                 Err(Trouble::Blob(finding)) => return Err(ArtifactError::Finding(finding)),
@@ -325,11 +327,14 @@ impl<'a> Writer<'a> {
             if bytes != before.bytes || Meta::of_file(&file).map_err(Trouble::File)? != before {
                 continue;
             }
-            let found = Found { name: name.clone(), bytes, mode: before.mode, modified: before.modified };
-            if previous.is_some_and(|entry| !changed(&found, digest, entry)) {
-                return Ok(Stored::Unchanged);
+            let Meta { mode, modified, status_changed, .. } = before;
+            let found = Found { name: name.clone(), bytes, mode, modified, status_changed };
+            // What was lost is stored anew while it is still here.
+            let is_stored = previous.is_some_and(|entry| entry.sha256 == digest) && is_there(self.store, &layout::artifact_blob(digest))?;
+            if let Some(entry) = previous.filter(|entry| is_stored && !changed(&found, digest, entry)) {
+                return Ok(compared(&found, entry, created).map_or(Stored::Unchanged, Stored::Compared));
             }
-            let blob = if previous.is_some_and(|entry| entry.sha256 == digest) {
+            let blob = if is_stored {
                 Some(Blob { wrapped_to: previous.and_then(|entry| entry.wrapped_to.clone()), ..Blob::default() })
             } else if small {
                 self.blob(name, digest, bytes, &mut Cursor::new(&memory))?
@@ -352,7 +357,8 @@ impl<'a> Writer<'a> {
             }
         };
         let blob = blob.ok_or(Trouble::Changing)?;
-        let found = Found { name: name.clone(), bytes: spooled.bytes, mode: 0o644, modified: spooled.created };
+        let found =
+            Found { name: name.clone(), bytes: spooled.bytes, mode: 0o644, modified: spooled.created, status_changed: spooled.created };
         self.record(&found, spooled.digest, spooled.created, Origin::Put, blob).map(Stored::Version)
     }
 
@@ -481,6 +487,7 @@ impl<'a> Writer<'a> {
                     record: sha256::of(&json),
                     origin,
                     wrapped_to: blob.wrapped_to.clone(),
+                    compared: None,
                 };
                 return Ok(Box::new(Version { record, entry, blob }));
             }
@@ -577,8 +584,13 @@ impl<'a> Writer<'a> {
         for line in change.lines(self.store) {
             let line = line?;
             let old = now.get(line.name())?;
-            if let (Line::Gone { name, .. }, Some(then)) = (&line, &mut then)
-                && (old.is_none() || then.get(name)? != old)
+            // What was found gone, or the same as before, says nothing of what somebody else stored meanwhile.
+            let is_of_what_was = match &line {
+                Line::Gone { .. } => true,
+                Line::Present(entry) => entry.compared.is_some(),
+            };
+            if let Some(then) = then.as_mut().filter(|_| is_of_what_was)
+                && (old.is_none() || then.get(line.name())? != old)
             {
                 continue;
             }

@@ -20,13 +20,14 @@ const ROWS_IN_FLIGHT: usize = 4096;
 /// Brings the set up to date with the directory, and compares it with what the database refers to. The
 /// database was copied before: an artifact is stored before the row that names it is committed, so
 /// everything that the copy refers to is in the directory by now. What not all recipients can open is among the warnings, and counted.
+/// Lastly: whether something that should be in the set is not.
 pub(super) fn take(
     repository: &Repository,
     request: &BackupRequest<'_>,
     source: &ArtifactsSource,
     warnings: &mut Vec<String>,
     progress: &dyn Progress,
-) -> Result<(ArtifactsEntry, Lacking), BackupError> {
+) -> Result<(ArtifactsEntry, Lacking, bool), BackupError> {
     let asked = source.reference_query.as_ref().zip(request.postgres.as_ref().filter(|postgres| !postgres.record_only));
     // What the database refers to now, after its copy and before the directory is read: a row that is committed while it is read may
     // name an artifact that the walk has passed already, and would be missed although no restored database has it.
@@ -35,13 +36,14 @@ pub(super) fn take(
         Protection::Recipients { recipients, .. } => Some(recipients.as_slice()),
         Protection::Plain => None,
     };
-    let mut lacks = Lacking::default();
+    let (mut lacks, mut has_findings) = (Lacking::default(), false);
     if let Some(directory) = &source.directory {
         progress.phase("artifacts");
         let writer = Writer::new(repository, request.signer, recipients)?;
         let options = SyncOptions { threads: request.workers.max(SYNC_THREADS), read_all: false, allow_empty: source.allow_empty };
         let report = writer.sync(directory, options, progress)?;
         warnings.extend(complaints(&report));
+        has_findings = report.has_findings();
         lacks = report.lacking;
     }
     let (head, set) = ArtifactSet::newest(repository)?;
@@ -83,7 +85,7 @@ pub(super) fn take(
         entry.references =
             Some(ReferencesEntry { query: query.clone(), rows: found.rows, missing_count: found.missing_count, missing: found.missing });
     }
-    Ok((entry, lacks))
+    Ok((entry, lacks, has_findings))
 }
 
 /// What a sync could not do, in sentences.
@@ -92,6 +94,11 @@ pub fn complaints(report: &SyncReport) -> Vec<String> {
     for (what, notes) in [
         ("artifacts changed whenever they were read and stay as they were", &report.changing),
         ("files cannot be artifacts because of their names", &report.walk.unnamable),
+        (
+            "artifacts stay in the set as they were, because nobody looks behind a link: bring them back, or remove the link",
+            &report.walk.hidden,
+        ),
+        ("symbolic links lead out of the directory, and what they lead to is in no set", &report.walk.outside),
     ] {
         if let Some(first) = notes.first.first() {
             complaints.push(format!("{} {what}, first {first}", notes.count));

@@ -256,6 +256,8 @@ pub struct TakenBackup {
     pub digest: Sha256,
     /// Artifacts of it that not all recipients can open; a warning of the manifest says the same.
     pub lacking: Lacking,
+    /// Something that should be in the artifact set is not; what, the warnings say.
+    pub artifact_findings: bool,
 }
 
 /// What is known before the server was asked.
@@ -320,11 +322,10 @@ fn take(
         postgres = Some(entry);
         copied = what;
     }
-    let (artifacts, lacking) = match &request.artifacts {
-        Some(source) => {
-            artifact_set::take(repository, request, source, &mut warnings, progress).map(|(entry, lacking)| (Some(entry), lacking))?
-        }
-        None => (None, Lacking::default()),
+    let (artifacts, lacking, artifact_findings) = match &request.artifacts {
+        Some(source) => artifact_set::take(repository, request, source, &mut warnings, progress)
+            .map(|(entry, lacking, findings)| (Some(entry), lacking, findings))?,
+        None => (None, Lacking::default(), false),
     };
     let manifest = Manifest {
         format: FORMAT_VERSION,
@@ -364,7 +365,7 @@ fn take(
     if !create_or_mine(store, &key, &bytes)? {
         return Err(StoreError::Exists { key: key.to_string() }.into());
     }
-    Ok(TakenBackup { manifest, digest, lacking })
+    Ok(TakenBackup { manifest, digest, lacking, artifact_findings })
 }
 
 fn statement_details(manifest: &Manifest) -> serde_json::Value {

@@ -179,7 +179,11 @@ fn take(
     // Nor one that not everybody can open who should, nor one whose database refers to what is not in it.
     let referred = manifest.artifacts.as_ref().and_then(|artifacts| artifacts.references.as_ref());
     let absent = referred.is_some_and(|references| references.missing_count > 0);
-    Ok(if missed > 0 || absent || taken.lacking.count > 0 || held.is_some_and(|held| held.failed > 0) { EXIT_FINDINGS } else { 0 })
+    Ok(if missed > 0 || absent || taken.lacking.count > 0 || taken.artifact_findings || held.is_some_and(|held| held.failed > 0) {
+        EXIT_FINDINGS
+    } else {
+        0
+    })
 }
 
 /// Makes what the backup needs of earlier runs stay, where the configuration promises how long. The backup is taken, whatever becomes of it.
