@@ -306,6 +306,9 @@ pub struct Except {
     /// The hole that makes it so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gap: Option<Gap>,
+    /// No backup behind it is whole: all have damaged pages.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub only_degraded: bool,
 }
 
 /// "You can go back to any moment from A to B, except …", along one history.
@@ -344,15 +347,15 @@ pub enum GapStory {
 pub struct Cut {
     /// What is missing.
     pub gap: Gap,
-    /// In every window that it is in there is a backup behind it: the newest moment can be gone back to.
+    /// In every window that it is in there is a backup behind it, and a whole one: the newest moment can be gone back to.
     pub is_passed: bool,
 }
 
 /// Gaps that cut into what could be gone back to, each once. What is missing before every backup cuts nothing off.
 pub fn cuts(windows: &[Window]) -> Vec<Cut> {
     let of = |window: &Window| -> Vec<Cut> {
-        let passed = window.except.iter().filter_map(|except| except.gap.clone()).map(|gap| Cut { gap, is_passed: true });
-        passed.chain(window.stopped_by.clone().map(|gap| Cut { gap, is_passed: false })).collect()
+        let cut = |except: &Except| Some(Cut { gap: except.gap.clone()?, is_passed: !except.only_degraded });
+        window.except.iter().filter_map(cut).chain(window.stopped_by.clone().map(|gap| Cut { gap, is_passed: false })).collect()
     };
     let mut cuts: Vec<Cut> = windows.iter().flat_map(of).collect();
     // Of one gap the worst comes first, and stays.
@@ -926,7 +929,9 @@ impl Archive {
             Ordering::Equal => to <= begins.lsn,
             Ordering::Greater => false,
         };
-        if first.is_none_or(|first| first >= to) && self.begins.is_some_and(is_older) {
+        let is_first =
+            |begins: &Position| self.timelines.values().all(|held| held.next_from(0).is_none_or(|first| self.start(first) >= begins.lsn.0));
+        if first.is_none_or(|first| first >= to) && self.begins.filter(is_first).is_some_and(is_older) {
             return GapStory::NotBegun;
         }
         let Some(held) = held else { return GapStory::Gone };
@@ -957,7 +962,9 @@ impl Archive {
             match &end {
                 Some(known) if known.to >= reach.to => continue,
                 Some(known) if known.to < backup.stop_lsn => {
-                    except.push(Except { from: moment(known), to: begin(backup), gap: known.stopped_by.clone() });
+                    let behind = |other: &BackupPoint| other.stop_lsn >= backup.stop_lsn;
+                    let only_degraded = reached.iter().all(|(other, _)| other.degraded || !behind(other));
+                    except.push(Except { from: moment(known), to: begin(backup), gap: known.stopped_by.clone(), only_degraded });
                 }
                 _ => {}
             }
@@ -1196,6 +1203,7 @@ mod tests {
         assert_eq!(story(vec![whole(2, 3)], Some((1, 12)), 2), [GapStory::BeforeAll]);
         // Somebody brought what is older, and it may have been more.
         assert_eq!(story(vec![whole(1, 0), whole(1, 2)], Some((1, 8)), 1), [GapStory::Gone]);
+        assert_eq!(story(vec![whole(1, 2)], Some((1, 12)), 1), [GapStory::BeforeAll]);
     }
 
     #[test]
@@ -1204,12 +1212,18 @@ mod tests {
             let files = (0..4).filter(|number| *number != 1).map(|number| (1, number, model::Kind::Whole));
             let files = files.chain(branches.iter().map(|_| (2, 2, model::Kind::Whole)));
             let archive = World { branches: branches.clone(), files: files.collect(), lost: vec![] }.archive();
-            let backups: Vec<_> = backups.iter().map(|(id, timeline, at)| model::backup(id, *timeline, *at, at + 1)).collect();
+            let backups: Vec<_> = backups
+                .iter()
+                .map(|(id, timeline, at)| BackupPoint { degraded: *id == "damaged", ..model::backup(id, *timeline, *at, at + 1) })
+                .collect();
             cuts(&archive.windows(&backups, &mut |_, _| None)).iter().map(|cut| cut.is_passed).collect::<Vec<_>>()
         };
         assert_eq!(passed(&[("a", 1, 0)], vec![]), [false]);
         assert_eq!(passed(&[("a", 1, 0), ("b", 1, 9)], vec![]), [true]);
         assert_eq!(passed(&[("b", 1, 9)], vec![]), [] as [bool; 0]);
+        // One with damaged pages is no answer, and one that is whole is, before or behind it.
+        assert_eq!(passed(&[("a", 1, 0), ("damaged", 1, 9)], vec![]), [false]);
+        assert_eq!(passed(&[("a", 1, 0), ("damaged", 1, 9), ("c", 1, 10)], vec![]), [true]);
         // A backup that is not on the newest history is no help to it.
         assert_eq!(passed(&[("a", 1, 0), ("b", 1, 9)], vec![(1, 9)]), [false]);
         assert_eq!(passed(&[("a", 1, 0), ("b", 1, 8)], vec![(1, 10)]), [true]);

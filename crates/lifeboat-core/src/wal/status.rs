@@ -148,6 +148,21 @@ pub struct ReceiverSeen {
     pub degraded: bool,
     /// It is connected to a server.
     pub connected: bool,
+    /// Why the repository takes nothing from it, and has not for a while.
+    pub store_trouble: Option<String>,
+    /// Why its spool takes nothing, and has not for a while.
+    pub spool_trouble: Option<String>,
+}
+
+/// How old a receiver's word is. One from the future is as good as none: a clock was set back, and nobody knows by how much.
+pub fn age_seconds(updated: Timestamp, now: Timestamp) -> u64 {
+    let age = now.duration_since(updated);
+    if age.is_negative() && age.unsigned_abs() <= SKEW { 0 } else { age.unsigned_abs().as_secs() }
+}
+
+/// Trouble that lasts: nothing was taken since `at`. A store that is slow down for a moment is tried again.
+pub fn lasting(trouble: Option<&String>, at: Timestamp, now: Timestamp) -> Option<String> {
+    trouble.filter(|_| now.duration_since(at).unsigned_abs() > TROUBLE_LASTS).cloned()
 }
 
 /// How serious a finding is.
@@ -182,6 +197,9 @@ const LAG_WARNING_BYTES: u64 = 32 << 20;
 /// A receiver that said nothing for so long is gone: it speaks every second.
 const RECEIVER_SILENT_SECONDS: u64 = 30;
 
+/// How long a store or a spool may take nothing before that is told.
+const TROUBLE_LASTS: Duration = Duration::from_secs(30);
+
 /// How far clocks may differ.
 const SKEW: Duration = Duration::from_secs(60);
 
@@ -214,6 +232,25 @@ pub fn assess(facts: &WalFacts<'_>) -> Vec<WalFinding> {
     if facts.receiver.as_ref().is_some_and(|seen| seen.degraded) {
         let message = "the receiver took itself out of synchronous_standby_names: commits are no longer durable elsewhere".to_owned();
         say("degraded", Critical, message, "see why in its log; it comes back by itself when it has caught up: lifeboat wal status");
+    }
+    for (code, what, trouble, hint) in [
+        (
+            "store-failing",
+            "repository",
+            facts.receiver.as_ref().and_then(|seen| seen.store_trouble.as_ref()),
+            "lifeboat doctor looks at the repository",
+        ),
+        (
+            "spool-failing",
+            "spool",
+            facts.receiver.as_ref().and_then(|seen| seen.spool_trouble.as_ref()),
+            "make room there, or see to its disk: lifeboat config show prints wal.spool",
+        ),
+    ] {
+        if let Some(trouble) = trouble.filter(|_| receiver_up) {
+            let waits = if facts.synchronous { ": commits wait" } else { "" };
+            say(code, Critical, format!("the {what} takes nothing from the WAL receiver{waits}: {trouble}"), hint);
+        }
     }
     let Some(server) = facts.server else {
         if let Some(trouble) = &facts.server_trouble {
@@ -495,6 +532,26 @@ mod tests {
     }
 
     #[test]
+    fn a_receiver_that_streams_and_can_store_nothing_is_told() {
+        let server = server();
+        let seen = ReceiverSeen { age_seconds: 1, degraded: false, connected: true, store_trouble: None, spool_trouble: None };
+        let of = |seen: ReceiverSeen| assess(&WalFacts { receives: true, synchronous: true, receiver: Some(seen), ..facts(&server) });
+        let well: Vec<_> = of(seen.clone()).iter().map(|finding| finding.code).collect();
+        let found = of(ReceiverSeen { store_trouble: Some("no space".into()), ..seen.clone() });
+        let finding = found.iter().find(|finding| finding.code == "store-failing").expect("a finding");
+        assert_eq!(finding.message, "the repository takes nothing from the WAL receiver: commits wait: no space");
+        assert_eq!((found.len(), finding.severity), (well.len() + 1, Severity::Critical));
+        let found = of(ReceiverSeen { spool_trouble: Some("no space".into()), ..seen });
+        assert!(found.iter().any(|finding| finding.code == "spool-failing"));
+
+        let (now, trouble) = (Timestamp::UNIX_EPOCH, Some("it".to_owned()));
+        let before = |seconds: i64| Timestamp::from_second(-seconds).unwrap();
+        assert_eq!(lasting(trouble.as_ref(), before(30), now), None);
+        assert_eq!(lasting(trouble.as_ref(), before(31), now), trouble);
+        assert_eq!((age_seconds(before(7), now), age_seconds(before(-60), now), age_seconds(before(-3600), now)), (7, 0, 3600));
+    }
+
+    #[test]
     fn c055_wal_that_piles_up_is_told_before_it_fills_the_disk() {
         let slot = Slot {
             name: "forgotten".into(),
@@ -520,10 +577,10 @@ mod tests {
                 safe_wal_bytes: None,
             };
             let server = ServerWal { slots: vec![slot], ..server() };
-            let up = Some(ReceiverSeen { age_seconds: 1, degraded: false, connected: true });
+            let up = Some(ReceiverSeen { age_seconds: 1, degraded: false, connected: true, store_trouble: None, spool_trouble: None });
             assert_eq!(codes(&WalFacts { receives: true, receiver: up, ..facts(&server) }), [code]);
         }
-        let up = Some(ReceiverSeen { age_seconds: 1, degraded: false, connected: true });
+        let up = Some(ReceiverSeen { age_seconds: 1, degraded: false, connected: true, store_trouble: None, spool_trouble: None });
         assert_eq!(codes(&WalFacts { receives: true, receiver: up, ..facts(&server()) }), ["slot-missing"]);
     }
 
@@ -591,7 +648,9 @@ mod tests {
             safe_wal_bytes: None,
         };
         let server = ServerWal { slots: vec![slot], ..server() };
-        let seen = |connected, degraded, age_seconds| Some(ReceiverSeen { age_seconds, degraded, connected });
+        let seen = |connected, degraded, age_seconds| {
+            Some(ReceiverSeen { age_seconds, degraded, connected, store_trouble: None, spool_trouble: None })
+        };
         let sync = WalFacts { receives: true, synchronous: true, receiver: seen(true, false, 0), ..facts(&server) };
         assert_eq!(codes(&sync), ["not-synchronous"]);
         let waiting = ServerWal { synchronous_standby_names: "lifeboat".into(), ..server.clone() };

@@ -193,6 +193,10 @@ impl<'a> WalWriter<'a> {
         let theirs = match super::cluster(self.repository, system_id)? {
             Some(theirs) => theirs,
             None => {
+                // What is there already was written before somebody lost the description: then nobody knows where it began.
+                let there = self.repository.store().list_segments(&layout::wal_of(system_id))?;
+                let is_new = !there.iter().any(|name| name.ends_with('/'));
+                let ours = WalCluster { begins: begins.filter(|_| is_new), ..ours.clone() };
                 let bytes = serde_json::to_vec(&ours).expect("a descriptor has text keys only");
                 match self.repository.store().create(&layout::wal_cluster(system_id), &bytes) {
                     Ok(()) => return Ok(()),
@@ -538,7 +542,7 @@ fn check_header(header: &Header, cluster: Cluster, trust: &Trust, file: WalFile,
 
 #[cfg(test)]
 mod tests {
-    use lifeboat_core::wal::{Segment, SegmentSize};
+    use lifeboat_core::wal::{Lsn, Segment, SegmentSize};
 
     use super::*;
     use crate::signing::{KeyFileSigner, SigningKey};
@@ -674,15 +678,24 @@ mod tests {
             let cluster = Cluster { segment_size: SegmentSize::new(size).unwrap(), ..CLUSTER };
             WalWriter::new(&place.repository, cluster, &place.signer, &place.trust, &place.protection, 1).claim_cluster(
                 magic,
-                None,
+                Some(BEGINS),
                 Timestamp::UNIX_EPOCH,
                 "test",
             )
         };
         claim(16 << 20, 0xD110).unwrap();
+        let described = || super::super::cluster(&place.repository, SystemId(7)).unwrap().unwrap();
+        assert_eq!(described().begins, Some(BEGINS));
         claim(16 << 20, 0xD110).unwrap();
         assert!(matches!(claim(1 << 20, 0xD110), Err(WalError::OtherCluster { .. })));
         assert!(matches!(claim(16 << 20, 0xD113), Err(WalError::OtherCluster { .. })));
         assert_eq!(super::super::clusters(&place.repository).unwrap(), [SystemId(7)]);
+        // A rule of the bucket took it with the oldest segments: where the archive began nobody knows any more.
+        place.writer().put_bytes(file(4), &predicate(50), &[7; 50]).unwrap();
+        place.repository.store().delete(&layout::wal_cluster(SystemId(7))).unwrap();
+        claim(16 << 20, 0xD110).unwrap();
+        assert_eq!(described().begins, None);
     }
+
+    const BEGINS: Position = Position { timeline: Timeline(1), lsn: Lsn(3 << 24) };
 }

@@ -343,7 +343,7 @@ fn receiver_seen(receiver: &wal_command::ReceiverStatus) -> ReceiverSeen {
     ReceiverSeen {
         state: receiver.state.clone(),
         mode: receiver.mode.clone(),
-        age_seconds: Timestamp::now().duration_since(receiver.updated).as_secs().max(0).unsigned_abs(),
+        age_seconds: wal_status::age_seconds(receiver.updated, Timestamp::now()),
         received: receiver.received.to_string(),
         spooled: receiver.spooled.to_string(),
         stored: receiver.stored.to_string(),

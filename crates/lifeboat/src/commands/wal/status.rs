@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use lifeboat_core::policy::Operation;
 use lifeboat_core::verify::verdict;
 use lifeboat_core::wal::catalog::{Cut, Moment, Window, cuts};
-use lifeboat_core::wal::status::{GapSeen, ReceiverSeen, ServerWal, Severity, WalFacts, WalFinding, assess};
+use lifeboat_core::wal::status::{GapSeen, ReceiverSeen, ServerWal, Severity, WalFacts, WalFinding, age_seconds, assess, lasting};
 use lifeboat_core::wal::{Lsn, SystemId};
 use lifeboat_engine::postgres::{Connection, Dsn, Purpose, wal_facts};
 use lifeboat_engine::repository::Repository;
@@ -33,6 +33,12 @@ pub(crate) struct ReceiverStatus {
     acknowledged: Lsn,
     pub(crate) waiting_bytes: u64,
     pub(crate) degraded: bool,
+    spooled_at: Timestamp,
+    stored_at: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    store_trouble: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    spool_trouble: Option<String>,
 }
 
 /// Everything that is known of one cluster.
@@ -133,7 +139,9 @@ pub(crate) fn facts<'a>(settings: &'a Settings, server: Option<&'a Result<Server
     let survey = known.map(|known| &known.survey);
     let now = Timestamp::now();
     let receiver = known.and_then(|known| known.receiver.as_ref()).map(|receiver| ReceiverSeen {
-        age_seconds: now.duration_since(receiver.updated).as_secs().max(0).unsigned_abs(),
+        age_seconds: age_seconds(receiver.updated, now),
+        store_trouble: lasting(receiver.store_trouble.as_ref(), receiver.stored_at, now),
+        spool_trouble: lasting(receiver.spool_trouble.as_ref(), receiver.spooled_at, now),
         degraded: receiver.degraded,
         connected: matches!(receiver.state.as_str(), "streaming" | "paused"),
     });
