@@ -46,9 +46,14 @@ fn result(before: Option<&RunSeen>, operation: &str, begun: &Begun, ended: Optio
     let good = matches!(ending.outcome, Outcome::Succeeded | Outcome::Findings);
     let succeeded = ended.filter(|_| good);
     let took = |ended: Timestamp| ended.duration_since(begun.started).as_secs_f64().max(0.0);
-    let finds_more = ending.exit_code == Some(RunSeen::NOT_VERIFIED);
+    let finds_damage = ending.exit_code == Some(RunSeen::NOT_VERIFIED);
     let whole = ending.outcome == Outcome::Succeeded && !ending.partial;
-    if let Some(before) = before.filter(|_| !whole && !finds_more).filter(|before| before.found_damage()) {
+    let holds = |before: &&RunSeen| match before.outcome {
+        // Something could not be looked at: that another part could be, or that nothing could, takes none of it back. What is found anew does.
+        Outcome::Findings => before.operation == "verify" && ending.outcome != Outcome::Findings,
+        _ => before.found_damage(),
+    };
+    if let Some(before) = before.filter(|_| !whole && !finds_damage).filter(holds) {
         return RunSeen {
             failures: before.failures + u64::from(!good),
             last_success: succeeded.or(before.last_success),
@@ -187,18 +192,18 @@ impl Runs {
     }
 }
 
-/// One that runs now. What the one before came to still holds, if it was a failure.
+/// One that runs now. What the one before came to still holds, if it was a failure or found something.
 fn running(operation: &str, begun: Begun, last: Option<RunSeen>) -> RunSeen {
-    let failed = last.as_ref().filter(|last| last.failures > 0);
+    let held = last.as_ref().filter(|last| last.failures > 0 || last.outcome == Outcome::Findings);
     RunSeen {
         operation: operation.to_owned(),
         id: begun.id,
         started: begun.started,
         ended: None,
         outcome: Outcome::Running,
-        exit_code: failed.and_then(|last| last.exit_code),
-        message: failed.and_then(|last| last.message.clone()),
-        hint: failed.and_then(|last| last.hint.clone()),
+        exit_code: held.and_then(|last| last.exit_code),
+        message: held.and_then(|last| last.message.clone()),
+        hint: held.and_then(|last| last.hint.clone()),
         failures: last.as_ref().map_or(0, |last| last.failures),
         last_success: last.as_ref().and_then(|last| last.last_success),
         last_success_seconds: last.and_then(|last| last.last_success_seconds),
@@ -332,6 +337,48 @@ mod tests {
         assert_eq!(only(&runs).exit_code, Some(21));
         verify(ending(Outcome::Succeeded, 0), 500);
         assert_eq!((only(&runs).outcome, only(&runs).failures), (Outcome::Succeeded, 0));
+    }
+
+    /// What the sample of one night could not read, the sample of the next night does not come by.
+    #[test]
+    fn what_a_part_could_not_read_is_not_taken_back_by_another_part() {
+        let place = tempfile::tempdir().unwrap();
+        let runs = Runs::new(place.path());
+        let begin = |operation: &str, at: i64| runs.begin(operation, &at.to_string(), self::at(at)).unwrap();
+        let verify = |ending: Ending, at: i64| begin("verify", at).end(ending, self::at(at + 1)).unwrap();
+        let part = |outcome, exit_code| Ending { partial: true, ..ending(outcome, exit_code) };
+        let unread = Ending { message: Some("a sector is bad".into()), ..part(Outcome::Findings, 3) };
+        verify(unread.clone(), 0);
+        verify(part(Outcome::Succeeded, 0), 100);
+        let still = only(&runs);
+        assert_eq!((still.outcome, still.started, still.last_success), (Outcome::Findings, at(0), Some(at(101))));
+        assert_eq!(still.message.as_deref(), Some("a sector is bad"));
+        // One that could not be done says nothing of it.
+        verify(part(Outcome::Failed, 1), 200);
+        assert_eq!((only(&runs).outcome, only(&runs).failures), (Outcome::Findings, 1));
+        // One that runs has not ended well yet.
+        let run = begin("verify", 300);
+        let now = only(&runs);
+        assert_eq!((now.outcome, now.exit_code, now.message.as_deref()), (Outcome::Running, Some(3), Some("a sector is bad")));
+        run.end(part(Outcome::Failed, 21), at(301)).unwrap();
+        assert_eq!((only(&runs).outcome, only(&runs).exit_code), (Outcome::Failed, Some(21)), "damage is worse");
+        verify(unread.clone(), 400);
+        assert_eq!(only(&runs).exit_code, Some(21), "and not taken back either");
+        verify(ending(Outcome::Succeeded, 0), 500);
+        verify(unread, 600);
+        verify(ending(Outcome::Succeeded, 0), 700);
+        assert_eq!((only(&runs).outcome, only(&runs).failures), (Outcome::Succeeded, 0));
+        // That one could not be done at all is over as soon as one was.
+        verify(part(Outcome::Failed, 1), 800);
+        verify(part(Outcome::Succeeded, 0), 900);
+        assert_eq!(only(&runs).outcome, Outcome::Succeeded);
+        // What another operation had to say is of its own day, but no shorter.
+        begin("prune", 1000).end(ending(Outcome::Findings, 3), at(1001)).unwrap();
+        let run = begin("prune", 1100);
+        let prune = |runs: &Runs| runs.last().unwrap().into_iter().find(|run| run.operation == "prune").unwrap();
+        assert_eq!((prune(&runs).outcome, prune(&runs).exit_code), (Outcome::Running, Some(3)));
+        run.end(ending(Outcome::Succeeded, 0), at(1101)).unwrap();
+        assert_eq!(prune(&runs).outcome, Outcome::Succeeded);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use lifeboat_core::repository::extent::extent_bytes;
 use lifeboat_core::repository::file_table::Row;
@@ -12,6 +12,7 @@ use lifeboat_core::verify::{Covered, Depth, Finding, FindingKind, Report, in_sam
 
 use crate::artifacts::workers::each;
 use crate::artifacts::{self, ArtifactError, ArtifactSet, Problem, Reader, Sample};
+use crate::causes;
 use crate::keys::{Identities, KeyError};
 use crate::opened_backup::{self, OpenBackupError, VerifiedBackup};
 use crate::progress::Progress;
@@ -114,6 +115,7 @@ fn verify_database(
     progress
         .total(manifest.packs.len() as u64, if deep { manifest.plain_bytes } else { manifest.packs.iter().map(|pack| pack.bytes).sum() });
     let findings = Mutex::new(Vec::new());
+    let unread = Unread { backup, reads: AtomicUsize::new(0) };
     // Packs first: with the identity their header and length, without it their digest.
     let bytes = AtomicU64::new(0);
     let next = AtomicU64::new(0);
@@ -130,13 +132,12 @@ fn verify_database(
                     let Some(entry) = manifest.packs.get(index as usize) else { return };
                     let header = check_pack(&hydration, index as u32);
                     let outcome = match header {
-                        Err(RestoreError::Damaged(finding)) => Ok(Some(finding)),
-                        Err(error) => Err(VerifyError::from(Box::new(error))),
+                        Err(error) => unread.found(error).map(Some),
                         Ok(()) if deep || !chosen(index as u32) => Ok(None),
                         Ok(()) => {
                             bytes.fetch_add(entry.bytes, Ordering::Relaxed);
                             progress.add(0, entry.bytes);
-                            verify_stored_pack(repository, backup, index as u32)
+                            verify_stored_pack(repository, backup, index as u32).or_else(|error| unread.found(error.into()).map(Some))
                         }
                     };
                     progress.add(1, 0);
@@ -169,13 +170,13 @@ fn verify_database(
             Some(tables) => match backup.table(repository, entry, tables) {
                 Ok(rows) => rows,
                 Err(error) => {
-                    push_damage(error, &mut report.findings)?;
+                    report.findings.push(unread.found(error.into())?);
                     continue;
                 }
             },
             None => {
                 if let Err(error) = verify_sealed(repository, backup, &entry.object, entry.sha256, entry.bytes) {
-                    push_damage(error, &mut report.findings)?;
+                    report.findings.push(unread.found(error.into())?);
                 }
                 continue;
             }
@@ -202,15 +203,13 @@ fn verify_database(
                 .filter(|f| good(f.pack))
                 .map(|f| u64::from(f.length))
                 .sum::<u64>();
-            let collect = |error: RestoreError| match error {
-                RestoreError::Damaged(finding) => {
-                    let mut findings = findings.lock().expect("no panic while held");
-                    if findings.len() < MAX_NAMED {
-                        findings.push(finding);
-                    }
-                    Ok(())
+            let collect = |error: RestoreError| {
+                let finding = unread.finding(error)?;
+                let mut findings = findings.lock().expect("no panic while held");
+                if findings.len() < MAX_NAMED {
+                    findings.push(finding);
                 }
-                error => Err(error),
+                Ok(())
             };
             let of_table = opened_by(&rows, good);
             match hydration.table(rows, &Sink::Check(&collect)) {
@@ -231,7 +230,8 @@ fn verify_database(
                 && !is_whole_by_frames(backup, *pack, &covered[*pack as usize])
         });
         each(left.map(Ok), settings.workers, |pack| {
-            if let Some(finding) = verify_stored_pack(repository, backup, pack)? {
+            let checked = verify_stored_pack(repository, backup, pack).or_else(|error| unread.found(error.into()).map(Some));
+            if let Some(finding) = checked? {
                 findings.lock().expect("no panic while held").push(finding);
             }
             Ok::<_, VerifyError>(())
@@ -260,7 +260,7 @@ fn verify_database(
             None => Ok(()),
         });
         if let Err(error) = checked {
-            push_damage(error, &mut report.findings)?;
+            report.findings.push(unread.found(error.into())?);
         }
     }
     Ok(())
@@ -307,7 +307,7 @@ pub fn one_pack(
     }
     let mut findings = findings.into_inner().expect("no panic while held");
     if findings.is_empty() && !is_whole_by_frames(backup, index, &covered) {
-        findings.extend(verify_stored_pack(repository, backup, index)?);
+        findings.extend(verify_stored_pack(repository, backup, index).map_err(VerifyError::Open)?);
     }
     Ok(findings)
 }
@@ -340,13 +340,32 @@ fn is_whole_by_frames(backup: &VerifiedBackup, index: u32, opened: &Covered) -> 
 /// The most files that findings name; beyond that the list is of no use to anybody.
 const MAX_NAMED: usize = 10_000;
 
-fn push_damage(error: OpenBackupError, findings: &mut Vec<Finding>) -> Result<(), VerifyError> {
-    match error {
-        OpenBackupError::Damaged(finding) => {
-            findings.push(finding);
-            Ok(())
+/// So many reads may fail for good before the store is taken for one that does not answer.
+const MAX_UNREAD: usize = 100;
+
+/// What cannot be read, and could not if it were asked for again: a bad sector, an object that may not be read. That is found like anything else, so that
+/// it shows which object it is, and the others are read all the same.
+struct Unread<'a> {
+    backup: &'a VerifiedBackup,
+    reads: AtomicUsize,
+}
+
+impl Unread<'_> {
+    /// What an error says of an object; an error again where it says that nobody knows anything.
+    fn finding(&self, error: RestoreError) -> Result<Finding, RestoreError> {
+        let object = match &error {
+            RestoreError::Store(store @ (StoreError::Io { key, .. } | StoreError::Denied { key, .. })) if !store.is_transient() => key,
+            RestoreError::Damaged(finding) => return Ok(finding.clone()),
+            _ => return Err(error),
+        };
+        if self.reads.fetch_add(1, Ordering::Relaxed) >= MAX_UNREAD {
+            return Err(error);
         }
-        error => Err(VerifyError::Open(error)),
+        Ok(self.backup.finding(FindingKind::NotChecked, object, None, causes::joined(&error)))
+    }
+
+    fn found(&self, error: RestoreError) -> Result<Finding, VerifyError> {
+        self.finding(error).map_err(|error| VerifyError::from(Box::new(error)))
     }
 }
 
@@ -364,13 +383,13 @@ fn verify_sealed(
 }
 
 /// Compares a whole pack with the digest that is its name.
-fn verify_stored_pack(repository: &Repository, backup: &VerifiedBackup, index: u32) -> Result<Option<Finding>, VerifyError> {
+fn verify_stored_pack(repository: &Repository, backup: &VerifiedBackup, index: u32) -> Result<Option<Finding>, OpenBackupError> {
     let entry = &backup.manifest.packs[index as usize];
     let key = layout::pack(entry.sha256);
     match backup.object(repository, key.as_str(), entry.sha256, entry.bytes) {
         Ok(_) => Ok(None),
         Err(OpenBackupError::Damaged(finding)) => Ok(Some(finding)),
-        Err(error) => Err(VerifyError::Open(error)),
+        Err(error) => Err(error),
     }
 }
 

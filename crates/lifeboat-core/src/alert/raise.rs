@@ -300,7 +300,12 @@ fn story(run: &RunSeen) -> String {
 /// What a run that is done has to be read for.
 fn read_this(run: &RunSeen) -> String {
     let what = run.message.as_deref().unwrap_or("its output says of what");
-    format!("{} of {:.0} is done, but something is to be read: {what}", run.operation, run.started)
+    match run.outcome {
+        Outcome::Running => {
+            format!("the last {} is done, but something is to be read: {what}; another one runs since {:.0}", run.operation, run.started)
+        }
+        _ => format!("{} of {:.0} is done, but something is to be read: {what}", run.operation, run.started),
+    }
 }
 
 /// The exit code of a denial (`docs/reference/exit-codes.md`).
@@ -320,12 +325,9 @@ fn runs(observed: &Observed, out: &mut Raised) {
         }
         match run.operation.as_str() {
             "backup" if bad => out.say("backup-failed", Critical, "", story(run), fix("lifeboat backup")),
-            "verify" if bad || run.outcome == Outcome::Findings => {
-                let severity = if run.found_damage() || run.outcome == Outcome::Findings { Critical } else { Warning };
-                let summary = match run.outcome {
-                    Outcome::Findings => read_this(run),
-                    _ => story(run),
-                };
+            "verify" if bad || run.has_findings() => {
+                let severity = if run.found_damage() || run.has_findings() { Critical } else { Warning };
+                let summary = if run.has_findings() { read_this(run) } else { story(run) };
                 out.say("verify-findings", severity, "", summary, fix("lifeboat verify --all"));
             }
             // A drill that ran to its end is told of by its report.
@@ -334,11 +336,11 @@ fn runs(observed: &Observed, out: &mut Raised) {
             }
             "drill" if bad => out.say("drill-failed", Critical, "", story(run), fix("lifeboat drill run")),
             // Degraded pages and replicas that missed something are told of by themselves.
-            "backup" if run.outcome == Outcome::Findings => {
+            "backup" if run.has_findings() => {
                 out.say("task-failed", Warning, "backup", read_this(run), fix("lifeboat show latest"));
             }
             "backup" | "verify" | "drill" => {}
-            other if run.outcome == Outcome::Findings => {
+            other if !bad && run.has_findings() => {
                 out.say("task-failed", Warning, other, read_this(run), fix(&format!("lifeboat {other}")));
             }
             other if bad => out.say("task-failed", Warning, other, story(run), fix(&format!("lifeboat {other}"))),

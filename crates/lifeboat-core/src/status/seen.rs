@@ -526,10 +526,21 @@ pub struct RunSeen {
 impl RunSeen {
     /// The exit code of a signature that does not hold, or of a verification that found damage (`docs/reference/exit-codes.md`).
     pub const NOT_VERIFIED: u8 = 21;
+    /// The exit code of work that is done, with something to be read.
+    pub const FINDINGS: u8 = 3;
 
     /// It is a verification, and found damage.
     pub fn found_damage(&self) -> bool {
         self.operation == "verify" && self.exit_code == Some(Self::NOT_VERIFIED)
+    }
+
+    /// It is done, but something is to be read; while another one runs, this is said of the one before.
+    pub fn has_findings(&self) -> bool {
+        match self.outcome {
+            Outcome::Findings => true,
+            Outcome::Running => self.exit_code == Some(Self::FINDINGS),
+            Outcome::Succeeded | Outcome::Failed | Outcome::Interrupted => false,
+        }
     }
 }
 

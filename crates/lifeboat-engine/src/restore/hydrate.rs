@@ -289,7 +289,7 @@ impl Worker<'_> {
         let absent = match read {
             Ok(()) => None,
             Err(error) if error.is_absence() => Some(error),
-            Err(error) => return Err(error.into()),
+            Err(error) => return self.report(error.into()),
         };
         let _hand = self.hands[job.hand].lock().expect("no panic while held");
         if self.key.as_ref().is_none_or(|(pack, _)| *pack != job.pack) {

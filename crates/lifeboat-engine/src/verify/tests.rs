@@ -15,7 +15,7 @@ use crate::keys::{backup_keys, generate_identity};
 use crate::progress::Unwatched;
 use crate::seal::{Compressor, seal_frame, seal_object};
 use crate::signing::{KeyFileSigner, Signer as _, SigningKey};
-use crate::store::{Change, MemoryStore, Overlay, Store as _};
+use crate::store::{Change, Fault, FaultyStore, MemoryStore, Overlay, Rule, Store as _};
 
 /// A backup of two files in one pack, and between them in it what no file has.
 struct World {
@@ -152,4 +152,60 @@ fn c114_every_flipped_byte_of_a_pack_is_found_also_where_no_file_has_any() {
             }
         }
     }
+}
+
+/// A bad sector below one object, or one that may not be read, keeps nobody from seeing which it is, and the rest from being read.
+#[test]
+fn what_cannot_be_read_is_found_like_anything_else() {
+    for encrypted in [false, true] {
+        let world = World::new(encrypted);
+        let (faulty, faults) = FaultyStore::new(Box::new(world.store.clone()));
+        let repository = Repository::open(Box::new(faulty)).unwrap();
+        let settings =
+            VerifySettings { trust: &world.trust, identities: world.identities.clone(), sample_percent: 100.0, sample_seed: 0, workers: 1 };
+        let verified = |plan: &[Rule]| {
+            faults.plan(plan);
+            let report = run(&repository, &world.id, &settings, &Unwatched);
+            (report, faults.trace())
+        };
+        let (whole, steps) = verified(&[]);
+        let whole = whole.unwrap();
+        assert_eq!(whole.findings, []);
+        let objects = [layout::pack(world.pack.sha256), layout::file_table(&world.id, 0)];
+        let mut tried = 0;
+        for (step, asked) in steps.iter().enumerate() {
+            let Some(object) = objects.iter().find(|object| object.as_str() == asked.key) else { continue };
+            for fault in [Fault::Refused, Fault::Denied] {
+                let rule = Rule { operation: None, from: step, count: 1, fault };
+                let (report, _) = verified(&[rule]);
+                let report = report.unwrap_or_else(|error| panic!("{asked:?}, {fault:?}: {error}"));
+                // Once for each file that is hit.
+                let found: BTreeSet<_> = report.findings.iter().map(|finding| (finding.kind, finding.object.as_str())).collect();
+                assert_eq!(found, BTreeSet::from([(FindingKind::NotChecked, object.as_str())]), "{asked:?}, {fault:?}");
+                assert_eq!((report.objects, report.objects_total), (whole.objects, whole.objects_total));
+                tried += 1;
+            }
+            // What another try may bring says nothing of the object.
+            let (report, _) = verified(&[Rule { operation: None, from: step, count: usize::MAX, fault: Fault::Transient }]);
+            assert!(report.is_err(), "{asked:?}");
+        }
+        assert!(tried >= 2 * 4, "{steps:?}");
+    }
+}
+
+/// A store that answers nothing any more is not asked for thousands of objects one after the other.
+#[test]
+fn a_store_that_gives_nothing_is_given_up() {
+    let world = World::new(false);
+    let repository = Repository::open(Box::new(world.store.clone())).unwrap();
+    let backup = opened_backup::open(&repository, &world.id, &world.trust).unwrap();
+    let unread = Unread { backup: &backup, reads: AtomicUsize::new(0) };
+    let denied = || {
+        let source = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+        RestoreError::Store(StoreError::Denied { action: "read", key: "data/a".into(), store: "file:///a".into(), source })
+    };
+    for _ in 0..MAX_UNREAD {
+        assert_eq!(unread.finding(denied()).unwrap().object, "data/a");
+    }
+    assert!(unread.finding(denied()).is_err());
 }

@@ -36,6 +36,12 @@ fn ran(observed: &mut Observed, operation: &str, outcome: Outcome, exit_code: Op
     (run.outcome, run.exit_code, run.failures) = (outcome, exit_code, 1);
 }
 
+/// The last one was done with something to read, and another one runs.
+fn unread(observed: &mut Observed, operation: &str) {
+    ran(observed, operation, Outcome::Running, Some(3));
+    observed.runs.iter_mut().for_each(|run| run.failures = 0);
+}
+
 fn found(observed: &mut Observed, code: &str, severity: Severity) {
     observed.wal.as_mut().unwrap().findings.push(finding(code, severity));
 }
@@ -101,6 +107,7 @@ const CASES: &[Case] = &[
     ("replica-behind", "offsite", Warning, |seen| seen.repositories[1].lacks = vec![backup(2).id]),
     ("backup-unreadable", "primary", Critical, |seen| seen.repositories[1].primary_lacks = vec![backup(26).id]),
     ("verify-findings", "", Critical, |seen| ran(seen, "verify", Outcome::Findings, Some(3))),
+    ("verify-findings", "", Critical, |seen| unread(seen, "verify")),
     ("verify-findings", "", Critical, |seen| ran(seen, "verify", Outcome::Failed, Some(21))),
     ("verify-findings", "", Warning, |seen| ran(seen, "verify", Outcome::Failed, Some(1))),
     ("drill-failed", "", Critical, |seen| seen.drills.as_mut().unwrap().entries[0].verdict = Some(Verdict::Failed)),
@@ -116,6 +123,8 @@ const CASES: &[Case] = &[
     // Done, and yet somebody has to read what it said: not everybody can open it, say.
     ("task-failed", "backup", Warning, |seen| ran(seen, "backup", Outcome::Findings, Some(3))),
     ("task-failed", "expire", Warning, |seen| ran(seen, "expire", Outcome::Findings, Some(3))),
+    ("task-failed", "backup", Warning, |seen| unread(seen, "backup")),
+    ("task-failed", "expire", Warning, |seen| unread(seen, "expire")),
     ("policy-denied", "backup", Warning, |seen| ran(seen, "backup", Outcome::Failed, Some(20))),
     ("policy-denied", "expire", Warning, |seen| ran(seen, "expire", Outcome::Failed, Some(20))),
     ("task-failed", "prune", Warning, |seen| ran(seen, "prune", Outcome::Failed, Some(1))),
