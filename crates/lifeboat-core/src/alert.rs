@@ -4,6 +4,7 @@
 //! [`book`] remembers whom they were told to, so that nobody is told the same twice a minute, and everybody is told when it is over.
 
 pub mod book;
+mod known;
 mod raise;
 
 use std::borrow::Cow;
@@ -11,6 +12,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 pub use crate::status::Severity;
+pub use known::{is_kind_known, is_known, is_of_agent};
 pub use raise::{Terms, is_of_host, raise, running_out, stale, unreached};
 
 /// Where the runbook is that has a section for every kind; with the name as the anchor.

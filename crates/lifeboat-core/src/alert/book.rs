@@ -107,6 +107,21 @@ impl Book {
         aside
     }
 
+    /// Of some alerts nothing is known now. Those that held a moment ago go on as they were; those that were gone by then are taken out, for whoever puts
+    /// them back: nobody knows whether they are over.
+    pub fn hold(&mut self, which: impl Fn(&Alert) -> bool, now: Timestamp, rhythm: &Rhythm) -> BTreeMap<String, Entry> {
+        let mut aside = self.set_aside(which);
+        for (key, mut entry) in std::mem::take(&mut aside) {
+            if entry.is_gone(now, rhythm) {
+                aside.insert(key, entry);
+            } else {
+                entry.seen = now;
+                self.entries.insert(key, entry);
+            }
+        }
+        aside
+    }
+
     /// What is to be told now. `None`: nothing.
     pub fn message(&self, now: Timestamp, rhythm: &Rhythm) -> Option<Message> {
         let holds = |entry: &&Entry| !entry.is_gone(now, rhythm);
@@ -260,6 +275,35 @@ mod tests {
         assert_eq!(back.entries.len(), 1);
         book.arrived(&over, at(201));
         assert_eq!(book.entries.len(), 0);
+    }
+
+    #[test]
+    fn what_nobody_could_look_at_is_not_over() {
+        let mut book = Book::default();
+        let gap = [alert("wal-gap", Severity::Critical)];
+        book.note(&gap, at(0), &RHYTHM);
+        book.note(&gap, at(30), &RHYTHM);
+        let message = book.message(at(30), &RHYTHM).unwrap();
+        book.arrived(&message, at(30));
+        // Ten minutes in which nobody sees the archive.
+        for second in (45..645).step_by(15) {
+            let aside = book.hold(|alert| alert.name == "wal-gap", at(second), &RHYTHM);
+            book.note(&[], at(second), &RHYTHM);
+            assert_eq!((book.message(at(second), &RHYTHM), aside.len()), (None, 0));
+            // Those who want to hear all the time what holds do.
+            assert_eq!(names(&book.everything(at(second), &RHYTHM).unwrap().firing), ["wal-gap"]);
+        }
+        // An agent that was not there for a while, and nobody sees it yet.
+        let mut later = book.clone();
+        let aside = later.hold(|_| true, at(1000), &RHYTHM);
+        later.note(&[], at(1000), &RHYTHM);
+        assert_eq!((later.message(at(1000), &RHYTHM), aside.len()), (None, 1));
+        later.entries.extend(aside);
+        later.note(&gap, at(1015), &RHYTHM);
+        assert_eq!(later.message(at(1015), &RHYTHM), None, "it was told");
+        // Somebody looked, and it is not there.
+        book.note(&[], at(720), &RHYTHM);
+        assert_eq!(names(&book.message(at(720), &RHYTHM).unwrap().resolved), ["wal-gap"]);
     }
 
     #[test]

@@ -68,7 +68,13 @@ pub(super) fn tell(shared: &Shared, mut tellers: Tellers) {
         let alerts: Vec<Alert> = own.into_iter().chain(seen).collect();
         // The others would tell everything once more, but know nothing of this host. Where nobody knows whose turn it is, twice is better than never.
         let waits = matches!(shared.turn(), Turn::Others { .. });
-        let deliveries = tellers.notifier.round_of(&alerts, now, |alert| !waits || alert::is_of_host(alert));
+        let scope = |alert: &Alert| !waits || alert::is_of_host(alert);
+        // Before the first look nobody knows anything of what was told before.
+        let unknown = |alert: &Alert| match &status {
+            Some(status) => !alert::is_known(&status.observed, alert),
+            None => !alert::is_of_agent(alert),
+        };
+        let deliveries = tellers.notifier.round_of(&alerts, now, scope, unknown);
         for delivery in deliveries {
             let trouble = delivery.error.as_ref().map(ToString::to_string);
             unreached.note(&delivery.sink, trouble.as_deref());

@@ -337,8 +337,8 @@ fn tasks(observed: &Observed, out: &mut Series) {
 }
 
 fn alerts(status: &Status, out: &mut Series) {
-    // Every kind has a series while it does not hold, so that "does not hold" and "nobody looked" are two things.
-    for kind in alert::CATALOGUE {
+    // Every kind that is known not to hold has a series, so that "does not hold" and "nobody looked" are two things.
+    for kind in alert::CATALOGUE.iter().filter(|kind| alert::is_kind_known(&status.observed, kind.name)) {
         out.set(c::ALERT_FIRING, &[kind.name, kind.severity.word()], false);
     }
     let mut firing = BTreeMap::<(&str, Severity), u64>::new();

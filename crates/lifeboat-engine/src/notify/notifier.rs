@@ -74,18 +74,28 @@ impl Notifier {
 
     /// Tells each sink what it has to hear, now that this holds; one delivery for each sink. Returns when all have answered, or when patience has run out.
     pub fn round(&mut self, firing: &[Alert], now: Timestamp) -> Vec<Delivery> {
-        self.round_of(firing, now, |_| true)
+        self.round_of(firing, now, |_| true, |_| false)
     }
 
-    /// The same for alerts in a scope: of those outside of it nothing is known now, so that they neither begin nor end.
-    pub fn round_of(&mut self, firing: &[Alert], now: Timestamp, scope: impl Fn(&Alert) -> bool) -> Vec<Delivery> {
+    /// The same for alerts in a scope: of those outside of it somebody else tells, so that they neither begin nor end. Those of which nothing is known now,
+    /// because nobody could look, do not end either.
+    pub fn round_of(
+        &mut self,
+        firing: &[Alert],
+        now: Timestamp,
+        scope: impl Fn(&Alert) -> bool,
+        unknown: impl Fn(&Alert) -> bool,
+    ) -> Vec<Delivery> {
+        let firing_keys: Vec<String> = firing.iter().map(Alert::key).collect();
+        let unknown = |alert: &Alert| unknown(alert) && !firing_keys.contains(&alert.key());
         let mut deliveries = Vec::with_capacity(self.ways.len());
         for way in &mut self.ways {
             let mut delivery = Delivery { sink: way.to.name.clone(), sent: 0, error: None, warning: way.found.take() };
             // What it was told in an earlier round, and has answered meanwhile.
             way.settle(Duration::ZERO, now, &mut delivery);
             let wanted: Vec<Alert> = firing.iter().filter(|alert| alert.severity <= way.to.min_severity && scope(alert)).cloned().collect();
-            let aside = way.book.set_aside(|alert| !scope(alert));
+            let mut aside = way.book.set_aside(|alert| !scope(alert));
+            aside.extend(way.book.hold(unknown, now, &self.rhythm));
             way.book.note(&wanted, now, &self.rhythm);
             if way.sending.is_none()
                 && let Some(message) = way.message(now, &self.rhythm)
@@ -321,13 +331,35 @@ mod tests {
         let (disk, gap) = (alert("disk-space", Severity::Critical), alert("wal-gap", Severity::Critical));
         notifier.round(std::slice::from_ref(&gap), at(0));
         let scope = |alert: &Alert| alert.name == "disk-space";
-        notifier.round_of(&[disk.clone(), alert("no-backup", Severity::Critical)], at(10), scope);
-        notifier.round_of(&[], at(20), scope);
+        notifier.round_of(&[disk.clone(), alert("no-backup", Severity::Critical)], at(10), scope, |_| false);
+        notifier.round_of(&[], at(20), scope, |_| false);
         notifier.round(std::slice::from_ref(&gap), at(30));
         notifier.round(&[], at(40));
         let told =
             [(list(&["wal-gap"]), vec![]), (list(&["disk-space"]), vec![]), (vec![], list(&["disk-space"])), (vec![], list(&["wal-gap"]))];
         assert_eq!(sink.heard(), told);
+    }
+
+    /// An archive that nobody could look at has no gap that is over.
+    #[test]
+    fn what_nobody_could_look_at_does_not_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let sink = Arc::new(Scripted::default());
+        let open = || notifier(directory.path(), &[("ops", Severity::Warning, &sink)]);
+        let (gap, disk) = (alert("wal-gap", Severity::Critical), alert("disk-space", Severity::Critical));
+        let unknown = |alert: &Alert| alert.name == "wal-gap";
+        let mut before = open();
+        before.round(&[gap.clone(), disk], at(0));
+        before.round_of(&[], at(600), |_| true, unknown);
+        // An agent that begins and has not seen anything yet.
+        let mut notifier = open();
+        notifier.round_of(&[], at(3000), |_| true, unknown);
+        notifier.round_of(std::slice::from_ref(&gap), at(3015), |_| true, unknown);
+        notifier.round(&[], at(3030));
+        assert_eq!(
+            sink.heard(),
+            [(list(&["disk-space", "wal-gap"]), vec![]), (vec![], list(&["disk-space"])), (vec![], list(&["wal-gap"]))]
+        );
     }
 
     #[test]

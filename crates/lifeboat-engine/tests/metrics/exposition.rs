@@ -131,7 +131,21 @@ fn values_are_those_of_the_status() {
     let firing: f64 = of(&series, "lifeboat_alert_firing").values().sum();
     assert_eq!(firing, status.alerts.len() as f64);
     let kinds: BTreeSet<_> = of(&series, "lifeboat_alert_firing").into_keys().map(|labels| labels[0].clone()).collect();
-    assert_eq!(kinds, alert::CATALOGUE.iter().map(|kind| kind.name.to_owned()).collect());
+    let known = |name: &str| alert::is_kind_known(&status.observed, name) || status.alerts.iter().any(|alert| alert.name == name);
+    assert_eq!(kinds, alert::CATALOGUE.iter().map(|kind| kind.name).filter(|name| known(name)).map(str::to_owned).collect());
+    // What hangs on the repository that was not read is not 0.
+    assert!(kinds.contains("wal-gap") && kinds.len() >= alert::CATALOGUE.len() - 1, "{kinds:?}");
+}
+
+/// 0 says that somebody looked and found none.
+#[test]
+fn an_alert_that_nobody_could_look_for_has_no_series() {
+    let mut seen = full(then());
+    seen.wal = None;
+    seen.unseen.push(Unseen { what: "wal".into(), why: "permission denied".into() });
+    let series = read(&exposition(&status(seen), None, Format::Prometheus)).series;
+    assert_eq!(labelled(&series, "lifeboat_alert_firing", &["wal-gap", "critical"]), None);
+    assert_eq!(labelled(&series, "lifeboat_alert_firing", &["no-backup", "critical"]), Some(0.0));
 }
 
 /// A rule that subtracts it from the present would find nothing wrong for years.
