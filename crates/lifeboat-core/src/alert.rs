@@ -123,7 +123,11 @@ pub const CATALOGUE: &[Kind] = &[
     kind("drill-overdue", Warning, "no drill has succeeded for longer than objectives.drill, or the last one is dated in the future"),
     kind("drill-evidence", Critical, "the row of drill reports has a hole, or a report whose signature does not hold"),
     kind("policy-denied", Warning, "the policy denied, or could not decide, something that was to be done on this host"),
-    kind("task-failed", Warning, "expire, prune or replicate failed or was interrupted, or a task was done with something to read"),
+    kind(
+        "task-failed",
+        Warning,
+        "expire, prune or replicate failed or was interrupted, a task was given up, or was done with something to read",
+    ),
     kind("task-late", Warning, "a task of the agent did not begin when it should have"),
     kind("key-ending", Critical, "a key or a certificate ends within alerts.key_days, or has ended"),
     kind("disk-space", Critical, "a file system that must not fill has less free than alerts.disk_free_percent"),

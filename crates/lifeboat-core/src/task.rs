@@ -80,6 +80,15 @@ impl Tried {
     }
 }
 
+/// A task that was not done when it was due.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Undone {
+    /// When its last try ended.
+    pub at: Timestamp,
+    /// How that one did.
+    pub why: String,
+}
+
 /// What the agent remembers of a task: written down before and after everything that it does.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
@@ -95,6 +104,9 @@ pub struct Memory {
     /// Since when one runs, as far as was written down.
     #[serde(default)]
     pub running_since: Option<Timestamp>,
+    /// Its tries were used up, or were of no use, and it was not done since.
+    #[serde(default)]
+    pub undone: Option<Undone>,
 }
 
 /// What is allowed.
@@ -159,8 +171,8 @@ impl Memory {
         }
     }
 
-    /// It ended, or nobody knows how it did.
-    pub fn ended(&mut self, tried: Tried, terms: &Terms, now: Timestamp) {
+    /// It ended, or nobody knows how it did; `how` says that in words.
+    pub fn ended(&mut self, tried: Tried, how: &str, terms: &Terms, now: Timestamp) {
         self.running_since = None;
         let left = self.attempt < terms.attempts;
         if tried == Tried::Again && left {
@@ -168,6 +180,8 @@ impl Memory {
         } else {
             self.again = None;
             self.attempt = 0;
+            // Until it is done, whatever the next tries do.
+            self.undone = (tried != Tried::Done).then(|| Undone { at: now, why: how.to_owned() });
         }
     }
 
@@ -194,7 +208,7 @@ impl Memory {
     pub fn resume(&mut self, next: Option<Timestamp>, terms: &Terms, now: Timestamp) -> bool {
         let cut = self.running_since.is_some();
         if cut {
-            self.ended(Tried::Again, terms, now);
+            self.ended(Tried::Again, "was cut short when the agent ended", terms, now);
             // Whoever starts the agent again waits for nothing.
             self.again = self.again.map(|_| now);
         }
@@ -243,14 +257,14 @@ mod tests {
     fn one_that_fails_is_tried_again_later_each_time_until_its_tries_are_used_up() {
         let mut memory = Memory { due: Some(at(0)), ..Memory::default() };
         memory.begins(1, Some(at(86_400)), at(0));
-        memory.ended(Tried::Again, &TERMS, at(10));
+        memory.ended(Tried::Again, "failed", &TERMS, at(10));
         assert_eq!(memory.step(&TERMS, true, at(69), None), Step::Wait(Some(at(70))));
         assert_eq!(memory.step(&TERMS, true, at(70), None), Step::Begin(2));
         memory.begins(2, Some(at(86_400)), at(70));
-        memory.ended(Tried::Again, &TERMS, at(80));
+        memory.ended(Tried::Again, "failed", &TERMS, at(80));
         assert_eq!(memory.step(&TERMS, true, at(200), None), Step::Begin(3));
         memory.begins(3, Some(at(86_400)), at(200));
-        memory.ended(Tried::Again, &TERMS, at(210));
+        memory.ended(Tried::Again, "failed", &TERMS, at(210));
         assert_eq!(memory.step(&TERMS, true, at(1000), None), Step::Wait(Some(at(86_400))));
         assert_eq!(memory.step(&TERMS, true, at(86_400), None), Step::Begin(1));
     }
@@ -260,7 +274,7 @@ mod tests {
         for code in [0, 2, 3, 10, 12, 13, 20, 21, 23] {
             let mut memory = Memory { due: Some(at(0)), ..Memory::default() };
             memory.begins(1, Some(at(86_400)), at(0));
-            memory.ended(Tried::of(Some(code)), &TERMS, at(10));
+            memory.ended(Tried::of(Some(code)), "failed", &TERMS, at(10));
             assert_eq!(memory.step(&TERMS, true, at(5000), None), Step::Wait(Some(at(86_400))), "{code}");
         }
         for code in [Some(1), Some(11), Some(70), Some(130), None] {
@@ -268,11 +282,37 @@ mod tests {
         }
     }
 
+    /// One that finds the lease taken each time leaves no record of a run, and one whose arguments are bad never gets as far.
+    #[test]
+    fn what_was_not_done_is_remembered_until_it_is() {
+        let mut memory = Memory { due: Some(at(0)), ..Memory::default() };
+        for attempt in 1..=3 {
+            assert_eq!(memory.undone, None, "there is another try");
+            memory.begins(attempt, Some(at(86_400)), at(0));
+            memory.ended(Tried::Again, "ended with exit code 11", &TERMS, at(10));
+        }
+        let undone = Some(Undone { at: at(10), why: "ended with exit code 11".into() });
+        assert_eq!(memory.undone, undone);
+        // It is due again, and nobody knows yet how that ends.
+        memory.begins(1, Some(at(2 * 86_400)), at(86_400));
+        memory.ended(Tried::Again, "ended with exit code 1", &TERMS, at(86_410));
+        assert_eq!(memory.undone, undone);
+        memory.begins(2, Some(at(2 * 86_400)), at(86_500));
+        memory.ended(Tried::Done, "is done", &TERMS, at(86_510));
+        assert_eq!(memory.undone, None);
+        memory.begins(1, Some(at(3 * 86_400)), at(2 * 86_400));
+        memory.ended(Tried::Never, "ended with exit code 2", &TERMS, at(2 * 86_400 + 1));
+        assert_eq!(memory.undone.as_ref().map(|undone| undone.why.as_str()), Some("ended with exit code 2"));
+        // What an agent wrote that did not know of this.
+        let old: Memory = serde_json::from_str(r#"{"due": null, "attempt": 2}"#).unwrap();
+        assert_eq!((old.attempt, old.undone), (2, None));
+    }
+
     #[test]
     fn tries_do_not_run_into_the_next_time_that_it_is_due() {
         let mut memory = Memory { due: Some(at(0)), ..Memory::default() };
         memory.begins(1, Some(at(100)), at(0));
-        memory.ended(Tried::Again, &TERMS, at(90));
+        memory.ended(Tried::Again, "failed", &TERMS, at(90));
         assert_eq!(memory.again, Some(at(150)));
         assert_eq!(memory.step(&TERMS, true, at(100), None), Step::Begin(1), "due anew");
         memory.begins(1, Some(at(200)), at(100));
@@ -299,7 +339,7 @@ mod tests {
         assert!(!memory.resume(Some(at(10 * 86_400)), &TERMS, at(9 * 86_400)));
         assert_eq!(memory.step(&TERMS, true, at(9 * 86_400), None), Step::Begin(1));
         memory.begins(1, Some(at(10 * 86_400)), at(9 * 86_400));
-        memory.ended(Tried::Done, &TERMS, at(9 * 86_400 + 60));
+        memory.ended(Tried::Done, "failed", &TERMS, at(9 * 86_400 + 60));
         assert_eq!(memory.step(&TERMS, true, at(9 * 86_400 + 61), None), Step::Wait(Some(at(10 * 86_400))));
         // A schedule that was changed to an earlier time counts, and one that was switched off ends everything.
         assert!(!memory.resume(Some(at(9 * 86_400 + 600)), &TERMS, at(9 * 86_400 + 70)));
@@ -316,7 +356,7 @@ mod tests {
         memory.begins(1, Some(at(year + 86_400)), at(year));
         assert!(memory.replan(Some(at(86_400)), &TERMS, at(10)));
         assert_eq!((memory.due, memory.running_since), (Some(at(86_400)), Some(at(10))));
-        memory.ended(Tried::Again, &TERMS, at(year + 20));
+        memory.ended(Tried::Again, "failed", &TERMS, at(year + 20));
         assert!(memory.replan(Some(at(86_400)), &TERMS, at(30)));
         assert_eq!(memory.step(&TERMS, true, at(90), None), Step::Begin(2));
     }
@@ -330,7 +370,7 @@ mod tests {
         assert_eq!(memory.due, Some(at(100)));
         memory.begins(1, Some(at(200)), at(150));
         assert!(!memory.replan(Some(at(200)), &TERMS, at(160)));
-        memory.ended(Tried::Again, &TERMS, at(160));
+        memory.ended(Tried::Again, "failed", &TERMS, at(160));
         assert!(!memory.replan(Some(at(200)), &TERMS, at(160)));
         // A schedule that has no moment any more leaves what it had.
         assert!(!memory.replan(None, &TERMS, at(170)));

@@ -154,11 +154,13 @@ pub(crate) struct Failure {
     pub(crate) message: String,
     /// What to do; names a command.
     pub(crate) hint: Option<String>,
+    /// Somebody else is at it, and nothing was begun.
+    pub(crate) of_another: bool,
 }
 
 impl Failure {
     pub(crate) fn new(code: u8, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: None }
+        Self { code, message: message.into(), hint: None, of_another: false }
     }
 
     pub(crate) fn usage(message: impl Into<String>) -> Self {
@@ -447,9 +449,10 @@ impl From<AuditKeyError> for Failure {
 impl From<LeaseError> for Failure {
     fn from(error: LeaseError) -> Self {
         match error {
-            LeaseError::Held { .. } => {
-                Self::of(EXIT_LEASED, &error, "wait until it ends, or until the lease runs out; lifeboat list shows what it wrote")
-            }
+            LeaseError::Held { .. } => Self {
+                of_another: true,
+                ..Self::of(EXIT_LEASED, &error, "wait until it ends, or until the lease runs out; lifeboat list shows what it wrote")
+            },
             LeaseError::Lost { .. } => {
                 Self::of(EXIT_LEASED, &error, "this run was not committed; run lifeboat backup again when the other one has ended")
             }

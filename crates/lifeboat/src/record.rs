@@ -8,7 +8,7 @@ use lifeboat_engine::runs::{Ending, Run, Runs};
 use crate::cli::{Cli, Command};
 use crate::commands;
 use crate::config::Settings;
-use crate::failure::{EXIT_FINDINGS, EXIT_LEASED, Failure};
+use crate::failure::{EXIT_FINDINGS, Failure};
 use crate::{operation as this_operation, output};
 
 /// A run that is written down, where it can be.
@@ -57,8 +57,8 @@ impl Recorded {
     /// Says how it ended.
     pub(crate) fn end(self, settings: Option<&Settings>, result: &Result<u8, Failure>) {
         let ended = self.run.map(|run| match result {
-            // Somebody else does it: that is no result of it.
-            Err(failure) if failure.code == EXIT_LEASED => run.withdraw(),
+            // Somebody else does it: that is no result of it. A lease that was lost on the way took hours of work with it.
+            Err(failure) if failure.of_another => run.withdraw(),
             result => run.end(Ending { partial: self.partial, ..ending(result) }, Timestamp::now()),
         });
         if let Some(Err(error)) = ended {

@@ -43,7 +43,8 @@ fn known(observed: &Observed, name: &str, subject: Option<&str>) -> bool {
             let is_meant = |one: &RepositorySeen| one.part == "primary" || subject.is_none_or(|subject| one.name == subject);
             observed.repositories.iter().filter(|one| is_meant(one)).all(|one| one.trouble.is_none())
         }
-        "backup-failed" | "verify-findings" | "policy-denied" | "task-failed" => !unseen("runs"),
+        "backup-failed" | "task-failed" => !unseen("runs") && !unseen("tasks"),
+        "verify-findings" | "policy-denied" => !unseen("runs"),
         "drill-failed" | "drill-objective" => observed.drills.is_some() && !unseen("runs"),
         "drill-overdue" | "drill-evidence" => observed.drills.is_some(),
         "task-late" => !unseen("tasks"),
@@ -109,7 +110,7 @@ mod tests {
                 |seen| unseen(seen, "runs"),
                 &["backup-failed", "verify-findings", "drill-failed", "drill-objective", "policy-denied", "task-failed"],
             ),
-            (|seen| unseen(seen, "tasks"), &["task-late"]),
+            (|seen| unseen(seen, "tasks"), &["backup-failed", "task-failed", "task-late"]),
             (|seen| unseen(seen, "keys"), &["key-ending"]),
             (|seen| unseen(seen, "disk /srv"), &["disk-space"]),
             (|seen| seen.repositories[1].trouble = Some("no route to host".into()), &["backup-unreadable", "replica-behind"]),

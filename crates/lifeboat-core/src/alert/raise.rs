@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::{Alert, Severity, find};
 use crate::drill::Verdict;
 use crate::status::answer::{Answer, covers, in_future, newest_whole, seconds_between};
-use crate::status::{BackupState, DiskSeen, KeySeen, Observed, Outcome, RunSeen, SignatureState};
+use crate::status::{BackupState, DiskSeen, KeySeen, Observed, Outcome, RunSeen, SignatureState, TaskSeen};
 
 /// What the user allows before anybody is told.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -354,12 +354,28 @@ const LATE_SECONDS: u64 = 900;
 
 fn tasks(observed: &Observed, out: &mut Raised) {
     for task in &observed.tasks {
+        undone(task, observed, out);
         let Some(next) = task.next.filter(|_| task.running_since.is_none()) else { continue };
         let late = seconds_between(next, observed.at);
         if late > LATE_SECONDS {
             let summary = format!("{} should have begun at {next:.0}, {} ago: does the agent run?", task.name, span(late));
             out.say("task-late", Warning, &task.name, summary, "systemctl status lifeboat-agent");
         }
+    }
+}
+
+/// A task that was given up. What left a record of its failure is told by that; one that found the lease taken, or did not get as far, left none.
+fn undone(task: &TaskSeen, observed: &Observed, out: &mut Raised) {
+    let Some(undone) = &task.undone else { return };
+    let told = |run: &RunSeen| run.failures > 0 || run.last_success.is_some_and(|success| success >= undone.at);
+    if observed.runs.iter().any(|run| run.operation == task.name && told(run)) {
+        return;
+    }
+    let summary = format!("{} was not done when it was due: its last try, at {:.0}, {}", task.name, undone.at, undone.why);
+    let fix = "lifeboat agent --dry-run shows its command; journalctl -u lifeboat-agent says more";
+    match task.name.as_str() {
+        "backup" => out.say("backup-failed", Critical, "", summary, fix),
+        name => out.say("task-failed", Warning, name, summary, fix),
     }
 }
 

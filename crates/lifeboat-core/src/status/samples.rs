@@ -76,6 +76,7 @@ pub(crate) fn well() -> Observed {
             running_since: None,
             deadline_seconds: 6 * 3600,
             attempt: 0,
+            undone: None,
             at: at(),
         }],
         unseen: Vec::new(),

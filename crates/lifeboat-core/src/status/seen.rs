@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::drill::Verdict;
+use crate::task::Undone;
 
 /// Everything that was seen.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -563,6 +564,9 @@ pub struct TaskSeen {
     pub deadline_seconds: u64,
     /// The present try, from 1; 0: none is due.
     pub attempt: u32,
+    /// Its last tries were used up, or were of no use: when that was, and how the last one ended. `None`: it was done since, or never failed for good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undone: Option<Undone>,
     /// When this was so.
     pub at: Timestamp,
 }

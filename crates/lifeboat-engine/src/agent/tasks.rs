@@ -69,6 +69,8 @@ pub fn seen(state: &Path) -> io::Result<Vec<TaskSeen>> {
             running_since: memory.running_since.filter(|_| alive),
             deadline_seconds: written.deadline_seconds,
             attempt: memory.attempt,
+            // Nor is it undone here: the other one's agent tells of it.
+            undone: memory.undone.clone().filter(|_| !book.waiting),
             at: book.at.unwrap_or(Timestamp::UNIX_EPOCH),
         }
     };
@@ -84,6 +86,9 @@ pub fn agent(state: &Path) -> io::Result<Option<bool>> {
     let book = read::<Book>(&state.join("agent").join(FILE))?;
     Ok(book.map(|book| book.agent.as_ref().is_some_and(ProcessId::is_alive)))
 }
+
+/// The exit code of whoever finds that somebody else has the lease (`docs/reference/exit-codes.md`).
+const LEASED: u8 = 11;
 
 /// A try whose own deadline did not end it so long after that is ended here.
 const SLACK: Duration = Duration::from_secs(60);
@@ -284,17 +289,18 @@ impl Tasks {
             self.save(shared, now);
             return;
         }
-        written.memory.ended(tried, &plan.terms, now);
-        let again = written.memory.again;
-        self.save(shared, now);
-        shared.count(task, outcome);
         let how = match (&ended.how, ended.exit_code) {
             (How::Itself, Some(0)) => "is done".to_owned(),
+            (How::Itself, Some(LEASED)) => format!("ended with exit code {LEASED}: somebody else holds the lease"),
             (How::Itself, Some(code)) => format!("ended with exit code {code}"),
             (How::Itself, None) | (How::Ended, _) => "was ended".to_owned(),
             (How::Signal(signal), _) => format!("was ended by signal {signal}"),
             (How::Trouble(why), _) => format!("did not run: {why}"),
         };
+        written.memory.ended(tried, &how, &plan.terms, now);
+        let again = written.memory.again;
+        self.save(shared, now);
+        shared.count(task, outcome);
         let next = again.map(|again| format!("; it is tried again at {again:.0}")).unwrap_or_default();
         let line = format!("{} {how}{next}", task.name());
         match outcome {

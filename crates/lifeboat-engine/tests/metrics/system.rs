@@ -239,6 +239,7 @@ pub(crate) fn full(at: Timestamp) -> Observed {
         running_since: running.then(|| ago(at, 60)),
         deadline_seconds: 21_600,
         attempt: u32::from(running),
+        undone: None,
         at,
     };
     observed.tasks = vec![task("backup", false), task("drill", true)];

@@ -304,6 +304,24 @@ fn one_that_hangs_is_ended_at_its_deadline_and_keeps_no_other_from_its_work() {
     desk.lifeboat(&["backup"]).env("LIFEBOAT_STATE", &desk.state).run().success();
 }
 
+/// A task that never gets as far as to leave a record of itself is not forgotten.
+#[test]
+fn one_that_cannot_begin_is_told_of() {
+    let desk = Desk::new(QUIET);
+    desk.lifeboat(&["backup"]).env("LIFEBOAT_STATE", &desk.state).run().success();
+    desk.configure(&format!("{QUIET}arguments = {{ verify = [\"--no-such-option\"] }}\n"));
+    desk.overdue(&desk.state, &["verify"]);
+    let agent = desk.agent();
+    agent.says("verify ended with exit code 2");
+    let failed = |status: &Value| status["alerts"].as_array()?.iter().find(|alert| alert["name"] == "task-failed").cloned();
+    let alert = wait_for("the alert", || failed(&desk.status()));
+    assert_eq!(alert["subject"], "verify");
+    assert!(alert["summary"].as_str().unwrap().contains("ended with exit code 2"), "{alert}");
+    // It is over when somebody has done it.
+    desk.lifeboat(&["verify", "--all"]).env("LIFEBOAT_STATE", &desk.state).run().success();
+    assert_eq!(failed(&desk.status()), None);
+}
+
 /// The process that another one began, of which this word is an argument.
 fn process_of(parent: u32, word: &str) -> Option<i32> {
     let threads = fs::read_dir(format!("/proc/{parent}/task")).ok()?;

@@ -6,6 +6,7 @@ use super::*;
 use crate::alert::{CATALOGUE, Kind};
 use crate::status::samples::{ago, ahead, at, backup, drill, run, well};
 use crate::status::{self, FindingSeen, Unseen};
+use crate::task::Undone;
 
 fn terms() -> Terms {
     Terms::for_rpo(Duration::from_secs(86_400))
@@ -34,6 +35,12 @@ fn newest(observed: &mut Observed) -> &mut crate::status::BackupSeen {
 fn ran(observed: &mut Observed, operation: &str, outcome: Outcome, exit_code: Option<u8>) {
     let run = observed.runs.iter_mut().find(|run| run.operation == operation).unwrap();
     (run.outcome, run.exit_code, run.failures) = (outcome, exit_code, 1);
+}
+
+/// The agent gave it up a moment ago, and nobody has done it since.
+fn undone(observed: &mut Observed, task: &str) {
+    observed.tasks[0].name = task.into();
+    observed.tasks[0].undone = Some(Undone { at: at(), why: "found the lease taken".into() });
 }
 
 /// The last one was done with something to read, and another one runs.
@@ -129,6 +136,14 @@ const CASES: &[Case] = &[
     ("policy-denied", "expire", Warning, |seen| ran(seen, "expire", Outcome::Failed, Some(20))),
     ("task-failed", "prune", Warning, |seen| ran(seen, "prune", Outcome::Failed, Some(1))),
     ("task-failed", "replicate", Warning, |seen| ran(seen, "replicate", Outcome::Interrupted, None)),
+    ("task-failed", "prune", Warning, |seen| undone(seen, "prune")),
+    ("task-failed", "verify", Warning, |seen| undone(seen, "verify")),
+    ("backup-failed", "", Critical, |seen| undone(seen, "backup")),
+    // Its own record tells of it.
+    ("verify-findings", "", Warning, |seen| {
+        undone(seen, "verify");
+        ran(seen, "verify", Outcome::Failed, Some(1));
+    }),
     ("task-late", "backup", Warning, |seen| seen.tasks[0].next = Some(ago(1))),
     ("key-ending", "3x3oYvE0", Warning, |seen| seen.keys[0].not_after = Some(ahead(29 * 24))),
     ("key-ending", "3x3oYvE0", Critical, |seen| seen.keys[0].not_after = Some(ahead(6 * 24))),
@@ -186,6 +201,11 @@ fn what_only_looks_alike_is_not_raised() {
         |seen| seen.tasks[0].next = Some(at() - jiff::SignedDuration::from_secs(900)),
         |seen| (seen.tasks[0].next, seen.tasks[0].running_since) = (Some(ago(3)), Some(ago(3))),
         |seen| seen.tasks[0].next = None,
+        // Somebody has done it by hand since.
+        |seen| {
+            undone(seen, "prune");
+            seen.tasks[0].undone.as_mut().unwrap().at = ago(2);
+        },
         // An expired backup goes, whatever it is.
         |seen| {
             let gone = crate::status::BackupSeen { state: BackupState::Unreadable, whole_until: Some(ahead(24)), ..backup(60) };
