@@ -63,7 +63,7 @@ pub enum Tried {
     Done,
     /// It is not, and another try may do it.
     Again,
-    /// It is not, and another try would do the same: a decision, bad settings.
+    /// It is not, and another try would do the same: bad settings.
     Never,
 }
 
@@ -73,8 +73,10 @@ impl Tried {
         match exit_code {
             // Findings: the work is done, and what it found would be found again. So is a missed objective, and damage that a verification found.
             Some(0 | 3 | 21 | 23) => Self::Done,
-            // Bad settings, no repository, wrong key, format too new, denied.
-            Some(2 | 10 | 12 | 13 | 20) => Self::Never,
+            // Bad settings, format too new.
+            Some(2 | 13) => Self::Never,
+            // Also what looks like a decision: no repository is a disk that is not mounted yet, a wrong key a command that did not get at it, a denial
+            // an OPA that did not answer. Where it is one, another try costs little.
             Some(_) | None => Self::Again,
         }
     }
@@ -271,13 +273,13 @@ mod tests {
 
     #[test]
     fn what_another_try_would_not_change_is_not_tried_again() {
-        for code in [0, 2, 3, 10, 12, 13, 20, 21, 23] {
+        for code in [0, 2, 3, 13, 21, 23] {
             let mut memory = Memory { due: Some(at(0)), ..Memory::default() };
             memory.begins(1, Some(at(86_400)), at(0));
             memory.ended(Tried::of(Some(code)), "failed", &TERMS, at(10));
             assert_eq!(memory.step(&TERMS, true, at(5000), None), Step::Wait(Some(at(86_400))), "{code}");
         }
-        for code in [Some(1), Some(11), Some(70), Some(130), None] {
+        for code in [Some(1), Some(10), Some(11), Some(12), Some(20), Some(70), Some(130), None] {
             assert_eq!(Tried::of(code), Tried::Again, "{code:?}");
         }
     }

@@ -315,13 +315,15 @@ const OBJECTIVE_MISSED: u8 = 23;
 
 fn runs(observed: &Observed, out: &mut Raised) {
     for run in &observed.runs {
-        let hint = run.hint.clone();
-        let fix = move |command: &str| hint.unwrap_or_else(|| command.to_owned());
+        let fix = |command: &str| run.hint.clone().unwrap_or_else(|| command.to_owned());
         // While another try runs, what the last one came to still holds.
         let bad = matches!(run.outcome, Outcome::Failed | Outcome::Interrupted) || run.outcome == Outcome::Running && run.failures > 0;
         if bad && run.exit_code == Some(DENIED) {
             out.say("policy-denied", Warning, &run.operation, story(run), fix("lifeboat policy eval"));
-            continue;
+            // Whoever denied it: there is no backup of this day.
+            if run.operation != "backup" {
+                continue;
+            }
         }
         match run.operation.as_str() {
             "backup" if bad => out.say("backup-failed", Critical, "", story(run), fix("lifeboat backup")),

@@ -132,7 +132,6 @@ const CASES: &[Case] = &[
     ("task-failed", "expire", Warning, |seen| ran(seen, "expire", Outcome::Findings, Some(3))),
     ("task-failed", "backup", Warning, |seen| unread(seen, "backup")),
     ("task-failed", "expire", Warning, |seen| unread(seen, "expire")),
-    ("policy-denied", "backup", Warning, |seen| ran(seen, "backup", Outcome::Failed, Some(20))),
     ("policy-denied", "expire", Warning, |seen| ran(seen, "expire", Outcome::Failed, Some(20))),
     ("task-failed", "prune", Warning, |seen| ran(seen, "prune", Outcome::Failed, Some(1))),
     ("task-failed", "replicate", Warning, |seen| ran(seen, "replicate", Outcome::Interrupted, None)),
@@ -187,6 +186,15 @@ fn every_kind_of_the_catalogue_can_be_raised_as_serious_as_it_says() {
     assert_eq!(CATALOGUE.iter().map(|kind| (kind.name, worst(kind))).collect::<Vec<_>>(), expected);
     let names: BTreeSet<&str> = raised.iter().map(|(name, _)| *name).collect();
     assert_eq!(names.len(), CATALOGUE.len(), "and nothing beside it");
+}
+
+/// Nobody wakes up for a policy; but whatever kept it from being taken, there is no backup.
+#[test]
+fn a_backup_that_was_denied_is_one_that_failed() {
+    let mut observed = well();
+    ran(&mut observed, "backup", Outcome::Failed, Some(20));
+    let expected = [("backup-failed".to_owned(), String::new(), Critical), ("policy-denied".to_owned(), "backup".to_owned(), Warning)];
+    assert_eq!(named(&observed), expected);
 }
 
 /// What is healthy enough, or nobody's business.
