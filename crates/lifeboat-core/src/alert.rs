@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::status::Severity;
 pub use known::{is_kind_known, is_known, is_of_agent};
-pub use raise::{Terms, is_of_host, raise, running_out, stale, unreached};
+pub use raise::{Terms, is_of_each_host, is_of_host, raise, running_out, stale, unreached};
 
 /// Where the runbook is that has a section for every kind; with the name as the anchor.
 pub const RUNBOOK: &str = "docs/alerts.md";

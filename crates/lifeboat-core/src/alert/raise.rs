@@ -120,6 +120,13 @@ pub fn is_of_host(alert: &Alert) -> bool {
     OF_HOST.contains(&alert.name.as_ref())
 }
 
+/// Whether each host says it of itself, so that it is over on one of them and still holds on another.
+pub fn is_of_each_host(alert: &Alert) -> bool {
+    const OF_EACH: [&str; 7] =
+        ["repository-unreachable", "server-unreachable", "status-stale", "status-unknown", "task-late", "clock-skew", "receiver-down"];
+    is_of_host(alert) || OF_EACH.contains(&alert.name.as_ref())
+}
+
 fn backups(observed: &Observed, answer: &Answer, terms: &Terms, out: &mut Raised) {
     let Some(backups) = &observed.backups else { return };
     match newest_whole(observed) {

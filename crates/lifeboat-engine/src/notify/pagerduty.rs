@@ -3,8 +3,8 @@
 //! One event for each alert, told apart by its `dedup_key`: what is sent twice is one alert there. So a message that arrived in part is simply sent again.
 
 use jiff::Timestamp;
-use lifeboat_core::alert::Severity;
 use lifeboat_core::alert::book::{Message, Notice};
+use lifeboat_core::alert::{self, Severity};
 use serde_json::{Value, json};
 
 use super::http::{Http, ask};
@@ -91,7 +91,11 @@ fn resolve(system: &System, notice: &Notice) -> Value {
 }
 
 fn dedup_key(system: &System, notice: &Notice) -> String {
-    let key = format!("lifeboat/{}/{}/{}", system.environment, system.name, notice.alert.key());
+    let mut key = format!("lifeboat/{}/{}/{}", system.environment, system.name, notice.alert.key());
+    // What each host says of itself is not over when it is over on another one.
+    if alert::is_of_each_host(&notice.alert) {
+        key += &format!("@{}", system.host);
+    }
     if key.chars().count() <= MAX_KEY {
         return key;
     }
@@ -106,15 +110,29 @@ mod tests {
 
     use super::*;
 
+    fn system(host: &str) -> System {
+        System { name: "shop".into(), environment: "production".into(), host: host.into(), runbook: "docs/alerts.md".into(), page: None }
+    }
+
+    /// Two hosts that look at one repository see the same gap. Each has disks of its own.
+    #[test]
+    fn what_a_host_says_of_itself_is_no_other_ones() {
+        let key = |host: &str, name: &'static str| {
+            let alert = Alert { name: name.into(), subject: "x".into(), ..trial(Severity::Warning) };
+            dedup_key(&system(host), &Notice { alert, since: Timestamp::UNIX_EPOCH, seen: Timestamp::UNIX_EPOCH, again: false })
+        };
+        for name in ["no-backup", "wal-gap", "replica-behind", "drill-failed"] {
+            assert_eq!(key("db1", name), key("db2", name), "{name}");
+        }
+        for name in ["disk-space", "backup-failed", "repository-unreachable", "server-unreachable", "status-stale", "task-late"] {
+            assert_ne!(key("db1", name), key("db2", name), "{name}");
+        }
+        assert_eq!(key("db1", "disk-space"), "lifeboat/production/shop/disk-space/x@db1");
+    }
+
     #[test]
     fn an_alert_has_one_key_however_long_its_subject() {
-        let system = System {
-            name: "shop".into(),
-            environment: "production".into(),
-            host: "db1".into(),
-            runbook: "docs/alerts.md".into(),
-            page: None,
-        };
+        let system = system("db1");
         let key = |subject: &str| {
             let alert = Alert { subject: subject.to_owned(), ..trial(Severity::Warning) };
             dedup_key(&system, &Notice { alert, since: Timestamp::UNIX_EPOCH, seen: Timestamp::UNIX_EPOCH, again: false })
