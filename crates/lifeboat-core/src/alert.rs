@@ -128,7 +128,7 @@ pub const CATALOGUE: &[Kind] = &[
         Warning,
         "expire, prune or replicate failed or was interrupted, a task was given up, or was done with something to read",
     ),
-    kind("task-late", Warning, "a task of the agent did not begin when it should have"),
+    kind("task-late", Warning, "a task of the agent did not begin or end when it should have"),
     kind("key-ending", Critical, "a key or a certificate ends within alerts.key_days, or has ended"),
     kind("disk-space", Critical, "a file system that must not fill has less free than alerts.disk_free_percent"),
     kind("sink-failing", Critical, "somebody who is to be told of alerts has not been reached for a quarter of an hour"),

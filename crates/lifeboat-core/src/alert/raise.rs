@@ -364,6 +364,14 @@ const LATE_SECONDS: u64 = 900;
 fn tasks(observed: &Observed, out: &mut Raised) {
     for task in &observed.tasks {
         undone(task, observed, out);
+        // It should have been ended, and whoever ends it may hang itself.
+        if let Some(since) = task.running_since {
+            let longer = seconds_between(since, observed.at).saturating_sub(task.deadline_seconds);
+            if longer > LATE_SECONDS {
+                let summary = format!("{} runs since {since:.0}, and should have been ended {} ago", task.name, span(longer));
+                out.say("task-late", Warning, &task.name, summary, "systemctl restart lifeboat-agent, and see what of it still runs");
+            }
+        }
         let Some(next) = task.next.filter(|_| task.running_since.is_none()) else { continue };
         let late = seconds_between(next, observed.at);
         if late > LATE_SECONDS {

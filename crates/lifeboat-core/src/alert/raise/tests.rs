@@ -144,6 +144,8 @@ const CASES: &[Case] = &[
         ran(seen, "verify", Outcome::Failed, Some(1));
     }),
     ("task-late", "backup", Warning, |seen| seen.tasks[0].next = Some(ago(1))),
+    // Its deadline is six hours.
+    ("task-late", "backup", Warning, |seen| seen.tasks[0].running_since = Some(ago(7))),
     ("key-ending", "3x3oYvE0", Warning, |seen| seen.keys[0].not_after = Some(ahead(29 * 24))),
     ("key-ending", "3x3oYvE0", Critical, |seen| seen.keys[0].not_after = Some(ahead(6 * 24))),
     ("key-ending", "3x3oYvE0", Critical, |seen| seen.keys[0].not_after = Some(ago(1))),
@@ -208,6 +210,7 @@ fn what_only_looks_alike_is_not_raised() {
         |seen| seen.keys[0].not_after = None,
         |seen| seen.tasks[0].next = Some(at() - jiff::SignedDuration::from_secs(900)),
         |seen| (seen.tasks[0].next, seen.tasks[0].running_since) = (Some(ago(3)), Some(ago(3))),
+        |seen| seen.tasks[0].running_since = Some(ago(6)),
         |seen| seen.tasks[0].next = None,
         // Somebody has done it by hand since.
         |seen| {
