@@ -248,6 +248,7 @@ pub(super) fn copy(
         identity: Some((manifest_facts.system_id, manifest_facts.version_num)),
         facts: Some(facts),
         warnings,
+        left_out: Vec::new(),
         judge_pages: checked,
         truth,
     };

@@ -197,6 +197,11 @@ pub(super) fn copy(
             globals
         }
     };
+    let left_out: Vec<String> =
+        facts.databases.iter().filter(|database| is_left_out(database)).map(|database| database.name.clone()).collect();
+    if !left_out.is_empty() {
+        warnings.push(format!("databases that allow no connections cannot be dumped and are not in this backup: {}", left_out.join(", ")));
+    }
     let scratch = Scratch::make(&source.scratch)?;
     let cluster = serde_json::json!({
         "superuser": connection.query("SELECT rolname FROM pg_roles WHERE oid = 10", &[])?.one()?.get("rolname")?,
@@ -225,14 +230,27 @@ pub(super) fn copy(
         Ok(())
     })?;
     let truth = Recorded::Missing("a logical copy has no LSN that a server could be brought to".into());
-    let database =
-        CopiedDatabase { physical: None, backup_manifest: None, identity: None, facts: Some(facts), warnings, judge_pages: false, truth };
+    let database = CopiedDatabase {
+        physical: None,
+        backup_manifest: None,
+        identity: None,
+        facts: Some(facts),
+        warnings,
+        left_out,
+        judge_pages: false,
+        truth,
+    };
     Ok((database, copied))
 }
 
 /// Templates are initdb's, unless somebody put something into template1.
 fn is_dumped(database: &crate::postgres::DatabaseFacts) -> bool {
     database.allows_connections && database.name != "template0"
+}
+
+/// Whether what is in a database does not come back. template0 is made anew, as it always is.
+fn is_left_out(database: &crate::postgres::DatabaseFacts) -> bool {
+    !is_dumped(database) && database.name != "template0"
 }
 
 fn feed_dump(feeder: &Feeder<'_, '_>, directory: &Path, name: &str) -> Result<(), BackupError> {

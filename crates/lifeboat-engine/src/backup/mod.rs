@@ -242,6 +242,8 @@ pub(super) struct CopiedDatabase {
     identity: Option<(SystemId, u32)>,
     facts: Option<ClusterFacts>,
     warnings: Vec<String>,
+    /// Databases of the server that are not in it.
+    left_out: Vec<String>,
     /// Whether page findings count.
     judge_pages: bool,
     /// What the tables held.
@@ -258,6 +260,8 @@ pub struct TakenBackup {
     pub lacking: Lacking,
     /// Something that should be in the artifact set is not; what, the warnings say.
     pub artifact_findings: bool,
+    /// Databases of the server that are not in it; a warning of the manifest names them as well.
+    pub left_out: Vec<String>,
 }
 
 /// What is known before the server was asked.
@@ -314,11 +318,13 @@ fn take(
     let mut warnings = Vec::new();
     let mut copied = Copied::default();
     let mut findings = Vec::new();
-    let mut postgres = None;
+    let (mut postgres, mut left_out) = (None, Vec::new());
     if let Some(source) = &request.postgres {
-        let (entry, what, database_warnings, pages) = copy_database(repository, request, source, &settings, &id, &existing, progress)?;
+        let (entry, what, database_warnings, pages, databases) =
+            copy_database(repository, request, source, &settings, &id, &existing, progress)?;
         warnings.extend(database_warnings);
         findings = pages;
+        left_out = databases;
         postgres = Some(entry);
         copied = what;
     }
@@ -365,7 +371,7 @@ fn take(
     if !create_or_mine(store, &key, &bytes)? {
         return Err(StoreError::Exists { key: key.to_string() }.into());
     }
-    Ok(TakenBackup { manifest, digest, lacking, artifact_findings })
+    Ok(TakenBackup { manifest, digest, lacking, artifact_findings, left_out })
 }
 
 fn statement_details(manifest: &Manifest) -> serde_json::Value {
@@ -391,7 +397,8 @@ fn keys(protection: &Protection) -> Result<BackupKeys, BackupError> {
     }
 }
 
-type DatabaseCopy = (PostgresEntry, Copied, Vec<String>, Vec<PageFinding>);
+/// The last are databases that were left out.
+type DatabaseCopy = (PostgresEntry, Copied, Vec<String>, Vec<PageFinding>, Vec<String>);
 
 fn copy_database(
     repository: &Repository,
@@ -404,7 +411,7 @@ fn copy_database(
 ) -> Result<DatabaseCopy, BackupError> {
     let store = repository.store();
     if source.record_only {
-        return Ok((recorded(source), Copied::default(), Vec::new(), Vec::new()));
+        return Ok((recorded(source), Copied::default(), Vec::new(), Vec::new(), Vec::new()));
     }
     let decision = decide_copy(source)?;
     check_lineage(repository, request, source, existing)?;
@@ -463,7 +470,7 @@ fn copy_database(
         }
         Recorded::Missing(why) => TruthEntry::Missing(why),
     });
-    Ok((entry, copied, warnings, findings))
+    Ok((entry, copied, warnings, findings, database.left_out))
 }
 
 fn store_truth(store: &dyn Store, settings: &CopySettings, truth: &Truth, plain: &[u8]) -> Result<StoredTruth, BackupError> {

@@ -188,6 +188,7 @@ pub(super) fn copy(
         identity: Some((system_id, version_num)),
         facts,
         warnings,
+        left_out: Vec::new(),
         judge_pages: checked,
         truth,
     };

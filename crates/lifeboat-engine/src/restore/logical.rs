@@ -263,6 +263,16 @@ fn load(
             "what stood in {tablespaces} tablespaces is in the default tablespace now: a dump does not hold their directories"
         ));
     }
+    let left_out: Vec<&str> = cluster
+        .databases
+        .iter()
+        .filter(|database| !database.dumped && database.name != "template0")
+        .map(|database| &*database.name)
+        .collect();
+    if !left_out.is_empty() {
+        warnings
+            .push(format!("databases that allowed no connections are not in this backup and did not come back: {}", left_out.join(", ")));
+    }
     Ok(warnings)
 }
 

@@ -176,14 +176,12 @@ fn take(
     if missed > 0 {
         output::warn("the backup is taken, but not everywhere: lifeboat replicate brings replicas what they missed");
     }
-    // Nor one that not everybody can open who should, nor one whose database refers to what is not in it.
+    // Nor one that not everybody can open who should, nor one whose database refers to what is not in it, nor one without some of the
+    // server's databases.
     let referred = manifest.artifacts.as_ref().and_then(|artifacts| artifacts.references.as_ref());
     let absent = referred.is_some_and(|references| references.missing_count > 0);
-    Ok(if missed > 0 || absent || taken.lacking.count > 0 || taken.artifact_findings || held.is_some_and(|held| held.failed > 0) {
-        EXIT_FINDINGS
-    } else {
-        0
-    })
+    let partial = taken.lacking.count > 0 || taken.artifact_findings || !taken.left_out.is_empty();
+    Ok(if missed > 0 || absent || partial || held.is_some_and(|held| held.failed > 0) { EXIT_FINDINGS } else { 0 })
 }
 
 /// Makes what the backup needs of earlier runs stay, where the configuration promises how long. The backup is taken, whatever becomes of it.

@@ -955,6 +955,29 @@ fn a_dump_brings_back_what_stands_beside_the_tables() {
 }
 
 #[test]
+fn a_dump_says_which_databases_are_not_in_it() {
+    let site = Site::new();
+    let cluster = site.cluster(Postgres::V15).start();
+    // Templates are none the worse for it, and template0 is as every server has it.
+    cluster.psql("CREATE DATABASE billing; CREATE DATABASE pattern IS_TEMPLATE true");
+    site.backup(&cluster, "logical");
+    cluster.psql("ALTER DATABASE billing ALLOW_CONNECTIONS false");
+    let output = site.backup_of(&cluster, "logical").run().expect_code(3);
+    let warnings = output.json()["manifest"]["warnings"].to_string();
+    assert!(warnings.contains("not in this backup: billing\"") && output.stderr.contains("billing"), "{output}");
+    let to = site.place("restored");
+    let output = site.restore_of("latest", &to, Postgres::V15).run().success();
+    assert!(output.stderr.contains("did not come back: billing\n"), "{output}");
+    let restored = Cluster::start_existing(&opened(to), Postgres::V15).unwrap_or_else(|failure| panic!("{failure}"));
+    assert_eq!(
+        restored.psql("SELECT string_agg(datname, ' ' ORDER BY datname) FROM pg_database WHERE datname IN ('billing', 'pattern')"),
+        "pattern"
+    );
+    // A copy of the files has it.
+    site.backup(&cluster, "local");
+}
+
+#[test]
 fn c029_tablespaces_in_place_come_back_in_place() {
     for (version, copy) in [(Postgres::V15, "local"), (Postgres::V15, "stream"), (Postgres::V16, "stream"), (Postgres::V18, "stream")] {
         let site = Site::new();
