@@ -124,8 +124,9 @@ pub(super) fn copy(
     if !special.is_empty() {
         warnings.push(format!("not copied, because they are sockets, fifos or devices: {}", special.join(", ")));
     }
-    let check_pages = facts.data_checksums == ChecksumState::On && control.checksums_on() && control.block_size == 8192;
-    if facts.data_checksums == ChecksumState::On && !check_pages {
+    let can_check = facts.data_checksums == ChecksumState::On && control.checksums_on() && control.block_size == 8192;
+    let check_pages = source.check_pages && can_check;
+    if source.check_pages && facts.data_checksums == ChecksumState::On && !can_check {
         warnings
             .push(format!("page checksums were not checked: blocks have {} bytes, or checksums are being switched", control.block_size));
     }

@@ -624,6 +624,22 @@ fn c014_c020_a_damaged_page_makes_a_degraded_backup() {
 }
 
 #[test]
+fn c046_pages_are_not_judged_where_the_configuration_says_so() {
+    for (version, copy) in [(Postgres::V15, "local"), (Postgres::V16, "stream")] {
+        let site = Site::new();
+        let mut cluster = site.cluster(version).start();
+        damage_a_page(&mut cluster);
+        let configuration = site.configuration("[postgres]\ncheck_pages = false\n");
+        let output = site.backup_of(&cluster, copy).arg("--config").arg(configuration).run().success();
+        let manifest = &output.json()["manifest"];
+        let checksums = &manifest["postgres"]["checksums"];
+        assert_eq!((&manifest["state"], checksums["enabled"].as_bool()), (&Value::from("healthy"), Some(true)), "{copy}: {manifest}");
+        assert_eq!((checksums["pages"].as_u64(), checksums["bad"].as_u64()), (Some(0), Some(0)), "{copy}: {manifest}");
+        assert!(!manifest["warnings"].to_string().contains("checksums"), "asked for: {manifest}");
+    }
+}
+
+#[test]
 fn c015_c016_zero_pages_and_partial_pages_are_told_from_damage() {
     for copy in ["local", "stream"] {
         let site = Site::new();
