@@ -192,12 +192,17 @@ pub fn judge(source: &Look, target: &Look) -> Verdict {
     }
 }
 
-/// Why a manifest must not be copied: the first object that it names and that the target did not get.
-pub fn lacks<'a>(manifest: &Manifest, refused: &'a BTreeSet<Key>) -> Option<&'a Key> {
+/// What a manifest names: without one of these the backup is not whole. Its head may be gone, as old ones are pruned; its runs may not.
+pub fn named(manifest: &Manifest) -> impl Iterator<Item = Key> {
     let objects = manifest.sealed_objects().filter_map(|object| Key::parse(object).ok());
     let packs = manifest.packs.iter().map(|pack| layout::pack(pack.sha256));
     let runs = manifest.artifacts.iter().flat_map(|artifacts| &artifacts.runs).map(|run| layout::artifact_run(run.sha256));
-    objects.chain(packs).chain(runs).find_map(|key| refused.get(&key))
+    objects.chain(packs).chain(runs)
+}
+
+/// Why a manifest must not be copied: the first object that it names and that the target did not get.
+pub fn lacks<'a>(manifest: &Manifest, refused: &'a BTreeSet<Key>) -> Option<&'a Key> {
+    named(manifest).find_map(|key| refused.get(&key))
 }
 
 #[cfg(test)]

@@ -10,14 +10,17 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
+use lifeboat_core::attestation::backup_statement;
 use lifeboat_core::repository::layout::{self, Key};
+use lifeboat_core::repository::manifest::{Manifest, PackEntry};
+use lifeboat_core::repository::{Id, Sha256, to_json};
 use lifeboat_core::verify::{FindingKind, Verdict, verdict};
 use lifeboat_engine::backup::{self, ArtifactsSource, BackupRequest, Protection};
 use lifeboat_engine::keys::Identities;
 use lifeboat_engine::progress::Unwatched;
 use lifeboat_engine::replicate::{self, Mode, ReplicateReport, ReplicateSettings};
 use lifeboat_engine::repository::Repository;
-use lifeboat_engine::signing::{KeyFileSigner, SigningKey, Trust};
+use lifeboat_engine::signing::{KeyFileSigner, Signer as _, SigningKey, Trust};
 use lifeboat_engine::store::{
     Access, Alone, Journal, Listed, Member, MemoryStore, NoteKind, ObjectWriter, Part, ReplicaError, Store, StoreError, journal_of,
     open_members,
@@ -607,6 +610,84 @@ fn damage_in_a_replica_is_healed_and_damage_in_the_source_is_not_spread() {
     assert!(healed.healed.count == 1 && healed.findings.is_empty(), "{healed:#?}");
     assert!(world.replicate(&fresh, Mode::Listings).unwrap().findings.is_empty());
     assert_eq!(fresh.keys(), keys);
+}
+
+#[test]
+fn c109_what_the_source_has_lost_keeps_back_what_names_it() {
+    let world = World::new(Part::BestEffort, Part::BestEffort);
+    world.back_up(&world.open(Access::Write).unwrap()).unwrap();
+    // Something that only a later run and a later head name.
+    world.artifact("builds/later", "later");
+    let second = world.back_up(&world.open(Access::Write).unwrap()).unwrap();
+    let manifest = format!("{second}/manifest.json");
+    let newest = String::from_utf8(world.places[0].inner.get(&key(&manifest), 1 << 20).unwrap()).unwrap();
+    let keys = world.places[0].keys();
+    for prefix in ["artifacts/blobs/", "artifacts/records/", "artifacts/catalog/"] {
+        for lost in keys.iter().filter(|text| text.starts_with(prefix)) {
+            let bytes = world.places[0].inner.get(&key(lost), 1 << 30).unwrap();
+            world.places[0].inner.damage(&key(lost), None);
+            for mode in [Mode::Listings, Mode::Content] {
+                let fresh = Place::new("fresh");
+                for round in 0..2 {
+                    let report = world.replicate(&fresh, mode).unwrap();
+                    let what = format!("{lost}, {mode:?}, {round}");
+                    assert!(report.findings.iter().any(|finding| finding.problem.contains(lost)), "{what}: {report:#?}");
+                    // A run that was merged into another is named by the first backup alone.
+                    if !lost.starts_with("artifacts/catalog/") || newest.contains(lost.rsplit('/').next().unwrap()) {
+                        let has = |text: &str| text == manifest || text.starts_with("artifacts/heads/");
+                        assert!(!fresh.keys().iter().any(|text| has(text)), "{what}");
+                    }
+                    world.assert_whole(&fresh, &what);
+                }
+            }
+            world.places[0].inner.damage(&key(lost), Some(bytes));
+        }
+    }
+    let fresh = Place::new("fresh");
+    assert!(world.replicate(&fresh, Mode::Listings).unwrap().findings.is_empty());
+    assert_eq!(fresh.keys(), keys);
+    // What both have lost is told by whoever looks at everything.
+    let lost = keys.iter().find(|text| text.starts_with("artifacts/catalog/")).unwrap();
+    for place in [&world.places[0], &fresh] {
+        place.inner.damage(&key(lost), None);
+    }
+    let checked = world.replicate(&fresh, Mode::Check).unwrap();
+    assert!(checked.findings.iter().any(|finding| finding.object == *lost && finding.kind == FindingKind::Missing), "{checked:#?}");
+}
+
+#[test]
+fn c109_a_manifest_does_not_come_without_a_pack_that_the_source_has_lost() {
+    let world = World::new(Part::BestEffort, Part::BestEffort);
+    let id = world.back_up(&world.open(Access::Write).unwrap()).unwrap().parse().unwrap();
+    // The same backup with a pack, signed again.
+    let source = &world.places[0].inner;
+    let mut manifest = Manifest::decode(&source.get(&layout::manifest(&id), 1 << 20).unwrap()).unwrap();
+    let bytes = b"a pack".as_slice();
+    let (sha256, pack_id) = (Sha256::of(bytes), Id([7; 16]));
+    manifest.packs.push(PackEntry { sha256, id: pack_id, bytes: bytes.len() as u64 });
+    let json = to_json(&manifest);
+    let statement = backup_statement(&id.to_string(), Sha256::of(&json).0, serde_json::Value::Null);
+    let bundle = world.signer.sign_statement(&statement.to_bytes()).unwrap();
+    source.damage(&layout::manifest(&id), Some(json));
+    source.damage(&layout::manifest_bundle(&id), Some(bundle.into_bytes()));
+    for mode in [Mode::Listings, Mode::Content] {
+        let fresh = Place::new("fresh");
+        for _ in 0..2 {
+            let report = world.replicate(&fresh, mode).unwrap();
+            let lost = layout::pack(sha256);
+            assert!(report.findings.iter().any(|finding| finding.problem.contains(lost.as_str())), "{mode:?}: {report:#?}");
+            assert!(!fresh.keys().contains(layout::manifest(&id).as_str()), "{mode:?}");
+        }
+        source.create(&layout::pack(sha256), bytes).unwrap();
+        assert!(world.replicate(&fresh, mode).unwrap().findings.is_empty(), "{mode:?}");
+        assert_eq!(fresh.keys(), world.places[0].keys());
+        // Lost in both, later.
+        for place in [source, &fresh.inner] {
+            place.damage(&layout::pack(sha256), None);
+        }
+        let report = world.replicate(&fresh, Mode::Check).unwrap();
+        assert!(report.findings.len() == 1 && report.findings[0].kind == FindingKind::Missing, "{mode:?}: {report:#?}");
+    }
 }
 
 #[test]

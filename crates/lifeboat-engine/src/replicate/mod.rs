@@ -3,18 +3,20 @@
 
 mod examine;
 
-use std::collections::BTreeSet;
-use std::sync::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, RwLock};
 
+use lifeboat_core::prune::KeptSet;
 use lifeboat_core::replicate::{self as planning, Differences, Look, Stage, Verdict, judge};
+use lifeboat_core::repository::artifact::{self, Head};
 use lifeboat_core::repository::layout::{self, Key};
 use lifeboat_core::repository::manifest::Manifest;
 use lifeboat_core::repository::{Descriptor, FormatError, Id};
 use lifeboat_core::verify::{Finding, FindingKind};
 use serde::Serialize;
 
-use crate::artifacts::{ArtifactSet, Capped};
+use crate::artifacts::{ArtifactError, ArtifactSet, Capped, MAX_HEAD_BYTES};
 use crate::progress::Progress;
 use crate::repository::{MAX_DOCUMENT_BYTES, MAX_MANIFEST_BYTES};
 use crate::signing::Trust;
@@ -223,7 +225,10 @@ fn regions(source: &dyn Store, target: &dyn Store) -> Result<Vec<Region>, StoreE
         }
         committed.push(Region { prefix: prefix.clone(), snapshot: Some(objects) });
     }
-    let heads = Region { prefix: layout::ARTIFACT_HEADS.to_owned(), snapshot: Some(listing(source, layout::ARTIFACT_HEADS)?) };
+    let of_names =
+        |prefix: &str| -> Result<Region, StoreError> { Ok(Region { prefix: prefix.to_owned(), snapshot: Some(listing(source, prefix)?) }) };
+    let heads = of_names(layout::ARTIFACT_HEADS)?;
+    let runs = of_names(layout::ARTIFACT_RUNS)?;
     let mut regions = Vec::new();
     let region = |prefix: String| Region { prefix, snapshot: None };
     for parent in ["packs/", "artifacts/blobs/", "wal/", "artifacts/records/"] {
@@ -231,7 +236,7 @@ fn regions(source: &dyn Store, target: &dyn Store) -> Result<Vec<Region>, StoreE
         // Most of the WAL stands in the directories of its timelines; what stands beside them is few.
         regions.extend(names.iter().map(|name| region(format!("{parent}{name}"))));
     }
-    regions.push(region("artifacts/catalog/".to_owned()));
+    regions.push(runs);
     regions.push(heads);
     // Before manifests, each of which carries a checkpoint of it.
     regions.push(region(layout::AUDIT.to_owned()));
@@ -312,7 +317,7 @@ pub fn run(
         ));
         return Ok(report);
     }
-    let run = Run {
+    let mut run = Run {
         source,
         target,
         settings,
@@ -324,13 +329,20 @@ pub fn run(
             .filter_map(|entry| if let Entry::Put(key) = entry { Some(key.clone()) } else { None })
             .collect(),
         refused: Mutex::default(),
+        gone: BTreeSet::new(),
+        runs: BTreeMap::new(),
+        present: None,
+        newest_head: None,
+        judged: Mutex::default(),
         report: Mutex::default(),
     };
     progress.phase("replicate");
     if settings.mode == Mode::Missed && !missed.everything {
         run.journaled()?;
     } else {
-        for region in regions(source, target)? {
+        let regions = regions(source, target)?;
+        run.look_ahead(&regions)?;
+        for region in regions {
             run.region(&region, &missed)?;
         }
     }
@@ -366,6 +378,16 @@ struct Run<'a> {
     written_down: BTreeSet<Key>,
     /// What the target lacks when this run is over: nothing that names it is copied.
     refused: Mutex<BTreeSet<Key>>,
+    /// What the journal says that the target missed, and that neither side has.
+    gone: BTreeSet<Key>,
+    /// The catalog runs that heads and manifests describe which are about to be copied.
+    runs: BTreeMap<Key, artifact::Run>,
+    /// Blobs and records that the target has, or gets unless they are refused; `None`: nobody needs to know, or nothing was listed.
+    present: Option<RwLock<KeptSet>>,
+    /// The newest head of the source when the run began, whose runs must be there before any head: older ones may name runs that were pruned.
+    newest_head: Option<u64>,
+    /// Why manifests wait: asked once for a manifest and its signature.
+    judged: Mutex<BTreeMap<Key, Option<String>>>,
     report: Mutex<ReplicateReport>,
 }
 
@@ -388,6 +410,7 @@ impl Run<'_> {
 
     fn region(&self, region: &Region, missed: &Missed) -> Result<(), ReplicateError> {
         let found = region.differences(self.source, self.target)?;
+        self.will_be_there(region, &found);
         let deleted: BTreeSet<&Key> = deletions(missed).collect();
         self.report(|report| {
             report.alike += found.alike.len() as u64;
@@ -401,16 +424,80 @@ impl Run<'_> {
         self.stages(jobs)
     }
 
+    /// Looks at what will be copied of heads and manifests: what has to be there by then can be told from listings that are made anyway, and
+    /// an object that the source has lost is in none of them.
+    fn look_ahead(&mut self, regions: &[Region]) -> Result<(), ReplicateError> {
+        if !self.changes {
+            return Ok(());
+        }
+        let snapshot = |prefix: &'static str| {
+            regions.iter().filter(move |region| region.prefix == prefix).filter_map(|region| region.snapshot.as_ref()).flatten()
+        };
+        self.newest_head = snapshot(layout::ARTIFACT_HEADS).filter_map(|(key, _)| layout::number_of(key)).max();
+        let theirs: BTreeSet<Key> = listing(self.target, layout::ARTIFACT_RUNS)?.into_iter().map(|(key, _)| key).collect();
+        if snapshot(layout::ARTIFACT_RUNS).all(|(key, _)| theirs.contains(key)) {
+            // A run that is there came behind what it names.
+            return Ok(());
+        }
+        if let Some(number) = self.newest_head {
+            self.describe(&layout::artifact_head(number))?;
+        }
+        for (key, _) in regions.iter().filter_map(|region| region.snapshot.as_ref()).flatten() {
+            if Stage::of(key) == Some(Stage::Manifest) && !is_there(self.target, key)? {
+                self.describe(key)?;
+            }
+        }
+        self.runs.retain(|key, _| !theirs.contains(key));
+        self.present = Some(RwLock::default());
+        Ok(())
+    }
+
+    /// Takes down the runs that a head or a manifest of the source names. What cannot be read is found when it is copied.
+    fn describe(&mut self, key: &Key) -> Result<(), ReplicateError> {
+        let runs = match Stage::of(key) {
+            Some(Stage::Head) => read(self.source, key, MAX_HEAD_BYTES)?.and_then(|bytes| Head::decode(&bytes).ok()).map(|head| head.runs),
+            Some(Stage::Manifest) => read(self.source, key, MAX_MANIFEST_BYTES)?
+                .and_then(|bytes| Manifest::decode(&bytes).ok())
+                .and_then(|manifest| manifest.artifacts)
+                .map(|artifacts| artifacts.runs),
+            _ => None,
+        };
+        self.runs.extend(runs.into_iter().flatten().map(|run| (layout::artifact_run(run.sha256), run)));
+        Ok(())
+    }
+
+    /// Takes down what the target has of a region, or is about to get.
+    fn will_be_there(&self, region: &Region, found: &Differences) {
+        let Some(present) = &self.present else { return };
+        let mut present = present.write().expect("no panic while held");
+        if [layout::ARTIFACT_BLOBS, "artifacts/records/"].iter().any(|prefix| region.prefix.starts_with(prefix)) {
+            found.missing.iter().chain(&found.alike).for_each(|(key, _)| present.insert_key(key));
+            found.resized.iter().for_each(|(key, ..)| present.insert_key(key));
+            found.extra.iter().for_each(|key| present.insert_key(key));
+        } else {
+            present.seal();
+        }
+    }
+
     /// What the journal names, without looking at anything else. What names other objects goes only where they are (`is_complete`).
-    fn journaled(&self) -> Result<(), ReplicateError> {
+    fn journaled(&mut self) -> Result<(), ReplicateError> {
         let mut jobs = Vec::new();
+        let mut gone = BTreeSet::new();
         for key in self.written_down.iter().filter(|key| Stage::of(key).is_some()) {
             match self.source.length(key) {
                 Ok(bytes) => jobs.push((key.clone(), bytes)),
-                // Deleted since.
-                Err(StoreError::NotFound { .. }) => {}
+                // Deleted since, or lost: what names it tells.
+                Err(StoreError::NotFound { .. }) => {
+                    if Stage::is_named(key) && !is_there(self.target, key)? {
+                        gone.insert(key.clone());
+                    }
+                }
                 Err(error) => return Err(error.into()),
             }
+        }
+        self.gone = gone;
+        for (key, _) in &jobs {
+            self.describe(key)?;
         }
         jobs.sort_by(|(a, _), (b, _)| (Stage::of(a), a).cmp(&(Stage::of(b), b)));
         self.stages(jobs)
@@ -464,6 +551,7 @@ impl Run<'_> {
         let here = examine(self.source, key, trust, &mut |_| Ok(()))?;
         self.report(|report| report.compared += 1);
         match judge(&here, &there) {
+            Verdict::Same if Stage::of(key) == Some(Stage::Manifest) => self.look_behind(key)?,
             Verdict::Same | Verdict::Gone => {}
             Verdict::Copy => {
                 self.refuse(key);
@@ -522,6 +610,8 @@ impl Run<'_> {
                 report.copied += 1;
                 report.copied_bytes += bytes;
             }),
+            // It was there a moment ago: what names it must not come without it.
+            Look::Absent if Stage::is_named(key) => self.refuse(key),
             Look::Absent => {}
             Look::Damaged(problem) => {
                 self.refuse(key);
@@ -548,6 +638,7 @@ impl Run<'_> {
     /// Why something that names others must not be brought yet (c109).
     fn must_wait(&self, key: &Key) -> Result<Option<String>, ReplicateError> {
         match Stage::of(key) {
+            Some(Stage::Run) => self.run_must_wait(key),
             Some(Stage::Head) => {
                 let number = layout::number_of(key).unwrap_or(0);
                 let artifacts = |refused: &BTreeSet<Key>| refused.iter().find(|key| key.as_str().starts_with("artifacts/")).cloned();
@@ -557,7 +648,7 @@ impl Run<'_> {
                 if self.settings.mode == Mode::Missed && number > 1 && !is_there(self.target, &layout::artifact_head(number - 1))? {
                     return Ok(Some("the head before it is not there: lifeboat replicate without --missed brings both".into()));
                 }
-                Ok(None)
+                self.runs_are_there(self.newest_head.unwrap_or(number))
             }
             Some(Stage::Bundle) => {
                 let id = key.as_str().split('/').next().and_then(|id| id.parse().ok());
@@ -568,7 +659,55 @@ impl Run<'_> {
         }
     }
 
+    /// Asks for what a run names. It may have been lost without a trace: then it is in no listing, and nobody refused it.
+    fn run_must_wait(&self, key: &Key) -> Result<Option<String>, ReplicateError> {
+        let Some(run) = self.runs.get(key) else { return Ok(None) };
+        let refused = self.refused.lock().expect("no panic while held").clone();
+        if self.present.is_none() && self.gone.is_empty() && refused.is_empty() {
+            return Ok(None);
+        }
+        let present = self.present.as_ref().map(|present| present.read().expect("no panic while held"));
+        let comes = |key: &Key| {
+            !refused.contains(key) && !self.gone.contains(key) && present.as_ref().is_none_or(|present| present.contains_key(key))
+        };
+        for entry in ArtifactSet::new(self.source, vec![run.clone()]).entries("") {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(ArtifactError::Store(error)) => return Err(error.into()),
+                // Whoever copies it finds out what is wrong with it.
+                Err(_) => return Ok(None),
+            };
+            let named = [layout::artifact_blob(entry.sha256), layout::artifact_record(&entry.name, &entry.version)];
+            if let Some(lacking) = named.into_iter().find(|key| !comes(key)) {
+                return Ok(Some(format!("{lacking} is not there")));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether the target has the runs of a head.
+    fn runs_are_there(&self, number: u64) -> Result<Option<String>, ReplicateError> {
+        let bytes = read(self.source, &layout::artifact_head(number), MAX_HEAD_BYTES)?;
+        let Some(head) = bytes.and_then(|bytes| Head::decode(&bytes).ok()) else { return Ok(None) };
+        for run in head.runs.iter().map(|run| layout::artifact_run(run.sha256)) {
+            let is_lost = if self.settings.mode == Mode::Missed { self.gone.contains(&run) } else { !is_there(self.target, &run)? };
+            if is_lost {
+                return Ok(Some(format!("{run} is not there")));
+            }
+        }
+        Ok(None)
+    }
+
     fn backup_must_wait(&self, manifest: &Key) -> Result<Option<String>, ReplicateError> {
+        if let Some(judged) = self.judged.lock().expect("no panic while held").get(manifest) {
+            return Ok(judged.clone());
+        }
+        let problem = self.judge_backup(manifest)?;
+        self.judged.lock().expect("no panic while held").insert(manifest.clone(), problem.clone());
+        Ok(problem)
+    }
+
+    fn judge_backup(&self, manifest: &Key) -> Result<Option<String>, ReplicateError> {
         let bytes = match self.source.get(manifest, MAX_MANIFEST_BYTES) {
             Ok(bytes) => bytes,
             // A signature whose backup did not finish: it is of no use there either.
@@ -594,20 +733,35 @@ impl Run<'_> {
                 }
             }
         }
-        if self.settings.mode == Mode::Missed { self.is_complete(&manifest) } else { Ok(None) }
+        self.is_complete(&manifest)
     }
 
-    /// Asks the target for everything that a manifest names: the journal alone proves nothing.
+    /// Asks the target for everything that a manifest names: neither the journal nor a listing of the source says what the source has lost.
     fn is_complete(&self, manifest: &Manifest) -> Result<Option<String>, ReplicateError> {
-        let objects = manifest.sealed_objects().filter_map(|object| Key::parse(object).ok());
-        let packs = manifest.packs.iter().map(|pack| layout::pack(pack.sha256));
-        let head = manifest.artifacts.as_ref().map(|artifacts| artifacts.head).filter(|head| *head > 0);
-        for key in objects.chain(packs).chain(head.map(layout::artifact_head)) {
+        let missed = self.settings.mode == Mode::Missed;
+        // Its head stands for all that its runs name, where nobody looked for that.
+        let head = manifest.artifacts.as_ref().map(|artifacts| artifacts.head).filter(|head| missed && *head > 0);
+        for key in planning::named(manifest).chain(head.map(layout::artifact_head)) {
             if !is_there(self.target, &key)? {
-                return Ok(Some(format!("{key} is not there: lifeboat replicate without --missed brings both")));
+                let hint = if missed { ": lifeboat replicate without --missed brings both" } else { "" };
+                return Ok(Some(format!("{key} is not there{hint}")));
             }
         }
         Ok(None)
+    }
+
+    /// A manifest that is the same on both sides: what it names may be lost on both.
+    fn look_behind(&self, manifest: &Key) -> Result<(), ReplicateError> {
+        let bytes = read(self.target, manifest, MAX_MANIFEST_BYTES)?;
+        let Some(named) = bytes.and_then(|bytes| Manifest::decode(&bytes).ok()) else { return Ok(()) };
+        for key in planning::named(&named) {
+            let told = self.refused.lock().expect("no panic while held").contains(&key);
+            if !told && !is_there(self.target, &key)? {
+                self.refuse(&key);
+                self.find(FindingKind::Missing, &key, self.target, format!("it is not there, and {manifest} names it"));
+            }
+        }
+        Ok(())
     }
 
     fn catch_up_on_deletions(&self, missed: &Missed) -> Result<(), ReplicateError> {
@@ -619,6 +773,16 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// The bytes of a document; `None`: it is not there, or longer than any.
+fn read(store: &dyn Store, key: &Key, limit: u64) -> Result<Option<Vec<u8>>, StoreError> {
+    match store.get(key, limit) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::FileTooLarge => Ok(None),
+        Err(error) if error.is_absence() => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
