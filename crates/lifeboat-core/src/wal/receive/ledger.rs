@@ -60,8 +60,10 @@ struct Held {
     written: u64,
     /// Bytes from the first on that are durable in the spool.
     synced: u64,
-    /// Nothing more will come: the timeline ends in it.
+    /// Nothing more will come: the timeline ends in it, or what follows is lost.
     closed: bool,
+    /// What is missing before it will not come.
+    apart: bool,
     /// Pieces in the repository.
     stored: Prefix,
     /// Bytes from the first on that are stored or on their way.
@@ -79,6 +81,7 @@ impl Held {
             written: 0,
             synced: 0,
             closed: false,
+            apart: false,
             stored: Prefix::default(),
             assigned: 0,
             in_flight: 0,
@@ -139,9 +142,27 @@ impl Ledger {
         self.held.iter_mut().find(|held| held.segment == segment)
     }
 
-    /// All before this is in the repository, or was never ours to bring there.
+    /// The stream begins here: all before this is in the repository, or in the book, or was never ours to bring there. What the book has
+    /// behind it comes again, with all that is missing between.
     pub fn begin_at(&mut self, position: Position) {
-        self.before = Some(position);
+        let segment = Segment::containing(position.timeline, position.lsn, self.size);
+        // What waits in the spool is not stored because the stream begins behind it.
+        let front = self.held.front().map(|held| self.end_of(held, 0));
+        self.before = Some(front.map_or(position, |front| position.min(front)));
+        self.go_on_at(segment);
+        for held in self.held.iter_mut().filter(|held| held.segment.timeline == segment.timeline && held.segment >= segment) {
+            held.closed = false;
+            held.apart &= held.segment == segment;
+        }
+    }
+
+    /// What is missing before this segment will not come: it is lost, or not ours to bring.
+    pub fn go_on_at(&mut self, segment: Segment) {
+        let size = self.size;
+        for held in self.held.iter_mut().filter(|held| held.segment < segment && !held.is_complete(size)) {
+            held.closed = true;
+        }
+        self.entry(segment).apart = true;
     }
 
     /// The first bytes of a segment are written, up to this offset. Less than before changes nothing: a stream begins again at the start of
@@ -196,7 +217,19 @@ impl Ledger {
             },
         );
         let in_flight: usize = self.held.iter().map(|held| held.in_flight).sum();
-        let held = self.held.iter_mut().find(|held| !held.is_safe(size))?;
+        let mut end = self.before;
+        let mut first = None;
+        for (at, held) in self.held.iter().enumerate() {
+            if self.is_hole(end, held) {
+                return None;
+            }
+            if !held.is_safe(size) {
+                first = Some(at);
+                break;
+            }
+            end = end.max(Some(self.end_of(held, held.written)));
+        }
+        let held = self.held.get_mut(first?)?;
         if held.whole == Whole::Busy {
             return None;
         }
@@ -247,7 +280,8 @@ impl Ledger {
         match work {
             Work::Piece { from, to, .. } => {
                 held.stored.add(u64::from(from), u64::from(to));
-                held.in_flight -= 1;
+                // One that flew when its segment was done and was begun anew is not counted.
+                held.in_flight = held.in_flight.saturating_sub(1);
             }
             Work::Whole(_) => held.whole = Whole::Stored,
         }
@@ -258,7 +292,7 @@ impl Ledger {
         let Some(held) = self.find(work.segment()) else { return };
         match work {
             Work::Piece { from, .. } => {
-                held.in_flight -= 1;
+                held.in_flight = held.in_flight.saturating_sub(1);
                 // What others have on their way behind it is stored twice at worst, and is the same.
                 held.assigned = held.assigned.min(u64::from(from)).max(held.stored.end());
                 held.pieced = None;
@@ -270,7 +304,7 @@ impl Ledger {
     /// Takes out the segments with which nothing is left to do: their files can go.
     pub fn take_done(&mut self) -> Vec<Segment> {
         let mut done = Vec::new();
-        while self.held.front().is_some_and(|held| held.is_done(self.size)) {
+        while self.held.front().is_some_and(|held| held.is_done(self.size) && !self.is_hole(self.before, held)) {
             let held = self.held.pop_front().expect("just looked at");
             self.before = Some(self.end_of(&held, held.written));
             done.push(held.segment);
@@ -282,9 +316,18 @@ impl Ledger {
         Position { timeline: held.segment.timeline, lsn: Lsn(held.segment.start(self.size).0 + bytes) }
     }
 
+    /// Whether bytes are still to come between `end`, where all joins, and a segment.
+    fn is_hole(&self, end: Option<Position>, held: &Held) -> bool {
+        let start = self.end_of(held, 0);
+        !held.apart && end.is_some_and(|end| end.timeline == start.timeline && end < start)
+    }
+
     fn prefix(&self, bytes: impl Fn(&Held) -> u64) -> Option<Position> {
         let mut at = self.before;
         for held in &self.held {
+            if self.is_hole(at, held) {
+                break;
+            }
             let bytes = bytes(held).min(held.written);
             // The first segment of a timeline has the bytes of its parent up to the switch: they do not take anything back.
             at = at.max(Some(self.end_of(held, bytes)));
@@ -364,6 +407,10 @@ mod tests {
 
     fn lsn(position: Option<Position>) -> u64 {
         position.expect("it began").lsn.0
+    }
+
+    fn position(number: u64) -> Position {
+        Position { timeline: Timeline(1), lsn: segment(number).start(size()) }
     }
 
     const NOW: Duration = Duration::from_secs(100);
@@ -459,13 +506,68 @@ mod tests {
         assert_eq!(lsn(ledger.synced_until()), 3 * MIB + 100, "the repository still has these");
     }
 
+    #[test]
+    fn c058_c059_a_restart_acknowledges_nothing_that_is_only_in_the_spool() {
+        let mut ledger = Ledger::new(size(), Pieces::AtOnce { most: 2 }, MIB);
+        for (number, bytes) in [(5, MIB), (6, MIB), (7, 100)] {
+            ledger.wrote(segment(number), bytes);
+        }
+        ledger.begin_at(position(7));
+        assert_eq!(lsn(ledger.stored_until()), 5 * MIB);
+        assert_eq!(ledger.next(NOW, false), Some(Work::Whole(segment(5))));
+        ledger.stored(Work::Whole(segment(5)));
+        assert_eq!(lsn(ledger.stored_until()), 6 * MIB);
+    }
+
+    #[test]
+    fn c058_c059_a_hole_in_a_spool_is_not_gone_over() {
+        let mut ledger = Ledger::new(size(), Pieces::AtOnce { most: 2 }, MIB);
+        // Of the first the machine lost the end, of the second and third everything.
+        for (number, bytes) in [(5, 700), (8, MIB)] {
+            ledger.wrote(segment(number), bytes);
+            ledger.synced(segment(number), bytes);
+        }
+        ledger.close(segment(5));
+        ledger.begin_at(position(5));
+        assert_eq!(lsn(ledger.synced_until()), 5 * MIB + 700);
+        assert_eq!(ledger.next(NOW, false), piece(5, 0, 700));
+        ledger.stored(piece(5, 0, 700).unwrap());
+        assert_eq!(ledger.next(NOW, false), None, "the stream comes to it");
+        ledger.wrote(segment(5), MIB);
+        assert_eq!(ledger.next(NOW, false), piece(5, 700, 1 << 20));
+        ledger.stored(piece(5, 700, 1 << 20).unwrap());
+        ledger.synced(segment(5), MIB);
+        assert_eq!(lsn(ledger.synced_until()), 6 * MIB);
+        assert_eq!(ledger.next(NOW, false), None);
+        assert_eq!(ledger.next_whole(), Some(Work::Whole(segment(5))));
+        ledger.stored(Work::Whole(segment(5)));
+        assert_eq!(ledger.take_done(), [segment(5)]);
+        assert_eq!(lsn(ledger.stored_until()), 6 * MIB, "where the next begins that is there");
+        assert_eq!(ledger.next(NOW, false), None);
+        for number in [6, 7] {
+            ledger.wrote(segment(number), MIB);
+            assert_eq!(ledger.next(NOW, false), Some(Work::Whole(segment(number))));
+            ledger.stored(Work::Whole(segment(number)));
+            assert_eq!(lsn(ledger.stored_until()), (number + 1) * MIB);
+            ledger.take_done();
+        }
+        assert_eq!(ledger.next(NOW, false), Some(Work::Whole(segment(8))));
+    }
+
     proptest! {
         /// Whatever order writing and storing take: what is reported as stored is stored, and in the end all is.
         #[test]
-        fn what_counts_as_stored_is_stored(steps in proptest::collection::vec((0u8..5, 1u64..900_000), 1..80), at_once in any::<bool>()) {
+        fn what_counts_as_stored_is_stored(steps in proptest::collection::vec((0u8..6, 1u64..900_000), 1..80), at_once in any::<bool>()) {
             let pieces = if at_once { Pieces::AtOnce { most: 3 } } else { Pieces::Every(Duration::ZERO) };
             let mut ledger = Ledger::new(size(), pieces, 300_000);
             let (mut at, mut flying, mut have): (u64, Vec<Work>, Vec<(u64, u64)>) = (MIB, Vec::new(), Vec::new());
+            // A stream that begins again comes to it again.
+            let mut most = MIB;
+            let write = |ledger: &mut Ledger, at: u64, amount: u64| {
+                let to = (at + amount).min((at / MIB + 1) * MIB);
+                ledger.wrote(segment(at / MIB), to - at / MIB * MIB);
+                to
+            };
             let land = |ledger: &mut Ledger, have: &mut Vec<(u64, u64)>, work: Work| {
                 have.push(match work {
                     Work::Piece { segment, from, to } => (segment.start(size()).0 + u64::from(from), segment.start(size()).0 + u64::from(to)),
@@ -482,9 +584,8 @@ mod tests {
             for (step, amount) in steps {
                 match step {
                     0 | 1 => {
-                        let to = (at + amount).min((at / MIB + 1) * MIB);
-                        ledger.wrote(segment(at / MIB), to - at / MIB * MIB);
-                        at = to;
+                        at = write(&mut ledger, at, amount);
+                        most = most.max(at);
                     }
                     2 => flying.extend(ledger.next(NOW, true).or_else(|| ledger.next_whole())),
                     3 if !flying.is_empty() => {
@@ -495,6 +596,11 @@ mod tests {
                         let work = flying.swap_remove(amount as usize % flying.len());
                         ledger.failed(work);
                     }
+                    // A receiver begins at the start of any segment, and writes it again from there.
+                    5 => {
+                        at = (1 + amount % (at / MIB)) * MIB;
+                        ledger.begin_at(position(at / MIB));
+                    }
                     _ => {}
                 }
                 ledger.take_done();
@@ -503,9 +609,14 @@ mod tests {
             for work in flying {
                 land(&mut ledger, &mut have, work);
             }
+            while at < most {
+                at = write(&mut ledger, at, MIB.min(most - at));
+                prop_assert!(check(&ledger, &have));
+            }
             while let Some(work) = ledger.next(NOW, true).or_else(|| ledger.next_whole()) {
                 land(&mut ledger, &mut have, work);
                 ledger.take_done();
+                prop_assert!(check(&ledger, &have));
             }
             prop_assert!(ledger.is_settled());
             prop_assert!(at == MIB || ledger.stored_until().unwrap().lsn.0 == at);

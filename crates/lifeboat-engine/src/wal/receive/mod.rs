@@ -345,6 +345,8 @@ struct Book {
     server: Stamped,
     /// Nothing lower is acknowledged on the way.
     floor: Lsn,
+    /// The timeline that a server that is followed left before the end of what we have, or never had, and where.
+    left: Option<Position>,
     /// Since when something is written that cannot be acknowledged, and nothing was since.
     stalled: Option<Instant>,
     degraded: bool,
@@ -384,6 +386,7 @@ impl Book {
             acknowledged: Stamped::new(),
             server: Stamped::new(),
             floor: Lsn::INVALID,
+            left: None,
             stalled: None,
             degraded: false,
             tried: None,
@@ -398,10 +401,11 @@ impl Book {
         let (stored, spooled) = (lsn(self.ledger.stored_until()), lsn(self.ledger.synced_until()));
         self.stored.set(stored);
         self.spooled.set(spooled);
-        let durable = match mode {
-            Mode::Stream | Mode::SyncRepository => stored,
-            Mode::SyncSpool => spooled,
-        };
+        let durable = self.durable_until(mode).map_or(Lsn::INVALID, |position| match self.left {
+            // Of what was left behind, the bytes behind this are none of the server that is followed now.
+            Some(left) if left.timeline == position.timeline => position.lsn.min(left.lsn),
+            _ => position.lsn,
+        });
         self.floor = self.floor.max(durable);
         let written = self.received.lsn;
         if self.floor >= written {
@@ -411,6 +415,14 @@ impl Book {
         }
         self.acknowledged.set(self.floor);
         self.floor
+    }
+
+    /// Up to where all is durable by the chosen rule.
+    fn durable_until(&self, mode: Mode) -> Option<Position> {
+        match mode {
+            Mode::Stream | Mode::SyncRepository => self.ledger.stored_until(),
+            Mode::SyncSpool => self.ledger.synced_until(),
+        }
     }
 
     fn status(&self) -> Status {
@@ -545,10 +557,10 @@ pub fn run(
     for found in &found.segments {
         book.ledger.wrote(found.segment, found.bytes);
     }
-    for (at, found_segment) in found.segments.iter().enumerate() {
-        // Of an older timeline, or with a hole behind it: nothing more will come.
-        if found_segment.bytes < cluster.segment_size.bytes() && at + 1 < found.segments.len() {
-            book.ledger.close(found_segment.segment);
+    for pair in found.segments.windows(2) {
+        // Of an older timeline, or with a hole behind it: nothing more will come, unless a stream begins there.
+        if pair[0].bytes < cluster.segment_size.bytes() || pair[0].segment.next() != pair[1].segment {
+            book.ledger.go_on_at(pair[1].segment);
         }
     }
     let documents = found.histories.iter().map(|timeline| Document::History(*timeline));

@@ -393,6 +393,7 @@ impl Receiver<'_> {
                 self.tell(
                     Event::new(EventKind::Forked, format!("{text}: what is behind is kept, but no longer of its history")).at(position),
                 );
+                self.book().left = Some(Position { timeline: position.timeline, lsn: fork });
                 self.abandon(place, fork);
                 position = Position { timeline: next, lsn: fork };
             }
@@ -402,6 +403,7 @@ impl Receiver<'_> {
                     return Ok(Some(text));
                 }
                 self.tell(Event::new(EventKind::Forked, format!("{text}; followed as asked")).at(position));
+                self.book().left = Some(Position { timeline: position.timeline, lsn: kept.lsn });
                 self.abandon(place, kept.lsn);
                 position = kept;
             }
@@ -421,6 +423,7 @@ impl Receiver<'_> {
             start = Position { timeline: kept.timeline, lsn: oldest };
             self.record_gap(&history, position, start, &slot)?;
             self.abandon(place, oldest);
+            self.book().ledger.go_on_at(Segment::containing(start.timeline, start.lsn, self.size()));
             position = start;
         }
         let mut book = self.book();
@@ -436,13 +439,16 @@ impl Receiver<'_> {
         Ok(None)
     }
 
-    /// What is received of the timeline so far is all that will be of it; the stream goes on elsewhere.
+    /// What is received of the timeline so far is all that will be of it; the stream goes on elsewhere, at `lsn`.
     fn abandon(&self, place: &mut Place, lsn: Lsn) {
         let mut book = self.book();
+        let durable = book.durable_until(self.request.mode);
+        // What still waits is not acknowledged before it is durable, wherever the stream goes on.
+        let waits = durable < book.ledger.written_until();
         if let Some((segment, _)) = book.ledger.open() {
             book.ledger.close(segment);
         }
-        book.floor = lsn;
+        book.floor = durable.filter(|_| waits).map_or(lsn, |durable| durable.lsn.min(lsn));
         book.received.set(lsn);
         place.open = None;
     }
