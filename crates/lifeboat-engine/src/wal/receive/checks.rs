@@ -42,6 +42,19 @@ impl Checks {
         }
     }
 
+    /// The checksum of a page and the bytes of it that are known; `None`: none are.
+    pub(super) fn page(&self, number: usize) -> Option<(u32, usize)> {
+        let start = number as u64 * PAGE_BYTES as u64;
+        let known = self.length.saturating_sub(start).min(PAGE_BYTES as u64);
+        self.pages.get(number).map(|page| (*page, known as usize))
+    }
+
+    /// Forgets all but the first pages.
+    pub(super) fn cut(&mut self, pages: usize) {
+        self.pages.truncate(pages);
+        self.length = self.length.min(pages as u64 * PAGE_BYTES as u64);
+    }
+
     /// Those of the pages that hold the bytes [from, to), as far as they are known.
     pub(super) fn covering(&self, from: u64, to: u64) -> Covering {
         let page = PAGE_BYTES as u64;
@@ -72,5 +85,12 @@ mod tests {
             assert_eq!(covering.pages, pages);
         }
         assert!(checks.covering(60_000, 70_000).pages.len() <= 1);
+        assert_eq!(checks.page(6).map(|(_, known)| known), Some(50_000 - 6 * PAGE_BYTES));
+        assert_eq!(checks.page(7), None);
+        checks.cut(7);
+        assert_eq!(checks.length(), 50_000);
+        checks.cut(2);
+        assert_eq!((checks.length(), checks.page(1).map(|(_, known)| known)), (2 * PAGE_BYTES as u64, Some(PAGE_BYTES)));
+        assert_eq!(checks.page(2), None);
     }
 }

@@ -30,7 +30,7 @@ mod stream;
 mod sync;
 mod upload;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -299,6 +299,15 @@ struct SyncJob {
     finish: bool,
 }
 
+/// What is the matter with a segment in the spool. The greater is the worse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Damage {
+    /// It could not be written further; what was written of it is there as before.
+    Unwritten,
+    /// It could not be synced or read, or does not hold what was written: no more of it counts than can be shown.
+    Unbelieved,
+}
+
 /// Something small for the repository that goes before any WAL that is received after it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Document {
@@ -323,8 +332,8 @@ struct Book {
     fatal: Option<ReceiveError>,
     /// `cluster.json` says this of the pages.
     claimed: Option<u16>,
-    /// A segment that could not be made durable.
-    broken: Option<(Segment, String)>,
+    /// Segments that the session ends for, and why.
+    broken: BTreeMap<Segment, Damage>,
     store_trouble: Option<String>,
     spool_trouble: Option<String>,
     /// How much was received when that began, and when it began.
@@ -370,7 +379,7 @@ impl Book {
             ended: false,
             fatal: None,
             claimed: None,
-            broken: None,
+            broken: BTreeMap::new(),
             store_trouble: None,
             spool_trouble: None,
             spool_failed_at: Lsn::INVALID,

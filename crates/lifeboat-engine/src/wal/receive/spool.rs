@@ -1,7 +1,7 @@
 //! Where received WAL rests until it is in the repository: files of the segment's size and place, written in order.
 //!
 //! `<segment>.open` is being written, `<segment>` is finished and durable, `<segment>.suspect` could not be synced: it is written anew
-//! beside it, and only then goes. Which bytes of an open file count after a restart follows from the file itself: all of them as long as the
+//! beside it, and only then goes. `<segment>.kept` is a copy of what can be shown of it, on its way to be `.open`. Which bytes of an open file count after a restart follows from the file itself: all of them as long as the
 //! machine runs since they were written; after a restart of the machine, where a file may be longer than what reached the disk, those up to
 //! the last record whose checksum is right.
 
@@ -16,6 +16,7 @@ use lifeboat_core::wal::record::Summarizer;
 use lifeboat_core::wal::{LONG_HEADER_BYTES, Lsn, Segment, SegmentSize, SystemId, Timeline};
 use serde::{Deserialize, Serialize};
 
+use super::checks::{Checks, PAGE_BYTES};
 use crate::store::sync_directory;
 
 /// How files are written and made durable. There is one way; tests bring disks that fail.
@@ -260,9 +261,36 @@ impl Spool {
         }
     }
 
+    /// Copies the first bytes of a segment that cannot be believed, as far as they are what was received, durably; returns what is known
+    /// of the copy.
+    pub(super) fn keep(&self, segment: Segment, size: SegmentSize, from: &File, mut checks: Checks, disk: &dyn Disk) -> io::Result<Checks> {
+        let path = self.path(segment, size, ".kept");
+        let copy = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+        let mut page = vec![0; PAGE_BYTES];
+        let mut pages = 0;
+        while let Some((crc, known)) = checks.page(pages) {
+            let at = pages as u64 * PAGE_BYTES as u64;
+            if from.read_exact_at(&mut page[..known], at).is_err() || crc32c::crc32c(&page[..known]) != crc {
+                break;
+            }
+            disk.write_at(&copy, &page[..known], at)?;
+            pages += 1;
+        }
+        checks.cut(pages);
+        disk.sync(&copy)?;
+        Ok(checks)
+    }
+
+    /// Makes that copy the file that is written.
+    pub(super) fn take_kept(&self, segment: Segment, size: SegmentSize) -> io::Result<()> {
+        let open = self.path(segment, size, ".open");
+        fs::rename(self.path(segment, size, ".kept"), &open)?;
+        sync_directory(open.parent().unwrap_or(&self.root))
+    }
+
     /// Removes a segment that is in the repository.
     pub(super) fn remove(&self, segment: Segment, size: SegmentSize) {
-        for suffix in ["", ".open", ".suspect"] {
+        for suffix in ["", ".open", ".suspect", ".kept"] {
             // What cannot be removed is found again at the next start, and compared with the repository.
             let _ = fs::remove_file(self.path(segment, size, suffix));
         }
@@ -358,6 +386,33 @@ mod tests {
         assert!(Spool::open(place.path()).unwrap().is_none());
         drop(first);
         assert!(Spool::open(place.path()).unwrap().is_some());
+    }
+
+    #[test]
+    fn c058_of_a_file_that_is_put_aside_the_part_stays_that_is_what_was_received() {
+        let place = tempfile::tempdir().unwrap();
+        let spool = Spool::open(place.path()).unwrap().unwrap();
+        let bytes: Vec<u8> = (0..3 * PAGE_BYTES as u32 + 1000).map(|n| (n / 7) as u8).collect();
+        let (file, _) = spool.open_segment(segment(3), SIZE, 0, &RealDisk).unwrap();
+        file.write_all_at(&bytes, 0).unwrap();
+        let keep = |file: &File| {
+            let mut checks = Checks::default();
+            checks.add(&bytes);
+            let kept = spool.keep(segment(3), SIZE, file, checks, &RealDisk).unwrap().length();
+            spool.suspect(segment(3), SIZE).unwrap();
+            spool.take_kept(segment(3), SIZE).unwrap();
+            let (file, there) = spool.open_segment(segment(3), SIZE, kept, &RealDisk).unwrap();
+            let mut read = vec![0; there as usize];
+            file.read_exact_at(&mut read, 0).unwrap();
+            assert_eq!(read, bytes[..there as usize]);
+            (file, there)
+        };
+        let (file, there) = keep(&file);
+        assert_eq!(there, bytes.len() as u64, "all of it");
+        // One byte of the last page but one.
+        file.write_all_at(&[bytes[2 * PAGE_BYTES + 5] ^ 1], 2 * PAGE_BYTES as u64 + 5).unwrap();
+        let (_, there) = keep(&file);
+        assert_eq!(there, 2 * PAGE_BYTES as u64);
     }
 
     #[test]

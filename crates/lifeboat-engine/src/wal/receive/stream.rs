@@ -19,7 +19,7 @@ use lifeboat_core::wal::{LONG_HEADER_BYTES, Lsn, Segment, Timeline, check_segmen
 
 use super::checks::Checks;
 use super::spool::FoundSegment;
-use super::{Activity, Document, Event, EventKind, LAST_UPLOAD, Mode, ReceiveError, Receiver, SyncJob, Wakeup};
+use super::{Activity, Damage, Document, Event, EventKind, LAST_UPLOAD, Mode, ReceiveError, Receiver, SyncJob, Wakeup};
 use crate::causes;
 use crate::postgres::{Connection, CopyBoth, CopyStart, Dsn, PgError, Purpose, Received, ReplicationFacts, Rows, Slot, SlotState};
 use crate::wal::WalError;
@@ -215,20 +215,44 @@ impl Receiver<'_> {
         }
     }
 
-    /// After a failure of the spool: what could not be made durable is put aside and will be streamed again.
+    /// After a failure of the spool: what cannot be believed is put aside and will be streamed again.
     fn heal(&self, place: &mut Place) {
+        let broken = std::mem::take(&mut self.book().broken);
+        for (segment, damage) in broken {
+            let start = Position { timeline: segment.timeline, lsn: segment.start(self.size()) };
+            place.next = place.next.min(start);
+            if damage == Damage::Unbelieved {
+                self.put_aside(segment);
+            }
+        }
+    }
+
+    /// Puts a segment aside, and keeps of it what can be shown to be what was received: bytes of it may be acknowledged, and the server that
+    /// would send them again may be lost in this moment.
+    fn put_aside(&self, segment: Segment) {
+        let size = self.size();
         let mut book = self.book();
-        let Some((segment, _)) = book.broken.take() else { return };
         book.heals += 1;
         book.ledger.distrust(segment);
-        book.files.remove(&segment);
-        book.checks.remove(&segment);
+        let file = book.files.remove(&segment);
+        let checks = book.checks.remove(&segment);
         book.syncs.retain(|job| job.segment != segment);
         drop(book);
+        let kept = match (file, checks) {
+            // A copy, for its sync tells anew whether the disk has it. Where there can be none, all is streamed again.
+            (Some(file), Some(checks)) => self.spool.keep(segment, size, &file, checks, self.request.disk).ok(),
+            _ => None,
+        };
         // Where even that fails, the file is opened and synced again, and fails again.
-        let _ = self.spool.suspect(segment, self.size());
-        let start = Position { timeline: segment.timeline, lsn: segment.start(self.size()) };
-        place.next = place.next.min(start);
+        let Ok(()) = self.spool.suspect(segment, size) else { return };
+        if let Some(checks) = kept
+            && self.spool.take_kept(segment, size).is_ok()
+        {
+            let mut book = self.book();
+            book.ledger.wrote(segment, checks.length());
+            book.ledger.synced(segment, checks.length());
+            book.checks.insert(segment, checks);
+        }
     }
 
     fn session(&self, place: &mut Place, wakeup: &Wakeup) -> Result<End, Broken> {
@@ -740,7 +764,7 @@ impl Receiver<'_> {
             let waiting = book.ledger.waiting_bytes();
             let was_paused = std::mem::replace(&mut paused, waiting >= self.request.spool_limit);
             book.activity = if paused { Activity::Paused } else { Activity::Streaming };
-            let (ended, broken) = (book.ended, book.broken.is_some());
+            let (ended, broken) = (book.ended, !book.broken.is_empty());
             // All that was received when it failed is safe, one way or the other.
             let mended = !broken && any && book.spool_trouble.is_some() && flushed >= book.spool_failed_at;
             if mended {
@@ -816,21 +840,22 @@ impl Receiver<'_> {
             {
                 check_segment_header(header, segment, size, self.cluster.system_id).map_err(WalError::from).map_err(ReceiveError::from)?;
             }
-            let failed = |error: io::Error| {
-                self.spool_broke(segment, &format!("write {}: {error}", segment.file_name(size)));
+            let failed = |action: &str, damage, error: io::Error| {
+                self.spool_broke(segment, damage, &format!("{action} {}: {error}", segment.file_name(size)));
                 Broken::Spool
             };
             let again = usize::try_from(open.there.saturating_sub(offset)).unwrap_or(usize::MAX).min(part.len());
             if again > 0 {
                 let mut there = vec![0; again];
-                open.file.read_exact_at(&mut there, offset).map_err(failed)?;
+                open.file.read_exact_at(&mut there, offset).map_err(|error| failed("read", Damage::Unbelieved, error))?;
                 if let Some(differs) = there.iter().zip(part).position(|(a, b)| a != b) {
                     let at = Position { timeline, lsn: Lsn(at.0 + differs as u64) };
                     return Err(ReceiveError::Diverged { at }.into());
                 }
             }
             if again < part.len() {
-                self.request.disk.write_at(&open.file, &part[again..], offset + again as u64).map_err(failed)?;
+                let written = self.request.disk.write_at(&open.file, &part[again..], offset + again as u64);
+                written.map_err(|error| failed("write", Damage::Unwritten, error))?;
                 // Behind the bytes: who reads them looks only at what is in here.
                 if let Some(checks) = self.book().checks.get_mut(&segment) {
                     checks.add(&part[again..]);
@@ -858,7 +883,7 @@ impl Receiver<'_> {
         let believed = self.book().ledger.written(segment);
         let opened = self.spool.open_segment(segment, size, believed, self.request.disk);
         let (file, there) = opened.map_err(|error| {
-            self.spool_broke(segment, &format!("open {}: {error}", segment.file_name(size)));
+            self.spool_broke(segment, Damage::Unbelieved, &format!("open {}: {error}", segment.file_name(size)));
             Broken::Spool
         })?;
         let file = Arc::new(file);
@@ -869,7 +894,7 @@ impl Receiver<'_> {
             while checks.length() < there {
                 let part = buffer.len().min(usize::try_from(there - checks.length()).unwrap_or(usize::MAX));
                 if let Err(error) = file.read_exact_at(&mut buffer[..part], checks.length()) {
-                    self.spool_broke(segment, &format!("read {}: {error}", segment.file_name(size)));
+                    self.spool_broke(segment, Damage::Unbelieved, &format!("read {}: {error}", segment.file_name(size)));
                     return Err(Broken::Spool);
                 }
                 checks.add(&buffer[..part]);

@@ -1,8 +1,11 @@
 //! Makes the spool durable, on a thread of its own: a disk that takes seconds must not keep keepalives from being answered.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Event, EventKind, Mode, Receiver};
+use lifeboat_core::wal::Segment;
+
+use super::{Damage, Event, EventKind, Mode, Receiver};
 
 impl Receiver<'_> {
     /// Works until the receiver ends.
@@ -21,6 +24,15 @@ impl Receiver<'_> {
             drop(book);
             let size = self.size();
             let mut result = self.request.disk.sync(&job.file);
+            // Put aside in the meantime: that says nothing of the file that has its name now.
+            let is_stale = || {
+                let book = self.book();
+                let current = book.files.get(&job.segment).is_some_and(|file| Arc::ptr_eq(file, &job.file));
+                !current && book.ledger.holds(job.segment)
+            };
+            if result.is_ok() && is_stale() {
+                continue;
+            }
             if result.is_ok() && job.finish {
                 result = self.spool.finish(job.segment, size);
             }
@@ -39,16 +51,19 @@ impl Receiver<'_> {
                 }
                 // Stored, and removed from the spool, in the meantime.
                 Err(_) if !self.book().ledger.holds(job.segment) => {}
-                Err(error) => self.spool_broke(job.segment, &format!("sync {}: {error}", job.segment.file_name(size))),
+                Err(error) => self.spool_broke(job.segment, Damage::Unbelieved, &format!("sync {}: {error}", job.segment.file_name(size))),
             }
         }
     }
 
-    /// What was written of a segment since it was synced last cannot be believed: the stream has to begin anew with it.
-    pub(super) fn spool_broke(&self, segment: lifeboat_core::wal::Segment, reason: &str) {
+    /// The stream has to begin anew with a segment.
+    pub(super) fn spool_broke(&self, segment: Segment, damage: Damage, reason: &str) {
         let mut book = self.book();
-        book.syncs.retain(|job| job.segment != segment);
-        book.broken.get_or_insert((segment, reason.to_owned()));
+        if damage == Damage::Unbelieved {
+            book.syncs.retain(|job| job.segment != segment);
+        }
+        let known = book.broken.entry(segment).or_insert(damage);
+        *known = damage.max(*known);
         let news = book.spool_trouble.replace(reason.to_owned()).is_none();
         if news {
             book.spool_failed_at = book.received.lsn;

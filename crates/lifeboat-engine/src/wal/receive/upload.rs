@@ -17,7 +17,7 @@ use lifeboat_core::wal::record::{Summarizer, Summary};
 use lifeboat_core::wal::{LONG_HEADER_BYTES, Segment, check_segment_header};
 
 use super::checks::{Covering, PAGE_BYTES};
-use super::{Document, Event, EventKind, Receiver};
+use super::{Damage, Document, Event, EventKind, Receiver};
 use crate::repository::MAX_DOCUMENT_BYTES;
 use crate::store::StoreError;
 use crate::wal::{WalError, WalWriter};
@@ -257,7 +257,7 @@ impl Receiver<'_> {
         file.read_exact_at(&mut bytes, start)?;
         if bytes.chunks(PAGE_BYTES).zip(&pages).any(|(page, crc)| crc32c::crc32c(page) != *crc) {
             let reason = format!("{}: it does not hold what was written", segment.file_name(self.size()));
-            self.spool_broke(segment, &reason);
+            self.spool_broke(segment, Damage::Unbelieved, &reason);
             return Err(invalid(reason));
         }
         let skip = usize::try_from(from - start).map_err(io::Error::other)?;
