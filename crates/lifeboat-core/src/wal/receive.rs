@@ -139,6 +139,30 @@ pub fn stream_start(lsn: Lsn, size: SegmentSize) -> Lsn {
     Lsn(lsn.0 - lsn.0 % size.bytes())
 }
 
+/// What of the bytes [from, to) of a timeline is not there, in order; `start_of` tells how many of a segment's bytes are, from its first on.
+pub fn missing<E>(
+    timeline: Timeline,
+    (from, to): (Lsn, Lsn),
+    size: SegmentSize,
+    mut start_of: impl FnMut(Segment) -> Result<u64, E>,
+) -> Result<Vec<(Lsn, Lsn)>, E> {
+    let mut all: Vec<(Lsn, Lsn)> = Vec::new();
+    let mut at = from;
+    while at < to {
+        let segment = Segment::containing(timeline, at, size);
+        let start = segment.start(size);
+        let end = segment.next().start(size).min(to);
+        let first = at.max(Lsn(start.0 + start_of(segment)?));
+        match all.last_mut() {
+            Some(last) if last.1 == first => last.1 = end,
+            _ if first < end => all.push((first, end)),
+            _ => {}
+        }
+        at = end;
+    }
+    Ok(all)
+}
+
 /// What a server is to a receiver that has WAL already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Relation {
@@ -238,6 +262,26 @@ mod tests {
         // Other timelines do not count.
         assert_eq!(inventory(&[whole(1), piece(2, 9, 0, 4)]).safe_until(Timeline(1), None), Some(Lsn(2 * SEGMENT)));
         assert_eq!(inventory(&[whole(1), piece(2, 9, 0, 4)]).timeline(), Some(Timeline(2)));
+    }
+
+    #[test]
+    fn what_is_there_is_not_missing() {
+        let of = |from: u64, to: u64, there: &[(u64, u64)]| {
+            let start_of =
+                |segment: Segment| Ok::<u64, ()>(there.iter().find(|(number, _)| *number == segment.number).map_or(0, |(_, bytes)| *bytes));
+            missing(Timeline(1), (Lsn(from), Lsn(to)), SIZE, start_of)
+                .unwrap()
+                .into_iter()
+                .map(|(from, to)| (from.0, to.0))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(of(5, 5, &[]), []);
+        assert_eq!(of(SEGMENT + 5, 4 * SEGMENT, &[]), [(SEGMENT + 5, 4 * SEGMENT)]);
+        assert_eq!(of(SEGMENT + 5, 4 * SEGMENT, &[(1, SEGMENT), (2, SEGMENT), (3, SEGMENT)]), []);
+        assert_eq!(of(SEGMENT + 5, 4 * SEGMENT, &[(2, SEGMENT)]), [(SEGMENT + 5, 2 * SEGMENT), (3 * SEGMENT, 4 * SEGMENT)]);
+        assert_eq!(of(SEGMENT, 4 * SEGMENT, &[(1, 10), (2, 7)]), [(SEGMENT + 10, 2 * SEGMENT), (2 * SEGMENT + 7, 4 * SEGMENT)]);
+        assert_eq!(of(SEGMENT + 5, SEGMENT + 9, &[(1, 7)]), [(SEGMENT + 7, SEGMENT + 9)]);
+        assert_eq!(of(SEGMENT + 5, SEGMENT + 9, &[(1, 9)]), []);
     }
 
     #[test]

@@ -92,6 +92,13 @@ pub enum RecordError {
     },
 }
 
+impl Summary {
+    /// Whether it is that of a finished segment: one that is full of records, or ends with a switch.
+    pub fn is_full(&self, segment: Segment, size: SegmentSize) -> bool {
+        self.switched || self.tail || self.end == Some(segment.next().start(size))
+    }
+}
+
 /// Makes the [`Summary`] of a segment from its bytes, given in order and in any cut. Bytes beyond the segment's size are not looked at.
 #[derive(Debug, Clone)]
 pub struct Summarizer {

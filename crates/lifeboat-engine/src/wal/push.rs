@@ -701,8 +701,7 @@ fn summarise(file: WalFile, name: &str, size: SegmentSize, found: Result<Summary
         Err(error) => return (None, Some(format!("{name} is stored without a summary: {error}"))),
     };
     let WalFile::Segment(segment) = file else { return (Some(summary), None) };
-    let is_full = summary.switched || summary.tail || summary.end == Some(segment.next().start(size));
-    let warning = (!is_full).then(|| {
+    let warning = (!summary.is_full(segment, size)).then(|| {
         let end = summary.end.unwrap_or(segment.start(size));
         format!("{name} is stored, but its records end at {end}, before the segment does: recovery may not get past it, take a new backup")
     });

@@ -151,18 +151,22 @@ impl Ledger {
         self.before = Some(front.map_or(position, |front| position.min(front)));
         self.go_on_at(segment);
         for held in self.held.iter_mut().filter(|held| held.segment.timeline == segment.timeline && held.segment >= segment) {
-            held.closed = false;
             held.apart &= held.segment == segment;
         }
     }
 
-    /// What is missing before this segment will not come: it is lost, or not ours to bring.
+    /// What is missing before this segment will not come: it is lost, or not ours to bring. It and what is behind it may still grow.
     pub fn go_on_at(&mut self, segment: Segment) {
         let size = self.size;
-        for held in self.held.iter_mut().filter(|held| held.segment < segment && !held.is_complete(size)) {
-            held.closed = true;
-        }
         self.entry(segment).apart = true;
+        for held in &mut self.held {
+            if held.segment < segment {
+                held.apart = true;
+                held.closed |= !held.is_complete(size);
+            } else if held.segment.timeline == segment.timeline {
+                held.closed = false;
+            }
+        }
     }
 
     /// The first bytes of a segment are written, up to this offset. Less than before changes nothing: a stream begins again at the start of
@@ -552,6 +556,26 @@ mod tests {
             ledger.take_done();
         }
         assert_eq!(ledger.next(NOW, false), Some(Work::Whole(segment(8))));
+    }
+
+    #[test]
+    fn c056_what_the_server_no_longer_has_of_a_damaged_segment_is_not_waited_for() {
+        let mut ledger = Ledger::new(size(), Pieces::Every(Duration::from_secs(5)), MIB);
+        ledger.begin_at(position(5));
+        for (number, bytes) in [(5, MIB), (6, MIB), (7, 100)] {
+            ledger.wrote(segment(number), bytes);
+        }
+        ledger.distrust(segment(5));
+        assert_eq!(ledger.next(NOW, true), None, "it is streamed again");
+        ledger.go_on_at(segment(7));
+        assert_eq!(ledger.next(NOW, true), Some(Work::Whole(segment(6))));
+        ledger.stored(Work::Whole(segment(6)));
+        assert_eq!(ledger.take_done(), [segment(5), segment(6)]);
+        ledger.wrote(segment(7), 200);
+        assert_eq!(ledger.next(NOW, true), piece(7, 0, 200));
+        ledger.stored(piece(7, 0, 200).unwrap());
+        assert!(ledger.take_done().is_empty(), "more of it comes");
+        assert_eq!(lsn(ledger.stored_until()), 7 * MIB + 200);
     }
 
     proptest! {

@@ -248,17 +248,19 @@ impl Spool {
         sync_directory(finished.parent().unwrap_or(&self.root))
     }
 
-    /// Puts a segment aside that could not be written or synced.
+    /// Puts a segment aside that could not be synced, or does not hold what it should, finished or not.
     pub(super) fn suspect(&self, segment: Segment, size: SegmentSize) -> io::Result<()> {
-        let (open, suspect) = (self.path(segment, size, ".open"), self.path(segment, size, ".suspect"));
-        let longer = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
-        if longer(&open) < longer(&suspect) {
-            return fs::remove_file(open);
+        let suspect = self.path(segment, size, ".suspect");
+        let length = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
+        for suffix in ["", ".open"] {
+            let path = self.path(segment, size, suffix);
+            let outcome = if length(&path) < length(&suspect) { fs::remove_file(&path) } else { fs::rename(&path, &suspect) };
+            match outcome {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => other?,
+            }
         }
-        match fs::rename(open, suspect) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
+        Ok(())
     }
 
     /// Copies the first bytes of a segment that cannot be believed, as far as they are what was received, durably; returns what is known
@@ -290,9 +292,12 @@ impl Spool {
 
     /// Removes a segment that is in the repository.
     pub(super) fn remove(&self, segment: Segment, size: SegmentSize) {
-        for suffix in ["", ".open", ".suspect", ".kept"] {
-            // What cannot be removed is found again at the next start, and compared with the repository.
-            let _ = fs::remove_file(self.path(segment, size, suffix));
+        // What cannot be removed is found again at the next start, and compared with the repository.
+        let removed = ["", ".open"].map(|suffix| fs::remove_file(self.path(segment, size, suffix)).is_ok());
+        let _ = fs::remove_file(self.path(segment, size, ".kept"));
+        // Where nothing else was left of it, that is all that there is.
+        if removed.contains(&true) {
+            let _ = fs::remove_file(self.path(segment, size, ".suspect"));
         }
     }
 
@@ -438,6 +443,13 @@ mod tests {
         spool.finish(segment(3), SIZE).unwrap();
         assert!(spool.find(SIZE, true).unwrap().suspects.is_empty());
         assert_eq!(found(false), [FoundSegment { segment: segment(3), bytes: 2000 }]);
+        // A finished one that turns out to be damaged is not opened again either.
+        spool.suspect(segment(3), SIZE).unwrap();
+        assert!(found(true).is_empty());
+        let (file, there) = spool.open_segment(segment(3), SIZE, 2000, &RealDisk).unwrap();
+        assert_eq!(there, 0);
+        file.write_all_at(&[7; 2000], 0).unwrap();
+        spool.finish(segment(3), SIZE).unwrap();
         spool.remove(segment(3), SIZE);
         assert!(found(true).is_empty());
     }

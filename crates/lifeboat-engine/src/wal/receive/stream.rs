@@ -1,6 +1,7 @@
 //! The receiver itself: finds a server to follow, begins the stream where it has to begin, writes the spool, and acknowledges.
 
 use std::collections::HashSet;
+use std::convert::Infallible;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
@@ -14,7 +15,7 @@ use lifeboat_core::wal::file::{GapRecord, WalFile};
 use lifeboat_core::wal::history::History;
 use lifeboat_core::wal::receive::ledger::Work;
 use lifeboat_core::wal::receive::message::{Acknowledged, Message, decode, status_update};
-use lifeboat_core::wal::receive::{Inventory, Position, Relation, relation, stream_start};
+use lifeboat_core::wal::receive::{Inventory, Position, Relation, missing, relation, stream_start};
 use lifeboat_core::wal::{LONG_HEADER_BYTES, Lsn, Segment, Timeline, check_segment_header};
 
 use super::checks::Checks;
@@ -444,10 +445,12 @@ impl Receiver<'_> {
                 place.recreate = true;
                 return Err(PgError::TimedOut { reason: format!("slot {} does not keep what it says", self.request.slot) }.into());
             }
+            // After a failure of the spool what was to be streamed again is lost as well, as far as it is not there.
+            let from = if start.lsn < stream_start(position.lsn, self.size()) { start } else { position };
             start = Position { timeline: kept.timeline, lsn: oldest };
-            self.record_gap(&history, position, start, &slot)?;
-            self.abandon(place, oldest);
+            self.record_gap(&history, from, start, &slot)?;
             self.book().ledger.go_on_at(Segment::containing(start.timeline, start.lsn, self.size()));
+            self.go_on_from(place, oldest);
             position = start;
         }
         let mut book = self.book();
@@ -465,13 +468,19 @@ impl Receiver<'_> {
 
     /// What is received of the timeline so far is all that will be of it; the stream goes on elsewhere, at `lsn`.
     fn abandon(&self, place: &mut Place, lsn: Lsn) {
+        let open = self.book().ledger.open();
+        if let Some((segment, _)) = open {
+            self.book().ledger.close(segment);
+        }
+        self.go_on_from(place, lsn);
+    }
+
+    /// The stream goes on somewhere else.
+    fn go_on_from(&self, place: &mut Place, lsn: Lsn) {
         let mut book = self.book();
         let durable = book.durable_until(self.request.mode);
         // What still waits is not acknowledged before it is durable, wherever the stream goes on.
         let waits = durable < book.ledger.written_until();
-        if let Some((segment, _)) = book.ledger.open() {
-            book.ledger.close(segment);
-        }
         book.floor = durable.filter(|_| waits).map_or(lsn, |durable| durable.lsn.min(lsn));
         book.received.set(lsn);
         place.open = None;
@@ -630,12 +639,15 @@ impl Receiver<'_> {
         while at.timeline <= to.timeline && at.lsn < to.lsn {
             let switch = history.switch_from(at.timeline).filter(|_| at.timeline < to.timeline).unwrap_or(to.lsn);
             let end = switch.min(to.lsn);
-            if at.lsn < end {
+            // What waits in the spool is not lost, whatever is missing before it.
+            let waits = |segment| Ok::<u64, Infallible>(self.book().ledger.written(segment));
+            let Ok(lost) = missing(at.timeline, (at.lsn, end), self.size(), waits);
+            for (from, to) in lost {
                 let record = GapRecord {
                     format: 1,
                     timeline: at.timeline,
-                    from: at.lsn,
-                    to: end,
+                    from,
+                    to,
                     found: Timestamp::now(),
                     by: format!("receive on host {}", self.request.host),
                     reason: format!(
@@ -644,13 +656,13 @@ impl Receiver<'_> {
                         slot.restart_lsn.unwrap_or(Lsn::INVALID)
                     ),
                 };
-                let key = layout::wal_gap(self.cluster.system_id, at.timeline, at.lsn, end);
+                let key = layout::wal_gap(self.cluster.system_id, at.timeline, from, to);
                 let name = key.as_str().rsplit('/').next().unwrap_or_default().to_owned();
                 let bytes = serde_json::to_vec(&record).expect("a gap has text keys only");
                 self.spool.write_gap(&name, &bytes).map_err(|error| self.spool_error(error))?;
                 self.book().documents.push_back(Document::Gap { name, key });
-                let text = format!("WAL IS LOST: {} to {end} of timeline {}; take a new backup: {}", at.lsn, at.timeline, record.reason);
-                self.tell(Event::new(EventKind::Gap, text).at(at));
+                let text = format!("WAL IS LOST: {from} to {to} of timeline {}; take a new backup: {}", at.timeline, record.reason);
+                self.tell(Event::new(EventKind::Gap, text).at(Position { timeline: at.timeline, lsn: from }));
             }
             let Some(next) = history.entries.iter().map(|entry| entry.timeline).chain([history.timeline]).find(|next| *next > at.timeline)
             else {

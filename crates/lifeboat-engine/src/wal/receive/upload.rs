@@ -13,7 +13,7 @@ use lifeboat_core::repository::{Descriptor, Sha256, layout};
 use lifeboat_core::wal::file::{WalFile, WalPredicate};
 use lifeboat_core::wal::receive::Position;
 use lifeboat_core::wal::receive::ledger::Work;
-use lifeboat_core::wal::record::{Summarizer, Summary};
+use lifeboat_core::wal::record::{RecordError, Summarizer, Summary};
 use lifeboat_core::wal::{LONG_HEADER_BYTES, Segment, check_segment_header};
 
 use super::checks::{Covering, PAGE_BYTES};
@@ -194,7 +194,16 @@ impl Receiver<'_> {
         let segment = work.segment();
         let name = segment.file_name(size);
         let failed = |source| WalError::File { action: "read", path: name.clone(), source };
-        let heals = self.book().heals;
+        let (heals, unseen) = {
+            let book = self.book();
+            // Found in the spool, and not received by this receiver.
+            (book.heals, !book.checks.contains_key(&segment))
+        };
+        let damaged = |reason: String| {
+            let reason = format!("{name}: {reason}");
+            self.spool_broke(segment, Damage::Unbelieved, &reason);
+            failed(io::Error::new(io::ErrorKind::InvalidData, reason))
+        };
         let file = self.file_of(segment).map_err(failed)?;
         let end = match work {
             Work::Piece { to, .. } => u64::from(to),
@@ -204,7 +213,10 @@ impl Receiver<'_> {
         if end >= LONG_HEADER_BYTES as u64 {
             let bytes = self.read_checked(segment, &file, heals, 0, LONG_HEADER_BYTES as u64).map_err(failed)?;
             let header = bytes.first_chunk().expect("as many bytes as were asked for");
-            check_segment_header(header, segment, size, self.cluster.system_id)?;
+            match check_segment_header(header, segment, size, self.cluster.system_id) {
+                Err(error) if unseen => return Err(damaged(error.to_string())),
+                other => other?,
+            };
             magic = u16::from_le_bytes([header[0], header[1]]);
             self.claim(writer, magic, segment)?;
         }
@@ -217,6 +229,17 @@ impl Receiver<'_> {
             }
             Work::Whole(_) => {
                 let (sha256, summary) = self.examine(&file, segment, heals).map_err(failed)?;
+                let summary = match summary {
+                    Ok(summary) if unseen && !summary.is_full(segment, size) => {
+                        let end = summary.end.unwrap_or(segment.start(size));
+                        return Err(damaged(format!("its records end at {end}, before the segment does")));
+                    }
+                    Ok(summary) => Some(summary),
+                    // Records of a version that is not known: without a summary everything is only slower.
+                    Err(RecordError::Version(_)) => None,
+                    Err(error) if unseen => return Err(damaged(error.to_string())),
+                    Err(_) => None,
+                };
                 let predicate = WalPredicate { page_magic: Some(magic), summary, ..WalPredicate::new(size.bytes(), size) };
                 let mut content = self.checked(&file, segment, heals);
                 writer.put(WalFile::Segment(segment), sha256, &predicate, &mut content).map(drop)
@@ -233,7 +256,7 @@ impl Receiver<'_> {
     ///
     /// `heals` is how often the spool had failed when the file was looked up: if it has failed since, its file may have been put aside together
     /// with the checksums that tell, so nothing that is read of it counts. What was found in the spool at the start, and not been opened since,
-    /// has no checksums; its records were checked then.
+    /// has no checksums; its records are checked.
     fn read_checked(&self, segment: Segment, file: &File, heals: u64, from: u64, to: u64) -> io::Result<Vec<u8>> {
         let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
         let again = || invalid(format!("{}: it is received again", segment.file_name(self.size())));
@@ -295,7 +318,7 @@ impl Receiver<'_> {
     }
 
     /// The digest of a finished segment, and what recovery targets are in it.
-    fn examine(&self, file: &File, segment: Segment, heals: u64) -> io::Result<(Sha256, Option<Summary>)> {
+    fn examine(&self, file: &File, segment: Segment, heals: u64) -> io::Result<(Sha256, Result<Summary, RecordError>)> {
         let size = self.size();
         let mut content = self.checked(file, segment, heals);
         let mut context = digest::Context::new(&digest::SHA256);
@@ -311,7 +334,6 @@ impl Receiver<'_> {
             }
         }
         let sha256 = sha256::finish(context);
-        // Records of a version that is not known: without a summary everything is only slower.
-        Ok((sha256, summarizer.finish().ok()))
+        Ok((sha256, summarizer.finish()))
     }
 }
