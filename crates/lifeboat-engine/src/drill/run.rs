@@ -68,8 +68,9 @@ pub struct DrillSettings<'a> {
     pub begun: Instant,
     /// How this program verifies the backup, for a wrong clock.
     pub verification: Option<Verification>,
-    /// Is given what takes a place down when the process is told to end: once for every place that is made.
-    pub on_place: &'a (dyn Fn(Remover) + Sync),
+    /// Is given what takes a place down when the process is told to end: once for every place, when its making has begun. False: the
+    /// process is being ended, and no place is made any more.
+    pub on_place: &'a (dyn Fn(Remover) -> bool + Sync),
     /// Whether somebody named the scenarios, so that one that cannot be played is a gap.
     pub asked_for: bool,
     /// Leave the place for somebody to look at.
@@ -202,8 +203,7 @@ impl Run<'_> {
 pub fn run(plan: &DrillPlan, settings: &DrillSettings<'_>) -> Result<Drilled, DrillError> {
     let progress = settings.ground.progress;
     progress.phase("prepare");
-    let place = Place::make(&settings.place)?;
-    (settings.on_place)(place.remover());
+    let place = Place::make_known(&settings.place, settings.on_place)?;
     let watch = Stopwatch { begun: settings.begun, phases: Vec::new(), excluded: 0.0 };
     let mut run = Run { settings, plan, place: &place, watch, checks: Vec::new(), controls: Vec::new(), notes: Vec::new() };
     run.watch.phase("prepare", settings.begun, true);
@@ -293,6 +293,9 @@ fn signature(run: &mut Run<'_>) {
 
 /// Restores the files once more, where a server began a timeline of its own too early.
 pub(super) fn files_again(run: &Run<'_>) -> Result<(), String> {
+    if run.place.is_ended() {
+        return Err("the drill was told to end".into());
+    }
     let remove = |path: &Path| match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(format!("remove {}: {error}", path.display())),
         _ => Ok(()),

@@ -27,8 +27,7 @@ pub(super) struct Trials<'a> {
 impl Restores for Trials<'_> {
     fn trial(&self, repository: &Repository, request: &RestoreRequest, scenario: Scenario) -> Result<Trial, String> {
         let settings = PlaceSettings { drill: format!("{}.{}", self.plan.id, scenario.name()), ..self.settings.place.clone() };
-        let place = Place::make(&settings).map_err(one_line)?;
-        (self.settings.on_place)(place.remover());
+        let place = Place::make_known(&settings, self.settings.on_place).map_err(one_line)?;
         let tried = self.restore(repository, request, &place);
         let removed = place.remove();
         let mut trial = tried?;

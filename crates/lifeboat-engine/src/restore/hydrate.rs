@@ -58,8 +58,8 @@ const DIRECT_BYTES: u64 = 4 << 20;
 
 /// Where files go.
 pub(crate) enum Sink<'a> {
-    /// To a path for each row; rows without one are left out.
-    Tree(&'a (dyn Fn(&Row) -> Option<PathBuf> + Sync)),
+    /// To a path for each row, with the directory of the restore that it is below; rows without one are left out.
+    Tree(&'a (dyn Fn(&Row) -> Option<(&'a Path, PathBuf)> + Sync)),
     /// Nowhere: everything is read and checked.
     Check(&'a (dyn Fn(RestoreError) -> Result<(), RestoreError> + Sync)),
 }
@@ -104,19 +104,17 @@ pub(crate) struct Hydration<'a> {
 impl Hydration<'_> {
     /// Brings the files of one table into being, with all their bytes.
     pub(crate) fn table(&self, rows: Vec<Row>, sink: &Sink<'_>) -> Result<(), RestoreError> {
-        let paths = match sink {
-            Sink::Tree(place) => rows.iter().map(|row| if row.meta.kind == Kind::File { place(row) } else { None }).collect(),
-            Sink::Check(_) => vec![None; rows.len()],
-        };
-        let table = Table { rows, paths };
-        if let Sink::Tree(_) = sink {
-            for (row, path) in table.rows.iter().zip(&table.paths) {
-                if let Some(path) = path {
-                    make_file(path, row)?;
+        let mut paths = vec![None; rows.len()];
+        if let Sink::Tree(place) = sink {
+            for (row, path) in rows.iter().zip(&mut paths).filter(|(row, _)| row.meta.kind == Kind::File) {
+                if let Some((root, placed)) = place(row) {
+                    make_file(root, &placed, row)?;
                     self.progress.add(1, holes(row));
+                    *path = Some(placed);
                 }
             }
         }
+        let table = Table { rows, paths };
         let jobs = self.jobs(&table, sink)?;
         let stop = AtomicBool::new(false);
         let failed: Mutex<Option<RestoreError>> = Mutex::default();
@@ -240,13 +238,13 @@ fn holes(row: &Row) -> u64 {
     row.extents.iter().enumerate().map(of).sum()
 }
 
-fn make_file(path: &Path, row: &Row) -> Result<(), RestoreError> {
+fn make_file(root: &Path, path: &Path, row: &Row) -> Result<(), RestoreError> {
     let fail = |source| RestoreError::Write { path: path.display().to_string(), source };
     let open = || File::options().write(true).create_new(true).mode(0o600).custom_flags(nofollow()).open(path);
     let file = match open() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             if let Some(parent) = path.parent() {
-                super::tree::make_directory(parent).map_err(fail)?;
+                super::tree::make_directory(root, parent).map_err(fail)?;
             }
             open()
         }
@@ -261,10 +259,10 @@ fn nofollow() -> i32 {
     OFlags::NOFOLLOW.bits().cast_signed()
 }
 
-struct Worker<'w> {
+struct Worker<'w, 's> {
     hydration: &'w Hydration<'w>,
     table: &'w Table,
-    sink: &'w Sink<'w>,
+    sink: &'w Sink<'s>,
     hands: &'w [Mutex<()>],
     /// The file written last, kept open: most reads bring many parts of one file.
     file: Option<(usize, Output)>,
@@ -276,7 +274,7 @@ struct Worker<'w> {
     decompressor: Option<Decompressor>,
 }
 
-impl Worker<'_> {
+impl Worker<'_, '_> {
     fn job(&mut self, job: Job) -> Result<(), RestoreError> {
         let hydration = self.hydration;
         let entry = &hydration.backup.manifest.packs[job.pack as usize];

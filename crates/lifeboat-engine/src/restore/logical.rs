@@ -64,9 +64,9 @@ pub(super) fn restore(
         let rows = rows?;
         for row in rows.iter().filter(|row| row.meta.kind == Kind::Directory) {
             let path = dump.join(&row.meta.path);
-            tree::make_directory(&path).map_err(write_error(&path))?;
+            tree::make_directory(&dump, &path).map_err(write_error(&path))?;
         }
-        hydration.table(rows, &Sink::Tree(&|row: &Row| Some(dump.join(&row.meta.path))))?;
+        hydration.table(rows, &Sink::Tree(&|row: &Row| Some((dump.as_path(), dump.join(&row.meta.path)))))?;
     }
     own_tree(&dump)?;
     let bad = |file: &str, problem: String| RestoreError::Damaged(backup.finding(FindingKind::Corrupt, "file table", Some(file), problem));

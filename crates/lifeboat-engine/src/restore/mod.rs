@@ -6,7 +6,7 @@
 pub(crate) mod hydrate;
 mod logical;
 pub mod server;
-mod tree;
+pub(crate) mod tree;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -310,13 +310,18 @@ impl Places {
 
     /// The real place of a path, not through links that we made.
     fn of(&self, path: &str) -> PathBuf {
+        self.below(path).1
+    }
+
+    /// The same, with the directory that it is below: the cluster's or a tablespace's.
+    fn below(&self, path: &str) -> (&Path, PathBuf) {
         if let Some(rest) = path.strip_prefix("pg_tblspc/") {
             let (oid, inner) = rest.split_once('/').unwrap_or((rest, ""));
             if let Some(to) = self.tablespaces.get(oid).filter(|_| !inner.is_empty()) {
-                return to.join(inner);
+                return (to, to.join(inner));
             }
         }
-        self.root.join(path)
+        (&self.root, self.root.join(path))
     }
 }
 
@@ -367,7 +372,7 @@ fn restore_files(
         for rows in unlocked.tables() {
             let rows = rows?;
             hold_back(&rows, &mut target)?;
-            let place = |row: &Row| (!is_held_back(&row.meta.path)).then(|| target.places.of(&row.meta.path));
+            let place = |row: &Row| (!is_held_back(&row.meta.path)).then(|| target.places.below(&row.meta.path));
             hydration.table(rows, &Sink::Tree(&place))?;
         }
         Ok(())
@@ -424,8 +429,8 @@ fn hold_back(rows: &[Row], target: &mut Target) -> Result<(), RestoreError> {
         let meta = &row.meta;
         match meta.kind {
             Kind::Directory => {
-                let path = places.of(&meta.path);
-                tree::make_directory(&path).map_err(write_error(&path))?;
+                let (root, path) = places.below(&meta.path);
+                tree::make_directory(root, &path).map_err(write_error(&path))?;
                 held.directories.push(meta.clone());
             }
             Kind::Symlink => held.links.push(meta.clone()),
@@ -457,7 +462,7 @@ fn make_tree(target: &mut Target) -> Result<(), RestoreError> {
     // What a server needs to start even if the copy had it behind a link (c024).
     for path in ["pg_wal", "pg_wal/archive_status", "pg_tblspc", "global"] {
         let path = places.root.join(path);
-        tree::make_directory(&path).map_err(write_error(&path))?;
+        tree::make_directory(&places.root, &path).map_err(write_error(&path))?;
     }
     let sample = held.directories.iter().find(|meta| meta.path == "global").cloned();
     let mut owner_of_root = None;

@@ -69,9 +69,23 @@ fn mark(directory: &Path) -> Result<(), RestoreError> {
     fs::write(&path, text).map_err(write_error(&path))
 }
 
-/// Makes a directory and those above it that are missing.
-pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+/// Makes a directory and those above it that are missing, below the restore's own directory `root`. That one is never made here: who took
+/// it away, as a drill does that is told to end, has to be sure that nothing comes back.
+pub(crate) fn make_directory(root: &Path, path: &Path) -> io::Result<()> {
+    let make = || match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(_) if path.is_dir() => Ok(()),
+        other => other,
+    };
+    if path == root {
+        return fs::metadata(root).map(|_| ());
+    }
+    match (make(), path.parent()) {
+        (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound && parent != root && parent.starts_with(root) => {
+            make_directory(root, parent)?;
+            make()
+        }
+        (made, _) => made,
+    }
 }
 
 /// Sets permission bits whatever the umask is.

@@ -4,7 +4,7 @@ use lifeboat_engine::drill::DrillError;
 use lifeboat_engine::drill::ground::WayError;
 use lifeboat_engine::drill::place::PlaceError;
 
-use super::{EXIT_FAILED, EXIT_USAGE, Failure};
+use super::{EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Failure};
 
 impl From<WayError> for Failure {
     fn from(error: WayError) -> Self {
@@ -33,6 +33,7 @@ impl From<DrillError> for Failure {
                 (EXIT_FAILED, "chmod o+x on the directories above it, or name another one: lifeboat drill run --directory DIR")
             }
             PlaceError::Network(_) => (EXIT_FAILED, "run it as root, or set drill.require_network = false: lifeboat config show"),
+            PlaceError::Ended => (EXIT_INTERRUPTED, "give the same command again"),
             PlaceError::Make { .. } => (EXIT_FAILED, "lifeboat drill run --directory DIR makes it elsewhere"),
         };
         Self::of(code, &error, hint)

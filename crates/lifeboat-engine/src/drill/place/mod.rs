@@ -99,6 +99,9 @@ pub enum PlaceError {
     /// A network of its own was required and is not to be had.
     #[error("give the drill a network of its own: {0}")]
     Network(String),
+    /// The process is being ended: whoever takes down its places takes no new one.
+    #[error("make a place for the drill: it was told to end")]
+    Ended,
     /// Something could not be made.
     #[error("make {path}")]
     Make {
@@ -131,19 +134,28 @@ pub struct PlaceSettings {
     pub host: String,
 }
 
-/// What is known of a place without holding it: enough to take it down from another thread.
+/// Where a place is and whose: enough to take it down from another thread, from the moment on at which there is something to take down.
 #[derive(Debug)]
-pub(crate) struct Ground {
+pub(crate) struct Site {
     /// Where it is, without links.
     pub(crate) directory: PathBuf,
     /// Where the server's socket is.
     pub(crate) socket: PathBuf,
     /// Who the server runs as.
     pub(crate) user: PlaceUser,
-    /// What is between it and the network.
-    pub(crate) wall: Wall,
     /// Whether it was left for somebody to look at.
     kept: AtomicBool,
+    /// Whether it is being taken down because the process was told to end: nothing is begun in it any more.
+    ended: AtomicBool,
+}
+
+/// What is known of a place without holding it.
+#[derive(Debug)]
+pub(crate) struct Ground {
+    /// Where it is.
+    pub(crate) site: Arc<Site>,
+    /// What is between it and the network.
+    pub(crate) wall: Wall,
     /// What was said of `forbidden` directories.
     checked: Vec<String>,
     /// Those of them that the server's user owns.
@@ -161,7 +173,7 @@ pub struct Place {
 
 /// Takes a place down from another thread, when the process is told to end.
 #[derive(Debug, Clone)]
-pub struct Remover(Arc<Ground>);
+pub struct Remover(Arc<Site>);
 
 fn make_error(path: &Path) -> impl FnOnce(io::Error) -> PlaceError {
     let path = path.display().to_string();
@@ -169,11 +181,20 @@ fn make_error(path: &Path) -> impl FnOnce(io::Error) -> PlaceError {
 }
 
 impl Place {
-    /// Makes one.
+    /// Makes one that nobody takes down from another thread while it is made.
     ///
     /// # Errors
     /// Everything that speaks against it is found before anything is made; what was made is removed where something fails later.
     pub fn make(settings: &PlaceSettings) -> Result<Self, PlaceError> {
+        Self::make_known(settings, &|_| true)
+    }
+
+    /// Makes one. `known` is given what takes it down as soon as the place can be told for one, long before it is whole; where it says
+    /// that it is too late for that, there is no place.
+    ///
+    /// # Errors
+    /// As [`Place::make`].
+    pub fn make_known(settings: &PlaceSettings, known: &dyn Fn(Remover) -> bool) -> Result<Self, PlaceError> {
         let parent = check_parent(settings)?;
         let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if settings.drill.is_empty() || settings.drill.starts_with(['.', '-']) || !settings.drill.chars().all(is_name) {
@@ -188,6 +209,12 @@ impl Place {
         let long = short.join(format!(".s.PGSQL.{PORT}")).as_os_str().len() > MAX_SOCKET;
         let socket = if long { settings.temporary.join(format!("lifeboat-{}", &crate::random::id().to_string()[..12])) } else { short };
         let lock = Marker::new(settings, &user, long.then(|| socket.clone())).write(&directory)?;
+        let (kept, ended) = (AtomicBool::new(false), AtomicBool::new(false));
+        let site = Arc::new(Site { directory, socket, user, kept, ended });
+        if !known(Remover(Arc::clone(&site))) {
+            return Err(PlaceError::Ended);
+        }
+        let Site { directory, socket, user, .. } = &*site;
         // The top belongs to us: the server's user walks through it, and puts nothing in the place of what we write to.
         let ours = |name: &str, mode: u32| {
             let path = directory.join(name);
@@ -207,8 +234,8 @@ impl Place {
         };
         let through = if user.owner().is_some() { 0o710 } else { 0o700 };
         if let Some((_, group)) = user.owner() {
-            chown(&directory, None, Some(group)).map_err(make_error(&directory))?;
-            fs::set_permissions(&directory, fs::Permissions::from_mode(0o710)).map_err(make_error(&directory))?;
+            chown(directory, None, Some(group)).map_err(make_error(directory))?;
+            fs::set_permissions(directory, fs::Permissions::from_mode(0o710)).map_err(make_error(directory))?;
         }
         for (name, mode) in [("wal", through), ("wal/landing", 0o700), ("log", 0o700), ("artifacts", 0o700), ("tablespaces", through)] {
             ours(name, mode)?;
@@ -217,12 +244,12 @@ impl Place {
         for name in ["wal/want", "wal/ready", "wal/answer"] {
             theirs(&directory.join(name))?;
         }
-        theirs(&socket)?;
+        theirs(socket)?;
         let unfinished_socket = Unfinished(long.then(|| socket.clone()));
-        configure(&directory, &user)?;
-        let wall = Wall::find(&user, &directory, &socket, &settings.forbidden);
-        for entered in [&socket, &directory.join("wal/want")] {
-            if let Err(problem) = wall.enter(&user, entered) {
+        configure(directory, user)?;
+        let wall = Wall::find(user, directory, socket, &settings.forbidden);
+        for entered in [socket, &directory.join("wal/want")] {
+            if let Err(problem) = wall.enter(user, entered) {
                 return Err(PlaceError::OutOfReach { parent: parent.display().to_string(), user: user.to_string(), problem });
             }
         }
@@ -232,15 +259,18 @@ impl Place {
         let owns = |path: &&PathBuf| user.switched && fs::metadata(path).is_ok_and(|found| found.uid() == user.uid);
         let owned = settings.forbidden.iter().filter(owns).map(|path| path.display().to_string()).collect();
         let checked = settings.forbidden.iter().map(|path| path.display().to_string()).collect();
+        if site.is_ended() {
+            return Err(PlaceError::Ended);
+        }
         unfinished.keep();
         unfinished_socket.keep();
-        let ground = Arc::new(Ground { kept: AtomicBool::new(false), directory, socket, user, wall, checked, owned });
+        let ground = Arc::new(Ground { site: Arc::clone(&site), wall, checked, owned });
         Ok(Self { ground, lock: Some(lock), removed: false })
     }
 
     /// Its directory, without links.
     pub fn directory(&self) -> &Path {
-        &self.ground.directory
+        &self.ground.site.directory
     }
 
     /// Where the data directory goes. It is not made: a restore makes it.
@@ -250,12 +280,12 @@ impl Place {
 
     /// Where a tablespace goes.
     pub fn tablespace(&self, oid: &str) -> PathBuf {
-        self.ground.directory.join("tablespaces").join(oid)
+        self.ground.site.directory.join("tablespaces").join(oid)
     }
 
     /// Where artifacts go; empty.
     pub fn artifacts(&self) -> PathBuf {
-        self.ground.directory.join("artifacts")
+        self.ground.site.directory.join("artifacts")
     }
 
     /// Lets the server's user, and with it the operator's own command, into the artifacts, once they are there: to read, not to write.
@@ -271,27 +301,27 @@ impl Place {
 
     /// Where logs of the server and of programs go.
     pub fn logs(&self) -> PathBuf {
-        self.ground.directory.join("log")
+        self.ground.site.directory.join("log")
     }
 
     /// Directory of the server's socket.
     pub fn socket(&self) -> &Path {
-        &self.ground.socket
+        &self.ground.site.socket
     }
 
     /// Where WAL is handed over.
     pub(crate) fn wal(&self) -> PathBuf {
-        self.ground.directory.join("wal")
+        self.ground.site.directory.join("wal")
     }
 
     /// Who the server runs as.
     pub fn user(&self) -> &PlaceUser {
-        &self.ground.user
+        &self.ground.site.user
     }
 
     /// Who owns what is restored, as root: `RestoreSettings::owner`.
     pub fn owner(&self) -> Option<(u32, u32)> {
-        self.ground.user.owner()
+        self.ground.site.user.owner()
     }
 
     /// A program as the server's user, behind the same wall: without our environment, standing in the socket's directory.
@@ -303,9 +333,14 @@ impl Place {
         Arc::clone(&self.ground)
     }
 
+    /// Whether it is being taken down because the process was told to end: what failed in it says nothing any more.
+    pub(crate) fn is_ended(&self) -> bool {
+        self.ground.site.is_ended()
+    }
+
     /// What takes it down when the process is told to end.
     pub fn remover(&self) -> Remover {
-        Remover(Arc::clone(&self.ground))
+        Remover(Arc::clone(&self.ground.site))
     }
 
     /// What keeps the place apart, before a server runs in it; [`Server::isolation`] says it of a server that does.
@@ -322,8 +357,8 @@ impl Place {
             line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
         };
         Environment {
-            directory: self.ground.directory.display().to_string(),
-            user: self.ground.user.to_string(),
+            directory: self.ground.site.directory.display().to_string(),
+            user: self.ground.site.user.to_string(),
             isolation,
             settings,
             programs: programs.iter().cloned().chain(self.ground.wall.tools()).filter_map(|program| version(&program)).collect(),
@@ -337,9 +372,9 @@ impl Place {
     pub fn remove(mut self) -> CheckResult {
         let begun = Instant::now();
         self.removed = true;
-        let mut findings = self.ground.end_processes();
+        let mut findings = self.ground.site.end_processes();
         self.lock = None;
-        findings.extend(self.ground.remove_files());
+        findings.extend(self.ground.site.remove_files());
         let mut result = match findings.len() {
             0 => CheckResult::new(Check::Teardown, Outcome::Passed, "no process, no file and no socket of the drill is left"),
             1 => CheckResult::new(Check::Teardown, Outcome::Failed, findings[0].clone()),
@@ -352,19 +387,19 @@ impl Place {
     /// Leaves the directory for somebody to look at; nothing runs in it any more.
     pub fn keep(mut self) -> PathBuf {
         self.removed = true;
-        self.ground.end_processes();
+        self.ground.site.end_processes();
         // From here on it is nobody's to clear away.
-        self.ground.kept.store(true, Ordering::SeqCst);
-        let _ = fs::remove_file(self.ground.directory.join(leftovers::MARKER));
-        self.ground.directory.clone()
+        self.ground.site.kept.store(true, Ordering::SeqCst);
+        let _ = fs::remove_file(self.ground.site.directory.join(leftovers::MARKER));
+        self.ground.site.directory.clone()
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         if !self.removed {
-            self.ground.end_processes();
-            self.ground.remove_files();
+            self.ground.site.end_processes();
+            self.ground.site.remove_files();
         }
     }
 }
@@ -372,14 +407,20 @@ impl Drop for Place {
 impl Remover {
     /// Stops what runs there and removes it all, as far as that goes; what was left to be looked at stays.
     pub fn run(&self) {
+        // First of all: who sees the server die, or a file gone, shall not begin anew.
+        self.0.ended.store(true, Ordering::SeqCst);
         if self.0.kept.load(Ordering::SeqCst) {
             return;
         }
-        self.0.end_processes();
-        // Whoever restores into it, or feeds its server, meanwhile makes files behind our back: it has to stay gone for a while.
+        // Whoever restores into it, or feeds its server, makes files behind our back while it is emptied. Once its top is gone they cannot:
+        // a restore makes nothing above its own directory. Programs of others may: so it has to have stayed gone for a while.
         let mut quiet = 0;
         for _ in 0..50 {
-            quiet = if self.0.remove_files().is_empty() { quiet + 1 } else { 0 };
+            if quiet == 0 {
+                self.0.end_processes();
+            }
+            let was_there = self.0.is_there();
+            quiet = if self.0.remove_files().is_empty() && !was_there { quiet + 1 } else { 0 };
             if quiet == 4 {
                 return;
             }
@@ -479,46 +520,18 @@ fn operating_system() -> String {
     format!("{}, {} {}", name.as_deref().unwrap_or("unknown"), kernel.sysname().to_string_lossy(), kernel.release().to_string_lossy())
 }
 
-impl Ground {
-    pub(crate) fn pgdata(&self) -> PathBuf {
+impl Site {
+    fn pgdata(&self) -> PathBuf {
         self.directory.join("pgdata")
     }
 
-    pub(crate) fn configuration(&self, name: &str) -> String {
-        self.directory.join("configuration").join(name).display().to_string()
+    fn is_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
     }
 
-    fn command(&self, program: &Path) -> Command {
-        let mut command = self.wall.command(&self.user, program);
-        command.current_dir(&self.socket);
-        command
-    }
-
-    fn isolation(&self) -> Vec<Isolation> {
-        let is = |what: &str, holds, how: String| Isolation { what: what.into(), holds, how };
-        let kept = match self.checked.len() {
-            0 => "no directory of production was named that it could be compared with".to_owned(),
-            _ => format!("apart from {}", self.checked.join(", ")),
-        };
-        let directory = format!("{}, made for this drill and closed to others; {kept}", self.directory.display());
-        let directory = match self.wall.hidden() {
-            [] => directory,
-            hidden => {
-                let names: Vec<String> = hidden.iter().map(|path| path.display().to_string()).collect();
-                format!("{directory}; the server finds nothing in {}", names.join(", "))
-            }
-        };
-        let user = match (&self.user, self.owned.as_slice()) {
-            (user, _) if !user.switched => (false, format!("{user}, who also runs lifeboat: to change the user it would have to be root")),
-            (user, [owned, ..]) => (false, format!("{user}, who owns {owned}")),
-            (user, []) if user.dedicated => (true, format!("{user}, a number that no user, group or process of this host had")),
-            (user, []) => (true, format!("{user}, as configured; it owns nothing of what was named as production's")),
-        };
-        let network = match &self.wall {
-            Wall::None(why) => (false, why.clone()),
-            Wall::Root(_) | Wall::User => (true, format!("{}, without any address", self.wall.words())),
-        };
-        vec![is("directory", !self.checked.is_empty(), directory), is("user", user.0, user.1), is("network", network.0, network.1)]
+    /// Whether anything of it is there.
+    fn is_there(&self) -> bool {
+        [&self.directory, &self.socket].into_iter().any(|path| fs::symlink_metadata(path).is_ok())
     }
 
     /// Ends what runs in the place: the server, then whatever else. Gives what should not have run any more.
@@ -533,3 +546,53 @@ impl Ground {
         leftovers::remove_files(&self.directory, &self.socket, self.user.only_ours())
     }
 }
+
+impl Ground {
+    pub(crate) fn pgdata(&self) -> PathBuf {
+        self.site.pgdata()
+    }
+
+    pub(crate) fn is_ended(&self) -> bool {
+        self.site.is_ended()
+    }
+
+    pub(crate) fn configuration(&self, name: &str) -> String {
+        self.site.directory.join("configuration").join(name).display().to_string()
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        let mut command = self.wall.command(&self.site.user, program);
+        command.current_dir(&self.site.socket);
+        command
+    }
+
+    fn isolation(&self) -> Vec<Isolation> {
+        let is = |what: &str, holds, how: String| Isolation { what: what.into(), holds, how };
+        let kept = match self.checked.len() {
+            0 => "no directory of production was named that it could be compared with".to_owned(),
+            _ => format!("apart from {}", self.checked.join(", ")),
+        };
+        let directory = format!("{}, made for this drill and closed to others; {kept}", self.site.directory.display());
+        let directory = match self.wall.hidden() {
+            [] => directory,
+            hidden => {
+                let names: Vec<String> = hidden.iter().map(|path| path.display().to_string()).collect();
+                format!("{directory}; the server finds nothing in {}", names.join(", "))
+            }
+        };
+        let user = match (&self.site.user, self.owned.as_slice()) {
+            (user, _) if !user.switched => (false, format!("{user}, who also runs lifeboat: to change the user it would have to be root")),
+            (user, [owned, ..]) => (false, format!("{user}, who owns {owned}")),
+            (user, []) if user.dedicated => (true, format!("{user}, a number that no user, group or process of this host had")),
+            (user, []) => (true, format!("{user}, as configured; it owns nothing of what was named as production's")),
+        };
+        let network = match &self.wall {
+            Wall::None(why) => (false, why.clone()),
+            Wall::Root(_) | Wall::User => (true, format!("{}, without any address", self.wall.words())),
+        };
+        vec![is("directory", !self.checked.is_empty(), directory), is("user", user.0, user.1), is("network", network.0, network.1)]
+    }
+}
+
+#[cfg(test)]
+mod tests;

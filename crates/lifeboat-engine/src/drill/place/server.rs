@@ -46,6 +46,9 @@ pub enum ServerError {
     /// It could not be run.
     #[error("start the drill's server")]
     Spawn(#[source] std::io::Error),
+    /// The process is being ended, and the place with it.
+    #[error("start the drill's server: the drill was told to end")]
+    Ended,
     /// A setting that may not be set.
     #[error(transparent)]
     Setting(#[from] SettingError),
@@ -290,10 +293,13 @@ impl Server {
         let mut limits = Limits::default();
         let mut last = None;
         for _ in 0..TRIES {
+            if ground.is_ended() {
+                return Err(ServerError::Ended);
+            }
             let control = control(ground)?;
             limits = limits.or(control.limits);
             let (socket, hba, ident) =
-                (ground.socket.display().to_string(), ground.configuration("pg_hba.conf"), ground.configuration("pg_ident.conf"));
+                (ground.site.socket.display().to_string(), ground.configuration("pg_hba.conf"), ground.configuration("pg_ident.conf"));
             let settings = planning::settings(&ServerSettings {
                 major,
                 socket: &socket,
@@ -481,7 +487,7 @@ impl Server {
         if let Some(port) = listening(self.child.id()) {
             return Ok(Err(format!("it listens on TCP port {port}")));
         }
-        let socket = self.ground.socket.join(format!(".s.PGSQL.{PORT}"));
+        let socket = self.ground.site.socket.join(format!(".s.PGSQL.{PORT}"));
         Ok(Ok(format!("no address; only {}, in a directory that is closed to others", socket.display())))
     }
 
@@ -562,7 +568,7 @@ fn end(child: &mut Child, mode: StopMode) -> Result<(), ServerError> {
 
 fn new_log(ground: &Ground) -> Result<(PathBuf, File), ServerError> {
     for number in 1.. {
-        let path = ground.directory.join("log").join(format!("postgres-{number}.log"));
+        let path = ground.site.directory.join("log").join(format!("postgres-{number}.log"));
         match File::options().append(true).create_new(true).open(&path) {
             Ok(file) => return Ok((path, file)),
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
@@ -574,7 +580,7 @@ fn new_log(ground: &Ground) -> Result<(PathBuf, File), ServerError> {
 
 /// A connection to nothing but the place's socket, whatever `PG*` variables say: an address among them would lead to production.
 fn dsn(ground: &Ground, major: u32, user: &str, database: &str) -> Dsn {
-    let host = ground.socket.display().to_string();
+    let host = ground.site.socket.display().to_string();
     [
         ("host", host.as_str()),
         ("hostaddr", ""),
@@ -668,6 +674,9 @@ impl Starting<'_> {
     fn wait(&mut self) -> Result<bool, ServerError> {
         let mut last;
         loop {
+            if self.ground.is_ended() {
+                return Err(ServerError::Ended);
+            }
             let child = self.child.as_mut().expect("it was started");
             if let Ok(Some(status)) = child.try_wait() {
                 let moments = self.moments()?;

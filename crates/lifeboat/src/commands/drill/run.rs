@@ -293,6 +293,39 @@ fn clear_away(parent: &Path, host: &str) {
     }
 }
 
+/// What takes down the places of a drill when the process is told to end.
+#[derive(Default)]
+struct Removers(Mutex<(Vec<Remover>, bool)>);
+
+impl Removers {
+    fn held(&self) -> std::sync::MutexGuard<'_, (Vec<Remover>, bool)> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// One more; false: it is too late for that.
+    fn add(&self, remover: Remover) -> bool {
+        let mut held = self.held();
+        if !held.1 {
+            held.0.push(remover);
+        }
+        !held.1
+    }
+
+    /// All that there are: there will be no more.
+    fn end(&self) -> Vec<Remover> {
+        let mut held = self.held();
+        held.1 = true;
+        held.0.clone()
+    }
+
+    /// Waits for the end of the process, if it is being ended: a drill whose place was taken away from under it is no evidence of anything.
+    fn wait_if_ended(&self) {
+        while self.held().1 {
+            std::thread::park();
+        }
+    }
+}
+
 #[expect(clippy::too_many_arguments, reason = "each is one thing that only the caller knows")]
 fn execute(
     run: &Run,
@@ -309,11 +342,11 @@ fn execute(
     // Without a signature there is no evidence: found out before the work, not after it.
     let signer = session::signer(settings)?;
     clear_away(&planned.place.parent, &planned.place.host);
-    let removers: Arc<Mutex<Vec<Remover>>> = Arc::default();
+    let removers = Arc::<Removers>::default();
     let stopping = Arc::clone(&removers);
     signals::on_stop(move || {
         // The drill's own clean-up would begin once its step has ended, and that may take an hour.
-        for remover in stopping.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter() {
+        for remover in stopping.end() {
             remover.run();
         }
         signals::end();
@@ -354,7 +387,7 @@ fn execute(
         failure,
         begun,
         verification: verification(run, settings, &planned.backup),
-        on_place: &|remover| removers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(remover),
+        on_place: &|remover| removers.add(remover),
         asked_for: match run.scenario.as_slice() {
             [] => settings.drill.scenarios.origin != crate::config::Origin::Default,
             all => !all.contains(&Chosen::All),
@@ -363,6 +396,7 @@ fn execute(
     };
     let drilled = drill::run(&planned.plan, &drill_settings);
     progress.finish();
+    removers.wait_if_ended();
     let drilled = drilled?;
     for note in &drilled.notes {
         output::warn(note);
