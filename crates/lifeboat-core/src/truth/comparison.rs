@@ -1,6 +1,6 @@
 //! What a comparison with the truth means.
 
-use super::{Found, Table, Truth};
+use super::{Database, Found, Table, Truth};
 use crate::drill::{Check, CheckResult, Outcome};
 
 /// What there is now of a table that the truth knows.
@@ -30,13 +30,17 @@ pub struct Comparison {
     /// Tables that were read then and not now, and why the first was not.
     gaps: u64,
     first_gap: Option<String>,
+    /// Databases that nothing was read of then, and why: what they had cannot be compared.
+    unknown: Vec<String>,
 }
 
 impl Comparison {
     /// Nothing was seen yet.
     pub fn new(truth: &Truth) -> Self {
         let (tables, _) = truth.counts();
-        Self { seed: truth.seed, tables, compared: 0, in_part: 0, rows: 0, bad: 0, findings: Vec::new(), gaps: 0, first_gap: None }
+        let name = |database: &Database| Some(format!("database {:?}: {}", database.name, database.unknown.as_ref()?));
+        let unknown = truth.databases.iter().filter_map(name).collect();
+        Self { seed: truth.seed, tables, compared: 0, in_part: 0, rows: 0, bad: 0, findings: Vec::new(), gaps: 0, first_gap: None, unknown }
     }
 
     fn find(&mut self, finding: String) {
@@ -90,16 +94,20 @@ impl Comparison {
             0 => String::new(),
             some => format!(", {some} of them in part"),
         };
-        let gaps = match &self.first_gap {
+        let mut gaps = match &self.first_gap {
             Some(first) => format!("; {} could not be compared, the first for this reason: {first}", self.gaps),
             None => String::new(),
         };
+        if let Some(first) = self.unknown.first() {
+            let what = if self.unknown.len() == 1 { "database was" } else { "databases were" };
+            gaps = format!("{gaps}; {} {what} not read when the backup was taken, the first for this reason: {first}", self.unknown.len());
+        }
         let (outcome, reason) = if self.bad > 0 {
             let things = if self.bad == 1 { "1 thing is" } else { &format!("{} things are", self.bad) };
             (Outcome::Failed, format!("{things} not as when the backup was taken, of {} tables compared{part}{gaps}", self.compared))
-        } else if self.tables == 0 {
+        } else if self.tables == 0 && self.unknown.is_empty() {
             (Outcome::NotApplicable, "there are no tables but the system's own".to_owned())
-        } else if self.gaps > 0 && self.compared > 0 {
+        } else if !gaps.is_empty() && self.compared > 0 {
             let reason = format!("{} tables of {}{part} have the {} rows that they had{gaps}", self.compared, self.tables, self.rows);
             (Outcome::NotChecked, reason)
         } else if self.compared == 0 {
@@ -110,7 +118,9 @@ impl Comparison {
             (Outcome::Passed, reason)
         };
         let seed = (self.compared < self.tables || self.in_part > 0).then_some(self.seed);
-        CheckResult::new(Check::Truth, outcome, reason).of(self.compared, self.tables, "tables", seed).with(self.findings)
+        CheckResult::new(Check::Truth, outcome, reason)
+            .of(self.compared, self.tables, "tables", seed)
+            .with(self.findings.into_iter().chain(self.unknown))
     }
 }
 
@@ -168,5 +178,27 @@ mod tests {
         let some = compare([gap(), found(5, 9), gap()]);
         assert_eq!((some.outcome, some.scope.as_ref().map(|scope| (scope.checked, scope.of))), (Outcome::NotChecked, Some((1, 3))));
         assert!(some.reason.contains("1 could not be compared"), "{}", some.reason);
+    }
+
+    #[test]
+    fn a_database_that_was_not_read_is_no_pass_whatever_the_others_have() {
+        let unread = Database { name: "payroll".into(), unknown: Some("permission denied".into()), tables: Vec::new() };
+        let with = |first: Database| Truth { databases: vec![first, unread.clone()], ..example() };
+        let app = example().databases.remove(0);
+        let empty = Comparison::new(&with(Database { tables: Vec::new(), ..app.clone() })).result();
+        assert_eq!(empty.outcome, Outcome::NotChecked, "{}", empty.reason);
+        let mut comparison = Comparison::new(&with(app.clone()));
+        for (table, seen) in app.tables.iter().zip([found(3, u64::MAX), found(5, 9), Seen::NotCompared(String::new())]) {
+            comparison.table("app", table, seen);
+        }
+        let mut broken = comparison.clone();
+        let matching = comparison.result();
+        assert_eq!(matching.outcome, Outcome::NotChecked, "{}", matching.reason);
+        for result in [&empty, &matching] {
+            assert!(result.reason.contains("database \"payroll\": permission denied"), "{}", result.reason);
+            assert_eq!(result.findings, ["database \"payroll\": permission denied"]);
+        }
+        broken.unexpected("app", "public", "new");
+        assert_eq!(broken.result().outcome, Outcome::Failed);
     }
 }

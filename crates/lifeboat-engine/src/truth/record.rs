@@ -75,8 +75,24 @@ pub(crate) fn read_moment(moment: Moment, budget: Budget) -> (Truth, Vec<String>
             Err(error) => reading.connection = Err(error.to_string()),
         }
     }
-    let databases = databases.into_iter().map(end).collect();
+    let databases: Vec<Database> = databases.into_iter().map(end).collect();
+    warnings.extend(unread(&databases));
     (Truth { schema: TRUTH_SCHEMA, backup, point, seed, databases }, warnings)
+}
+
+/// Says of which databases nothing is known, once for each reason: of many that had no turn it is the same one.
+fn unread(databases: &[Database]) -> Vec<String> {
+    let mut names: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for database in databases {
+        if let Some(why) = &database.unknown {
+            names.entry(why).or_default().push(&database.name);
+        }
+    }
+    let say = |(why, names): (&str, Vec<&str>)| {
+        let what = if names.len() == 1 { "database" } else { "databases" };
+        format!("no tables of {what} {} were recorded, and no drill can compare them: {why}", names.join(", "))
+    };
+    names.into_iter().map(say).collect()
 }
 
 fn entry(listed: &Listed) -> Table {
