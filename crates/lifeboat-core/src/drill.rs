@@ -56,7 +56,7 @@ pub enum Check {
     Log,
     /// The tables have the rows that they had when the backup was taken.
     Truth,
-    /// Catalog: schemas, roles, extensions are those that were recorded, and the server here has the libraries they need.
+    /// Catalog: databases, tablespaces and extensions are those that were recorded, and the server here has the libraries they need.
     Catalog,
     /// Collations have the versions that the indexes were built with.
     Collations,
@@ -117,7 +117,7 @@ impl Check {
             Self::Recovery => "Did recovery reach what was promised?",
             Self::Log => "Is the server's log free of errors?",
             Self::Truth => "Do the tables have the rows they had?",
-            Self::Catalog => "Are databases, roles and extensions the recorded ones?",
+            Self::Catalog => "Are databases and extensions the recorded ones?",
             Self::Collations => "Do collations sort as they did?",
             Self::Amcheck => "Are heap and indexes sound?",
             Self::VisibilityMap => "Does the visibility map tell the truth?",
