@@ -78,8 +78,12 @@ fn databases(
                 (Some(recorded), Some(actual)) => (recorded, Some(actual)),
                 // template0 has none: nothing in it sorts.
                 _ if name == "template0" => continue,
-                _ => {
-                    gathered.note(format!("database {name}: neither the cluster nor the backup recorded the version of {locale}"));
+                (recorded, _) => {
+                    let why = match recorded {
+                        None => "neither the cluster nor the backup recorded the version of",
+                        Some(_) => "the server does not say which version is here of",
+                    };
+                    gathered.unable(format!("database {name}: {why} {locale}"));
                     continue;
                 }
             },
