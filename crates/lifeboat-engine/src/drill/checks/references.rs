@@ -15,7 +15,12 @@ pub fn references(dsn: &Dsn, manifest: &Manifest, set: &ArtifactSet<'_>) -> Chec
         let result = |outcome, reason: String| CheckResult::new(Check::References, outcome, reason);
         let Some(entry) = &manifest.artifacts else { return result(Outcome::NotApplicable, "the backup has no artifacts".into()) };
         let Some(recorded) = &entry.references else {
-            return result(Outcome::NotApplicable, "no artifacts.reference_query was configured when the backup was taken".into());
+            let why = format!(
+                "no artifacts.reference_query was configured when the backup was taken: the artifacts are those of {}, and whether the database \
+                 refers to later ones was not looked at",
+                manifest.started
+            );
+            return result(Outcome::NotApplicable, why);
         };
         let found = match compare_references(dsn, &recorded.query, set, None) {
             Ok(found) => found,
