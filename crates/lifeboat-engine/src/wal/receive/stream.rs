@@ -633,7 +633,7 @@ impl Receiver<'_> {
         Ok(())
     }
 
-    /// Says in the repository that WAL is lost.
+    /// Notes that WAL is lost, unless the repository has it from somebody else: that is looked at before it is said there.
     fn record_gap(&self, history: &History, from: Position, to: Position, slot: &Slot) -> Result<(), Broken> {
         let mut at = from;
         while at.timeline <= to.timeline && at.lsn < to.lsn {
@@ -661,8 +661,9 @@ impl Receiver<'_> {
                 let bytes = serde_json::to_vec(&record).expect("a gap has text keys only");
                 self.spool.write_gap(&name, &bytes).map_err(|error| self.spool_error(error))?;
                 self.book().documents.push_back(Document::Gap { name, key });
-                let text = format!("WAL IS LOST: {from} to {to} of timeline {}; take a new backup: {}", at.timeline, record.reason);
-                self.tell(Event::new(EventKind::Gap, text).at(Position { timeline: at.timeline, lsn: from }));
+                let text =
+                    format!("the server no longer has {from} to {to} of timeline {}; looking whether the repository does", at.timeline);
+                self.tell(Event::new(EventKind::Warning, text).at(Position { timeline: at.timeline, lsn: from }));
             }
             let Some(next) = history.entries.iter().map(|entry| entry.timeline).chain([history.timeline]).find(|next| *next > at.timeline)
             else {

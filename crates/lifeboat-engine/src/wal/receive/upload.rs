@@ -2,6 +2,7 @@
 //!
 //! Trouble of the store is waited out; a file that the repository has with other bytes ends the receiver.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
@@ -9,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest;
 use jiff::Timestamp;
-use lifeboat_core::repository::{Descriptor, Sha256, layout};
-use lifeboat_core::wal::file::{WalFile, WalPredicate};
-use lifeboat_core::wal::receive::Position;
+use lifeboat_core::repository::layout::Key;
+use lifeboat_core::repository::{Descriptor, Sha256, layout, to_json};
+use lifeboat_core::wal::file::{GapRecord, WalFile, WalPredicate};
 use lifeboat_core::wal::receive::ledger::Work;
+use lifeboat_core::wal::receive::{Position, missing};
 use lifeboat_core::wal::record::{RecordError, Summarizer, Summary};
 use lifeboat_core::wal::{LONG_HEADER_BYTES, Segment, check_segment_header};
 
@@ -177,15 +179,55 @@ impl Receiver<'_> {
             }
             Document::Gap { name, key } => {
                 if let Some(bytes) = self.spool.gap(name).map_err(|source| local(name, source))? {
-                    match self.repository.store().create(key, &bytes) {
-                        // The same gap, found by another receiver.
-                        Ok(()) | Err(StoreError::Exists { .. }) => {}
-                        Err(error) => return Err(error.into()),
+                    match serde_json::from_slice(&bytes) {
+                        Ok(gap) => self.store_gap(&gap)?,
+                        // Of a later version: it is stored as it is.
+                        Err(_) => self.create_gap(key, &bytes)?,
                     }
                 }
                 self.spool.remove_gap(name);
                 Ok(())
             }
+        }
+    }
+
+    /// Says in the repository what of a gap it does not have: what the server removed may have been archived by somebody else, and a gap is
+    /// never taken back.
+    fn store_gap(&self, gap: &GapRecord) -> Result<(), WalError> {
+        let (store, size, system_id) = (self.repository.store(), self.size(), self.cluster.system_id);
+        let listed = store.list(&layout::wal_timeline(system_id, gap.timeline))?;
+        let listed: HashSet<WalFile> = listed.iter().filter_map(|listed| WalFile::from_key(&listed.key, system_id, size)).collect();
+        let lost = missing(gap.timeline, (gap.from, gap.to), size, |segment| {
+            let file = WalFile::Segment(segment);
+            if listed.contains(&file) {
+                return Ok(size.bytes());
+            }
+            // A listing may not show the newest segments yet (c102): each is asked for by its name.
+            match store.length(&file.key(system_id, size)) {
+                Ok(_) => Ok(size.bytes()),
+                Err(StoreError::NotFound { .. }) => Ok(0),
+                Err(error) => Err(error),
+            }
+        })?;
+        let at = |lsn| Position { timeline: gap.timeline, lsn };
+        if lost.is_empty() {
+            let text = format!("no WAL is lost: the repository has {} to {} of timeline {}", gap.from, gap.to, gap.timeline);
+            self.tell(Event::new(EventKind::Warning, text).at(at(gap.from)));
+        }
+        for (from, to) in lost {
+            let record = GapRecord { from, to, ..gap.clone() };
+            self.create_gap(&layout::wal_gap(system_id, gap.timeline, from, to), &to_json(&record))?;
+            let text = format!("WAL IS LOST: {from} to {to} of timeline {}; take a new backup: {}", gap.timeline, gap.reason);
+            self.tell(Event::new(EventKind::Gap, text).at(at(from)));
+        }
+        Ok(())
+    }
+
+    fn create_gap(&self, key: &Key, bytes: &[u8]) -> Result<(), WalError> {
+        match self.repository.store().create(key, bytes) {
+            // The same gap, found by another receiver.
+            Ok(()) | Err(StoreError::Exists { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 
