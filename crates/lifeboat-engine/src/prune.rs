@@ -180,7 +180,17 @@ fn lost(store: &dyn Store, stored: &[Stored], settings: &PruneSettings<'_>, now:
         let names = there.list_segments("")?;
         for id in names.iter().filter_map(|name| name.strip_suffix('/')?.parse::<BackupId>().ok()) {
             let manifest = layout::manifest(&id);
-            if known(&id) || settings.forget.contains(&id) || place.to_delete.contains(&manifest) {
+            if known(&id) || plan.backups.leaves(&id) || place.to_delete.contains(&manifest) {
+                continue;
+            }
+            if settings.forget.contains(&id) {
+                match retention::standing(there, &id, None, Some(settings.trust), now)?.pins.first() {
+                    None => plan.backups.leaving.push(rules::Because { backup: id, reason: "it was given up".to_owned() }),
+                    Some(pin) => {
+                        let (place, pin) = (&place.name, &pin.name);
+                        plan.backups.blocked.push(format!("backup {id} is in {place} and not here, and pin {pin} holds it"));
+                    }
+                }
                 continue;
             }
             // One that another host's prune took away here, and not there yet, is marked there as well.
@@ -225,8 +235,21 @@ fn pairs(listed: Vec<Listed>) -> impl Iterator<Item = (Key, u64)> {
 /// What stands under the ids of backups that go: their manifests, then the rest; and at last what is to go after everything else.
 fn own(repository: &Repository, named: &Named, plan: &mut Plan) -> Result<Vec<(Key, u64)>, PruneError> {
     let (mut manifests, mut parts, mut words) = (Vec::new(), Vec::new(), Vec::new());
+    let further = repository.store().further();
     for because in plan.backups.leaving.clone() {
-        let listed = repository.store().list(&layout::backup(&because.backup))?;
+        let id = &because.backup;
+        let mut listed = repository.store().list(&layout::backup(id))?;
+        // A prune that was killed between two places left in the further one what the first one has no more.
+        for place in &further {
+            match &place.store {
+                Ok(there) => listed.extend(there.list(&layout::backup(id))?),
+                // It misses this, which is written down.
+                Err(_) => listed.extend([layout::manifest(id), layout::manifest_bundle(id)].map(|key| Listed { key, bytes: 0 })),
+            }
+        }
+        // Stable: of an object that several places have, the first one says how long it is.
+        listed.sort_by(|a, b| a.key.cmp(&b.key));
+        listed.dedup_by(|later, earlier| later.key == earlier.key);
         let own = own_objects(&because.backup, pairs(listed), &named.objects);
         manifests.extend(own.manifest);
         parts.extend(own.parts);

@@ -9,15 +9,19 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use lifeboat_core::attestation::backup_statement;
+use lifeboat_core::expire::Policy;
+use lifeboat_core::repository::backup_id::BackupId;
 use lifeboat_core::repository::layout::{self, Key};
 use lifeboat_core::repository::manifest::{Manifest, PackEntry};
 use lifeboat_core::repository::{Id, Sha256, to_json};
 use lifeboat_core::verify::{FindingKind, Verdict, verdict};
 use lifeboat_engine::backup::{self, ArtifactsSource, BackupRequest, Protection};
+use lifeboat_engine::expire::{self, Author};
 use lifeboat_engine::keys::Identities;
 use lifeboat_engine::progress::Unwatched;
+use lifeboat_engine::prune::{self, PruneSettings, Pruned};
 use lifeboat_engine::replicate::{self, Mode, ReplicateReport, ReplicateSettings};
 use lifeboat_engine::repository::Repository;
 use lifeboat_engine::signing::{KeyFileSigner, Signer as _, SigningKey, Trust};
@@ -248,6 +252,17 @@ impl World {
             audit: None,
         };
         backup::run(repository, &request, &Unwatched).map(|taken| taken.manifest.id.to_string())
+    }
+
+    fn author(&self) -> Author<'_> {
+        Author { host: "host", by: "a test".into(), trust: &self.trust, signer: &self.signer, say: &|_| {} }
+    }
+
+    fn prune(&self, forget: &[&BackupId]) -> Pruned {
+        let repository = self.open(Access::Write).unwrap();
+        let forget = forget.iter().map(|id| (*id).clone()).collect();
+        let settings = PruneSettings { trust: &self.trust, host: "host", keep_for: SignedDuration::ZERO, forget };
+        prune::run(&repository, &settings, Timestamp::now() + SignedDuration::from_secs(1), &Unwatched).unwrap()
     }
 
     fn verdict(&self, place: &Place) -> Verdict {
@@ -730,6 +745,72 @@ fn deletions_that_were_missed_are_caught_up_on_and_nothing_else_is_deleted() {
     let report = world.replicate(&world.places[1], Mode::Listings).unwrap();
     assert_eq!((report.deleted, report.extra.first.as_slice()), (1, [only_there.to_string()].as_slice()));
     assert!(world.places[1].inner.length(&pack).is_err() && world.places[1].inner.length(&only_there).is_ok());
+}
+
+/// Two backups in all places, the older of which has expired.
+fn with_an_expired_backup() -> (World, BackupId) {
+    let world = World::new(Part::BestEffort, Part::BestEffort);
+    let repository = world.open(Access::Write).unwrap();
+    let first = world.back_up(&repository).unwrap().parse().unwrap();
+    world.artifact("builds/more", "more");
+    world.back_up(&repository).unwrap();
+    let policy = Policy { keep_last: 1, grace: SignedDuration::ZERO, ..Policy::default() };
+    expire::run(&repository, policy, None, &world.author(), Timestamp::now()).unwrap();
+    (world, first)
+}
+
+#[test]
+fn c106_a_prune_that_was_killed_between_two_places_is_finished_by_the_next_one() {
+    let (world, first) = with_an_expired_backup();
+    // The primary's manifest was gone, and no other.
+    world.places[0].inner.damage(&layout::manifest(&first), None);
+    let prefix = layout::backup(&first);
+    for round in 0..2 {
+        let done = world.prune(&[]);
+        assert!(done.plan.backups.blocked.is_empty(), "{round}: {:?}", done.plan.backups);
+        for place in &world.places {
+            assert!(!place.keys().iter().any(|text| text.starts_with(&prefix)), "{round}: {} has {:#?}", place.name, place.keys());
+        }
+    }
+    // The same while a place does not answer.
+    let (world, first) = with_an_expired_backup();
+    world.places[0].inner.damage(&layout::manifest(&first), None);
+    world.places[1].faults.down.store(true, Ordering::SeqCst);
+    assert!(world.open(Access::Write).unwrap().store().create(&key("drills/x/report.html"), b"x").is_ok());
+    world.prune(&[]);
+    world.forget_who_was_down();
+    assert!(world.prune(&[]).plan.backups.blocked.is_empty());
+    world.replicate(&world.places[1], Mode::Listings).unwrap();
+    assert!(world.places[1].inner.length(&layout::manifest(&first)).is_err());
+    assert!(world.prune(&[]).plan.backups.blocked.is_empty());
+}
+
+#[test]
+fn c106_a_backup_that_only_a_replica_has_is_given_up_there_as_well() {
+    let (world, first) = with_an_expired_backup();
+    let prefix = layout::backup(&first);
+    let of_first = |place: &Place| place.keys().into_iter().filter(|text| text.starts_with(&prefix)).collect::<Vec<_>>();
+    // Everything of it is gone here, and so is the mark in the other places.
+    for place in &world.places {
+        for text in of_first(place) {
+            if place.name == "near" || text.contains("/expired/") {
+                place.inner.damage(&key(&text), None);
+            }
+        }
+    }
+    assert_eq!(world.prune(&[]).plan.backups.blocked.len(), 2);
+    let pinned = layout::pin(&first, &"audit".parse().unwrap());
+    world.places[1].inner.create(&pinned, b"{}").unwrap();
+    let held = world.prune(&[&first]).plan.backups.blocked;
+    assert!(held.len() == 1 && held[0].contains("pin audit holds it"), "{held:?}");
+    world.places[1].inner.damage(&pinned, None);
+    let done = world.prune(&[&first]);
+    assert!(done.plan.backups.blocked.is_empty() && done.plan.backups.leaves(&first), "{:?}", done.plan.backups);
+    for place in &world.places {
+        assert!(of_first(place).is_empty(), "{}", place.name);
+    }
+    assert!(world.prune(&[]).plan.backups.blocked.is_empty());
+    world.assert_in_step("given up");
 }
 
 #[test]
