@@ -132,6 +132,9 @@ macro_rules! delegate {
         fn as_of<'a>(&'a self, moment: jiff::Timestamp) -> Result<Box<dyn Store + 'a>, StoreError> {
             self.inner().as_of(moment)
         }
+        fn make_durable(&self, key: &Key) -> Result<(), StoreError> {
+            self.inner().make_durable(key)
+        }
         fn retain(&self, key: &Key, until: jiff::Timestamp) -> Result<(), StoreError> {
             self.inner().retain(key, until)
         }

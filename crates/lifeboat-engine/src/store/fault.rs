@@ -396,6 +396,10 @@ impl Store for FaultyStore {
         self.inner.as_of(moment)
     }
 
+    fn make_durable(&self, key: &Key) -> Result<(), StoreError> {
+        self.inner.make_durable(key)
+    }
+
     fn retain(&self, key: &Key, until: jiff::Timestamp) -> Result<(), StoreError> {
         self.inner.retain(key, until)
     }

@@ -28,6 +28,9 @@ pub struct LocalStore {
     /// The last pack that a range was read of, kept open: restores read many ranges of one object.
     open: Mutex<Vec<(String, std::sync::Arc<File>)>>,
     serial: AtomicU64,
+    /// How many directories can be synced before that fails.
+    #[cfg(test)]
+    syncs: AtomicU64,
 }
 
 /// How many made directories are remembered.
@@ -38,6 +41,9 @@ const LINKS: u32 = 100;
 
 /// How many objects are kept open for reading.
 const KEPT_OPEN: usize = 16;
+
+/// A directory that did not change for so long is durable, whoever made its names: no system keeps writes back for longer.
+const SETTLED: std::time::Duration = std::time::Duration::from_secs(3600);
 
 impl LocalStore {
     /// Opens the directory; with `make`, makes its last part if only that is missing.
@@ -72,6 +78,8 @@ impl LocalStore {
             made: Mutex::default(),
             open: Mutex::default(),
             serial: AtomicU64::new(0),
+            #[cfg(test)]
+            syncs: AtomicU64::new(u64::MAX),
         })
     }
 
@@ -93,6 +101,27 @@ impl LocalStore {
         self.root.join(key)
     }
 
+    fn sync(&self, directory: &Path) -> io::Result<()> {
+        #[cfg(test)]
+        if self.syncs.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_err() {
+            return Err(io::Error::other("the disk is broken"));
+        }
+        sync_directory(directory)
+    }
+
+    /// Makes an object durable that somebody else made, or a writer whose sync failed or who was killed before it: the file, and its name in
+    /// each directory up to the root.
+    fn sync_object(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()?;
+        for directory in path.ancestors().skip(1) {
+            self.sync(directory)?;
+            if directory == self.root {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the directories down to `directory`, each durable in its parent.
     fn make_directories(&self, directory: &Path) -> io::Result<()> {
         if directory == self.root || self.made.lock().expect("no panic while held").contains(directory) {
@@ -101,8 +130,12 @@ impl LocalStore {
         let parent = directory.parent().unwrap_or(&self.root);
         self.make_directories(parent)?;
         match fs::create_dir(directory) {
-            Ok(()) => sync_directory(parent)?,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Ok(()) => self.sync(parent)?,
+            // Whoever made it may have been killed before its sync.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match changed_lately(parent).then(|| self.sync(parent)) {
+                Some(Err(error)) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
+                _ => {}
+            },
             Err(error) => return Err(error),
         }
         let mut made = self.made.lock().expect("no panic while held");
@@ -159,6 +192,12 @@ impl LocalStore {
     }
 }
 
+fn changed_lately(directory: &Path) -> bool {
+    let changed = fs::metadata(directory).and_then(|meta| meta.modified()).ok();
+    // One that changes in the future changed just now, by another clock.
+    changed.and_then(|changed| changed.elapsed().ok()).is_none_or(|ago| ago < SETTLED)
+}
+
 /// Makes the names in a directory durable.
 pub(crate) fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
@@ -174,6 +213,16 @@ impl Drop for LocalWriter<'_> {
     fn drop(&mut self) {
         // Linked or given up: the temporary name goes. What a crash leaves is no object.
         let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl LocalWriter<'_> {
+    /// That an object is there. Who hears it may take it for stored, so it has to be durable by then.
+    fn exists(&self, target: &Path, key: &Key) -> StoreError {
+        match self.store.sync_object(target) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => self.store.error("write", key.as_str(), error),
+            _ => StoreError::Exists { key: key.to_string() },
+        }
     }
 }
 
@@ -198,14 +247,17 @@ impl ObjectWriter for LocalWriter<'_> {
                 Err(error) if matches!(error.raw_os_error(), Some(libc_eperm) if libc_eperm == rustix::io::Errno::PERM.raw_os_error() || libc_eperm == rustix::io::Errno::OPNOTSUPP.raw_os_error()) =>
                 {
                     let here = rustix::fs::CWD;
-                    rustix::fs::renameat_with(here, &self.path, here, &target, rustix::fs::RenameFlags::NOREPLACE)
-                        .map_err(|e| fail(e.into()))?;
-                    break;
+                    match rustix::fs::renameat_with(here, &self.path, here, &target, rustix::fs::RenameFlags::NOREPLACE) {
+                        Ok(()) => break,
+                        Err(rustix::io::Errno::EXIST) => return Err(self.exists(&target, key)),
+                        Err(error) => return Err(fail(error.into())),
+                    }
                 }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Err(self.exists(&target, key)),
                 Err(error) => return Err(fail(error)),
             }
         }
-        match sync_directory(parent) {
+        match self.store.sync(parent) {
             // It was there, and somebody deleted it and its directory at once.
             Err(error) if error.kind() == io::ErrorKind::NotFound && self.store.root.exists() => Ok(()),
             other => other.map_err(fail),
@@ -272,6 +324,10 @@ impl Store for LocalStore {
     fn length(&self, key: &Key) -> Result<u64, StoreError> {
         let meta = fs::metadata(self.path(key.as_str())).map_err(|e| self.error("read", key.as_str(), e))?;
         if meta.is_file() { Ok(meta.len()) } else { Err(StoreError::NotFound { key: key.as_str().to_owned() }) }
+    }
+
+    fn make_durable(&self, key: &Key) -> Result<(), StoreError> {
+        self.sync_object(&self.path(key.as_str())).map_err(|e| self.error("sync", key.as_str(), e))
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, StoreError> {
@@ -362,6 +418,36 @@ mod tests {
         }
         assert!(!root.join("a").exists() && root.exists());
         assert_eq!(store.list_segments("").unwrap(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_is_there_counts_only_when_it_is_durable() {
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().join("repository");
+        let key = Key::parse("wal/1/a").unwrap();
+        // Whichever sync fails, the object is not stored until all of them were made, and then it is, once.
+        for failing in 0.. {
+            let store = LocalStore::open(&root, true).unwrap();
+            store.syncs.store(failing, Ordering::SeqCst);
+            let begun = store.create(&key, b"1");
+            if begun.is_ok() {
+                assert!(failing > 2, "only {failing} were made");
+                break;
+            }
+            // The disk stays broken: neither another process nor the same one hears that it is there.
+            let other = LocalStore::open(&root, false).unwrap();
+            other.syncs.store(0, Ordering::SeqCst);
+            for store in [&store, &other] {
+                assert!(matches!(store.create(&key, b"1"), Err(StoreError::Io { .. })), "{failing}");
+                assert!(super::super::create_or_mine(store, &key, b"1").is_err(), "{failing}");
+                assert!(store.length(&key).is_err() || store.make_durable(&key).is_err(), "{failing}");
+            }
+            // It works again.
+            other.syncs.store(u64::MAX, Ordering::SeqCst);
+            assert!(super::super::create_or_mine(&other, &key, b"1").unwrap(), "{failing}");
+            assert!(matches!(other.create(&key, b"1"), Err(StoreError::Exists { .. })));
+            fs::remove_dir_all(&root).unwrap();
+        }
     }
 
     #[test]

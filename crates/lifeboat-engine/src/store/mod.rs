@@ -208,6 +208,13 @@ pub trait Store: Send + Sync {
     /// The object's length in bytes.
     fn length(&self, key: &Key) -> Result<u64, StoreError>;
 
+    /// Makes sure that an object which was found is durable, before whoever found it counts it as stored: its writer may have been told that it
+    /// is not, or have been killed before it was. Where requests are answered only then, there is nothing to do.
+    fn make_durable(&self, key: &Key) -> Result<(), StoreError> {
+        let _ = key;
+        Ok(())
+    }
+
     /// All objects whose key begins with `prefix` (whole segments: empty, or ending in `/`),
     /// sorted by key.
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, StoreError>;
@@ -307,7 +314,8 @@ pub(crate) fn create_or_mine(store: &dyn Store, key: &Key, bytes: &[u8]) -> Resu
         Err(error) => error,
     };
     match store.get(key, bytes.len() as u64) {
-        Ok(found) => Ok(found == bytes),
+        Ok(found) if found == bytes => store.make_durable(key).map(|()| true),
+        Ok(_) => Ok(false),
         Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::FileTooLarge => Ok(false),
         // Whose it is has to be known; of an object that is not there, the first error tells more.
         Err(unread) if matches!(error, StoreError::Exists { .. }) => Err(unread),

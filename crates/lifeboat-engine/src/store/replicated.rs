@@ -757,6 +757,19 @@ impl Store for ReplicatedStore {
         Ok(length)
     }
 
+    fn make_durable(&self, key: &Key) -> Result<(), StoreError> {
+        self.primary()?.make_durable(key)?;
+        if self.access != Access::Write || Stage::is_of_one_place(key.as_str()) {
+            return Ok(());
+        }
+        let durable = |slot: &Slot| match slot.usable(self.id).and_then(|replica| replica.make_durable(key)) {
+            // Whether it is to be there is for whoever brings it.
+            Err(StoreError::NotFound { .. }) => Ok(()),
+            other => other,
+        };
+        self.settle_all(key, self.replicas().map(|(index, slot)| (index, durable(slot))).collect())
+    }
+
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, StoreError> {
         let all = self.union(prefix, |store| store.list(prefix).map(by_key), |a, b| a.0.key == b.0.key)?;
         Ok(all.into_iter().map(|listed| listed.0).collect())

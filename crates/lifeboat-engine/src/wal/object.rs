@@ -237,7 +237,11 @@ impl<'a> WalWriter<'a> {
     /// What is there under a file's name already, compared with `digest`.
     pub(super) fn compare(&self, file: WalFile, digest: Sha256) -> Result<Option<Put>, WalError> {
         match head(self.repository.store(), self.cluster, self.trust, file) {
-            Ok(head) if head.sha256 == digest => Ok(Some(Put::Same)),
+            Ok(head) if head.sha256 == digest => {
+                // Whoever hears this lets go of the file.
+                self.repository.store().make_durable(&file.key(self.cluster.system_id, self.cluster.segment_size))?;
+                Ok(Some(Put::Same))
+            }
             Ok(head) => Err(WalError::Conflict { file: file.file_name(self.cluster.segment_size), ours: digest, theirs: head.sha256 }),
             Err(error) if error.is_absence() => Ok(None),
             Err(error) => Err(error),
