@@ -4,8 +4,8 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -14,8 +14,16 @@ use lifeboat_core::repository::layout::Key;
 /// A journal longer than this says "compare everything" instead: a million objects.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// The line that says so.
+/// The line that says so: this word, and another id whenever something more was missed.
 const EVERYTHING: &str = "everything";
+
+/// More than that line has.
+const TAIL_BYTES: u64 = 64;
+
+/// The last line of a journal that says "compare everything", with its end.
+fn everything() -> String {
+    format!("{EVERYTHING} {}\n", crate::random::id())
+}
 
 /// One thing that a replica missed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,6 +58,8 @@ pub struct Missed {
     pub entries: BTreeSet<Entry>,
     /// It does not say all: too much was missed, or a line of it is damaged.
     pub everything: bool,
+    /// The last line that says so: it is another when something was missed since.
+    pub last: Option<String>,
 }
 
 impl Missed {
@@ -101,18 +111,30 @@ impl Journal {
     pub fn append(&self, entry: &Entry) -> io::Result<()> {
         let _lock = self.lock()?;
         let new = !self.path().exists();
-        let mut file = OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(self.path())?;
+        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).mode(0o600).open(self.path())?;
         let length = file.metadata()?.len();
-        let mut tail = vec![0; length.min(EVERYTHING.len() as u64 + 1) as usize];
-        file.seek(SeekFrom::Start(length - tail.len() as u64))?;
-        file.read_exact(&mut tail)?;
-        if tail == format!("{EVERYTHING}\n").as_bytes() {
-            return Ok(());
+        let mut tail = vec![0; length.min(TAIL_BYTES) as usize];
+        let begin = length - tail.len() as u64;
+        file.read_exact_at(&mut tail, begin)?;
+        let (mut at, mut text) = (length, String::new());
+        match tail.split_last() {
+            // It grows no more. That something was missed since it was read has to be seen all the same, or it would be forgotten with the rest.
+            Some((b'\n', before)) => {
+                let line = before.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+                let whole = line.len() < before.len() || begin == 0;
+                if whole && line.starts_with(EVERYTHING.as_bytes()) {
+                    at = length - line.len() as u64 - 1;
+                    text = everything();
+                }
+            }
+            // What a crash cut off must not swallow this line.
+            Some(_) => text.push('\n'),
+            None => {}
         }
-        // What a crash cut off must not swallow this line.
-        let mut text = if tail.last().is_none_or(|last| *last == b'\n') { String::new() } else { "\n".to_owned() };
-        text.push_str(&if length < self.most { entry.line() } else { format!("{EVERYTHING}\n") });
-        file.write_all(text.as_bytes())?;
+        if at == length {
+            text.push_str(&if length < self.most { entry.line() } else { everything() });
+        }
+        file.write_all_at(text.as_bytes(), at)?;
         file.sync_all()?;
         if new {
             super::local::sync_directory(&self.directory)?;
@@ -132,7 +154,10 @@ impl Journal {
         for line in text.lines().filter(|line| !line.is_empty()) {
             match Entry::parse(line) {
                 Some(entry) => _ = missed.entries.insert(entry),
-                None => missed.everything = true,
+                None => {
+                    missed.everything = true;
+                    missed.last = Some(line.to_owned());
+                }
             }
         }
         Ok(missed)
@@ -146,7 +171,8 @@ impl Journal {
         let _lock = self.lock()?;
         let now = self.read()?;
         let left: Vec<String> = now.entries.difference(&healed.entries).map(Entry::line).collect();
-        let everything = if now.everything && !healed.everything { format!("{EVERYTHING}\n") } else { String::new() };
+        let more = now.everything && (!healed.everything || now.last != healed.last);
+        let everything = if more { everything() } else { String::new() };
         if left.is_empty() && everything.is_empty() {
             fs::remove_file(self.path())?;
         } else {
@@ -228,7 +254,25 @@ mod tests {
         for number in 0..40 {
             journal.append(&put(&format!("packs/{number}"))).unwrap();
         }
+        let healed = journal.read().unwrap();
+        assert!(healed.everything);
+        assert!(fs::metadata(journal.path()).unwrap().len() < 200);
+        // What is missed while everything is compared is not forgotten with the rest.
+        journal.append(&put("packs/during")).unwrap();
+        journal.forget(&healed).unwrap();
+        let left = journal.read().unwrap();
+        assert!(left.everything && left.entries.is_empty());
+        journal.append(&put("packs/later")).unwrap();
+        journal.forget(&left).unwrap();
+        let left = journal.read().unwrap();
+        assert!(left.everything);
+        journal.forget(&left).unwrap();
+        assert!(journal.read().unwrap().is_empty());
+        // As an earlier program wrote it.
+        fs::write(journal.path(), "put a\neverything\n").unwrap();
+        let healed = journal.read().unwrap();
+        journal.append(&put("b")).unwrap();
+        journal.forget(&healed).unwrap();
         assert!(journal.read().unwrap().everything);
-        assert!(fs::metadata(journal.path()).unwrap().len() < 150);
     }
 }
