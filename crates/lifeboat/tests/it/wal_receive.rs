@@ -553,6 +553,45 @@ fn c056_wal_that_is_lost_with_the_slot_is_recorded_as_a_gap() {
 }
 
 #[test]
+fn c056_wal_that_the_archiver_stored_is_not_called_lost() {
+    let desk = Desk::new();
+    let push = format!("{} --config {} wal push %p", reachable_binary().display(), desk.place("lifeboat.toml").display());
+    let cluster = Cluster::builder(Postgres::V16)
+        .wal_segment_size(SIZE_MIB)
+        .config("archive_mode", "on")
+        .config("archive_command", &push)
+        .config("max_slot_wal_keep_size", "1MB")
+        .config("min_wal_size", "2MB")
+        .config("max_wal_size", "2MB")
+        .start();
+    desk.configure(&cluster.dsn(), "");
+    let mut receiving = desk.receive();
+    receiving.wait_connected();
+    cluster.psql("CREATE TABLE t AS SELECT 1 AS n");
+    receiving.wait_stored(flushed(&cluster));
+    assert_eq!(receiving.end(), Some(0));
+    let had = desk.lsn("stored");
+    wait_for("the slot is lost, and what it kept is archived and gone", || {
+        cluster
+            .psql("CREATE TABLE IF NOT EXISTS filler (t text); INSERT INTO filler SELECT repeat('x', 1000) FROM generate_series(1, 3000)");
+        let full = cluster.psql("SELECT pg_walfile_name(pg_switch_wal())");
+        wait_for("it is archived", || cluster.psql("SELECT COALESCE(last_archived_wal, '') FROM pg_stat_archiver") >= full);
+        cluster.psql("CHECKPOINT");
+        let first = Segment::containing(Timeline(1), had, size()).file_name(size());
+        cluster.psql("SELECT wal_status FROM pg_replication_slots") == "lost"
+            && cluster.psql(&format!("SELECT count(*) FROM pg_ls_waldir() WHERE name = '{first}'")) == "0"
+    });
+    let mut receiving = desk.receive();
+    receiving.wait_connected();
+    cluster.psql("INSERT INTO t VALUES (2)");
+    let end = flushed(&cluster);
+    receiving.wait_stored(end);
+    assert_eq!(desk.archive().gaps(), []);
+    assert!(desk.has_event("slot-lost") && !desk.has_event("gap"));
+    assert!(!desk.said().contains("WAL IS LOST"));
+}
+
+#[test]
 fn the_second_receiver_of_a_spool_says_so() {
     let cluster = server(Postgres::V18).start();
     let desk = Desk::new();
@@ -801,15 +840,17 @@ struct Silent;
 
 impl Watcher for Silent {}
 
-/// A store that takes its time for every object.
+/// A store that takes its time for every object, or takes none.
 struct SlowStore {
     inner: LocalStore,
     pause: Duration,
+    closed: bool,
 }
 
 struct SlowWriter<'s> {
     inner: Box<dyn ObjectWriter + 's>,
     pause: Duration,
+    closed: bool,
 }
 
 impl ObjectWriter for SlowWriter<'_> {
@@ -819,6 +860,9 @@ impl ObjectWriter for SlowWriter<'_> {
 
     fn commit(self: Box<Self>, key: &Key) -> Result<(), StoreError> {
         thread::sleep(self.pause);
+        if self.closed {
+            return Err(StoreError::Full { key: key.to_string(), store: "a full disk".to_owned() });
+        }
         self.inner.commit(key)
     }
 }
@@ -829,7 +873,7 @@ impl Store for SlowStore {
     }
 
     fn writer(&self) -> Result<Box<dyn ObjectWriter + '_>, StoreError> {
-        Ok(Box::new(SlowWriter { inner: self.inner.writer()?, pause: self.pause }))
+        Ok(Box::new(SlowWriter { inner: self.inner.writer()?, pause: self.pause, closed: self.closed }))
     }
 
     fn get(&self, key: &Key, limit: u64) -> Result<Vec<u8>, StoreError> {
@@ -862,7 +906,59 @@ impl Store for SlowStore {
 }
 
 fn slow(desk: &Desk, pause: Duration) -> Box<dyn Store> {
-    Box::new(SlowStore { inner: LocalStore::open(&desk.repository(), false).unwrap(), pause })
+    Box::new(SlowStore { inner: LocalStore::open(&desk.repository(), false).unwrap(), pause, closed: false })
+}
+
+/// One that can be read, and takes nothing.
+fn closed(desk: &Desk) -> Box<dyn Store> {
+    Box::new(SlowStore { inner: LocalStore::open(&desk.repository(), false).unwrap(), pause: Duration::ZERO, closed: true })
+}
+
+#[test]
+fn c058_what_waits_in_the_spool_is_not_acknowledged_by_a_restart_and_is_looked_at_before_it_is_stored() {
+    let cluster = server(Postgres::V16).start();
+    let desk = Desk::new();
+    desk.configure(&cluster.dsn(), "");
+    desk.program().arg("--create-slot-only").run().success();
+    let start = slot_start(&cluster);
+    let fill =
+        "CREATE TABLE IF NOT EXISTS filler (t text); INSERT INTO filler SELECT repeat(md5(n::text), 30) FROM generate_series(1, 4000) n";
+    let open = Inside::new(&desk, slow(&desk, Duration::ZERO));
+    let mut stored = Lsn::INVALID;
+    open.run(&open.request(&cluster.dsn(), Mode::Stream, &RealDisk), || {
+        cluster.psql("CREATE TABLE t (n int)");
+        stored = flushed(&cluster);
+        wait_for("all is stored", || desk.lsn("acknowledged") >= stored);
+    });
+    let inside = Inside::new(&desk, closed(&desk));
+    let request = inside.request(&cluster.dsn(), Mode::Stream, &RealDisk);
+    inside.run(&request, || {
+        cluster.psql(fill);
+        let end = flushed(&cluster);
+        wait_for("it is in the spool", || desk.lsn("received") >= end);
+        thread::sleep(Duration::from_millis(500));
+    });
+    let before = desk.lsn("stored");
+    inside.run(&request, || {
+        cluster.psql("INSERT INTO t VALUES (1)");
+        let end = flushed(&cluster);
+        wait_for("the stream goes on", || desk.lsn("received") >= end);
+        thread::sleep(Duration::from_secs(2));
+        let acknowledged = desk.lsn("acknowledged");
+        assert!(acknowledged <= before, "{acknowledged} was acknowledged, {before} is stored");
+        assert!(slot_start(&cluster) <= before);
+    });
+    // One of the finished segments is damaged while nobody looks.
+    let segment = Segment::containing(Timeline(1), Lsn(before.0 + 2 * size().bytes()), size());
+    let file = desk.receive_directory().join("00000001").join(segment.file_name(size()));
+    let file = fs::OpenOptions::new().write(true).open(file).expect("it is finished");
+    file.write_all_at(&[0xEE; 100], 500_000).unwrap();
+    open.run(&open.request(&cluster.dsn(), Mode::Stream, &RealDisk), || {
+        let end = flushed(&cluster);
+        wait_for("all is stored", || desk.lsn("stored") >= end);
+        desk.archive().equals_server(&cluster, 1, start, end);
+        assert!(desk.has_event("spool-failing"));
+    });
 }
 
 #[test]
@@ -928,6 +1024,8 @@ struct BadDisk {
     /// Of so many syncs one fails: where only finished segments are synced, there are few.
     every_sync: u64,
     bad: AtomicBool,
+    /// It takes nothing more.
+    full: AtomicBool,
     /// By inode: what was written since the last sync.
     dirty: Mutex<HashMap<u64, Vec<(u64, u64)>>>,
     failed_syncs: AtomicU64,
@@ -936,7 +1034,8 @@ struct BadDisk {
 
 impl Disk for BadDisk {
     fn write_at(&self, file: &fs::File, bytes: &[u8], at: u64) -> io::Result<()> {
-        if self.bad.load(Ordering::SeqCst) && self.writes.fetch_add(1, Ordering::SeqCst) % 150 == 149 {
+        if self.full.load(Ordering::SeqCst) || (self.bad.load(Ordering::SeqCst) && self.writes.fetch_add(1, Ordering::SeqCst) % 150 == 149)
+        {
             self.failed_writes.fetch_add(1, Ordering::SeqCst);
             return Err(io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error()));
         }
@@ -973,6 +1072,7 @@ fn c058_a_spool_that_cannot_be_synced_is_not_believed() {
             syncs: AtomicU64::new(0),
             every_sync: if mode == Mode::SyncSpool { 60 } else { 3 },
             bad: AtomicBool::new(true),
+            full: AtomicBool::new(false),
             dirty: Mutex::default(),
             failed_syncs: AtomicU64::new(0),
             failed_writes: AtomicU64::new(0),
@@ -990,6 +1090,8 @@ fn c058_a_spool_that_cannot_be_synced_is_not_believed() {
             );
             wait_for("the disk failed", || disk.failed_syncs.load(Ordering::SeqCst) >= 2 && disk.failed_writes.load(Ordering::SeqCst) >= 1);
             disk.bad.store(false, Ordering::SeqCst);
+            // What waits for a receiver is seen by nobody else before it is acknowledged.
+            wait_for("a commit is acknowledged", || cluster.psql("SELECT count(*) > 0 FROM note") == "t");
             thread::sleep(Duration::from_millis(300));
             cluster.kill9();
             let acknowledged = clients.acknowledged();
@@ -1002,4 +1104,43 @@ fn c058_a_spool_that_cannot_be_synced_is_not_believed() {
             wait_for("it is well again", || desk.status().is_some_and(|status| status.get("spool_trouble").is_none()));
         });
     }
+}
+
+#[test]
+fn c058_what_was_acknowledged_before_the_spool_was_full_comes_to_the_repository_without_the_server() {
+    let mut cluster = server(Postgres::V16).start();
+    cluster.psql("CREATE TABLE note (n int)");
+    let desk = Desk::new();
+    desk.configure(&cluster.dsn(), "");
+    let disk = BadDisk {
+        writes: AtomicU64::new(0),
+        syncs: AtomicU64::new(0),
+        every_sync: 1,
+        bad: AtomicBool::new(false),
+        full: AtomicBool::new(false),
+        dirty: Mutex::default(),
+        failed_syncs: AtomicU64::new(0),
+        failed_writes: AtomicU64::new(0),
+    };
+    let inside = Inside::new(&desk, Box::new(LocalStore::open(&desk.repository(), false).unwrap()));
+    let mut request = inside.request(&cluster.dsn(), Mode::SyncSpool, &disk);
+    // Nothing goes to the repository in time.
+    request.flush_interval = Duration::from_secs(3600);
+    let mut acknowledged = Lsn::INVALID;
+    inside.run(&request, || {
+        for n in 0..20 {
+            cluster.psql(&format!("INSERT INTO note VALUES ({n})"));
+        }
+        let end = flushed(&cluster);
+        wait_for("it is acknowledged", || desk.lsn("acknowledged") >= end);
+        acknowledged = end;
+        disk.full.store(true, Ordering::SeqCst);
+        cluster.psql("INSERT INTO note VALUES (20)");
+        wait_for("the spool fails", || desk.has_event("spool-failing"));
+        cluster.kill9();
+        // It begins anew, and finds no server.
+        wait_for("it is alone", || desk.status().is_some_and(|status| status["state"] == "connecting"));
+        thread::sleep(Duration::from_secs(1));
+    });
+    assert!(desk.lsn("stored") >= acknowledged, "{} of {acknowledged} is stored", desk.lsn("stored"));
 }

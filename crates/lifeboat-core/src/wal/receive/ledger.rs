@@ -172,6 +172,9 @@ impl Ledger {
     /// The first bytes of a segment are written, up to this offset. Less than before changes nothing: a stream begins again at the start of
     /// a segment.
     pub fn wrote(&mut self, segment: Segment, to: u64) {
+        if self.is_past(segment) {
+            return;
+        }
         let held = self.entry(segment);
         held.written = held.written.max(to);
     }
@@ -362,6 +365,12 @@ impl Ledger {
         self.held.iter().find(|held| held.segment == segment).map_or(0, |held| held.written)
     }
 
+    /// Whether all of a segment is in the repository, and nothing is left to do with it: one that comes once more, because one before it has to.
+    pub fn is_past(&self, segment: Segment) -> bool {
+        let end = segment.next().start(self.size);
+        !self.holds(segment) && self.before.is_some_and(|before| before.timeline == segment.timeline && end <= before.lsn)
+    }
+
     /// Whether there is still something to do with a segment.
     pub fn holds(&self, segment: Segment) -> bool {
         self.held.iter().any(|held| held.segment == segment)
@@ -418,6 +427,28 @@ mod tests {
     }
 
     const NOW: Duration = Duration::from_secs(100);
+
+    #[test]
+    fn c058_what_comes_once_more_and_is_stored_is_not_begun_anew() {
+        let mut ledger = Ledger::new(size(), Pieces::Every(Duration::ZERO), MIB);
+        ledger.begin_at(position(3));
+        for number in 3..6 {
+            ledger.wrote(segment(number), MIB);
+        }
+        // The first one is found damaged, and streamed again; so is all behind it.
+        ledger.distrust(segment(3));
+        assert_eq!(ledger.next(NOW, false), None);
+        ledger.wrote(segment(3), MIB);
+        for number in 3..5 {
+            assert_eq!(ledger.next(NOW, false), Some(Work::Whole(segment(number))));
+            ledger.stored(Work::Whole(segment(number)));
+        }
+        assert_eq!(ledger.take_done(), [segment(3), segment(4)]);
+        assert!(ledger.is_past(segment(4)) && !ledger.is_past(segment(5)) && !ledger.is_past(segment(6)));
+        ledger.wrote(segment(4), MIB);
+        assert!(!ledger.holds(segment(4)), "its file is gone");
+        assert_eq!(ledger.next(NOW, false), Some(Work::Whole(segment(5))));
+    }
 
     #[test]
     fn pieces_of_the_open_segment_go_out_in_intervals_and_the_finished_one_whole() {

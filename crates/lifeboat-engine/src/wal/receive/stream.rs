@@ -844,6 +844,15 @@ impl Receiver<'_> {
             let offset = at.0 - segment.start(size).0;
             let room = usize::try_from(size.bytes() - offset).unwrap_or(usize::MAX);
             let (part, rest) = bytes.split_at(room.min(bytes.len()));
+            if self.book().ledger.is_past(segment) {
+                // It comes once more because one before it had to, and was stored meanwhile.
+                place.open = None;
+                if offset + part.len() as u64 == size.bytes() {
+                    place.next = Position { timeline, lsn: segment.next().start(size) };
+                }
+                (at, bytes) = (Lsn(at.0 + part.len() as u64), rest);
+                continue;
+            }
             if place.open.as_ref().is_none_or(|open| open.segment != segment) {
                 place.open = Some(self.open_segment(segment)?);
             }
