@@ -343,8 +343,8 @@ const MAX_NAMED: usize = 10_000;
 /// So many reads may fail for good before the store is taken for one that does not answer.
 const MAX_UNREAD: usize = 100;
 
-/// What cannot be read, and could not if it were asked for again: a bad sector, an object that may not be read. That is found like anything else, so that
-/// it shows which object it is, and the others are read all the same.
+/// What cannot be read, and could not if it were asked for again: a bad sector. That is found like anything else, so that it shows which object it is, and
+/// the others are read all the same. Who may not read is told so at once: it is the whole of it, as a rule.
 struct Unread<'a> {
     backup: &'a VerifiedBackup,
     reads: AtomicUsize,
@@ -354,7 +354,7 @@ impl Unread<'_> {
     /// What an error says of an object; an error again where it says that nobody knows anything.
     fn finding(&self, error: RestoreError) -> Result<Finding, RestoreError> {
         let object = match &error {
-            RestoreError::Store(store @ (StoreError::Io { key, .. } | StoreError::Denied { key, .. })) if !store.is_transient() => key,
+            RestoreError::Store(store @ StoreError::Io { key, .. }) if !store.is_transient() => key,
             RestoreError::Damaged(finding) => return Ok(finding.clone()),
             _ => return Err(error),
         };
