@@ -24,6 +24,13 @@ pub struct Position {
     pub lsn: Lsn,
 }
 
+impl Position {
+    /// Where a segment begins.
+    pub fn start_of(segment: Segment, size: SegmentSize) -> Self {
+        Self { timeline: segment.timeline, lsn: segment.start(size) }
+    }
+}
+
 impl std::fmt::Display for Position {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} on timeline {}", self.lsn, self.timeline)

@@ -352,8 +352,8 @@ pub fn run(repository: &Repository, asked: &Asked, options: &PushOptions<'_>) ->
             }
         }
     }
-    let start = |segment: Segment| Position { timeline: segment.timeline, lsn: segment.start(asked.cluster.segment_size) };
-    let begins = batch.iter().filter_map(|file| file.segment()).map(start).min();
+    let begins =
+        batch.iter().filter_map(|file| file.segment()).map(|segment| Position::start_of(segment, asked.cluster.segment_size)).min();
     let push = |spool, files: usize| {
         let writer = WalWriter::new(repository, asked.cluster, options.signer, options.trust, options.protection, options.level);
         Push { repository, asked, options, writer, spool, claimed: Mutex::new(None), begins, turns: Turns::new(files) }

@@ -220,8 +220,7 @@ impl Receiver<'_> {
     fn heal(&self, place: &mut Place) {
         let broken = std::mem::take(&mut self.book().broken);
         for (segment, damage) in broken {
-            let start = Position { timeline: segment.timeline, lsn: segment.start(self.size()) };
-            place.next = place.next.min(start);
+            place.next = place.next.min(Position::start_of(segment, self.size()));
             if damage == Damage::Unbelieved {
                 self.put_aside(segment);
             }
@@ -848,7 +847,7 @@ impl Receiver<'_> {
                 // It comes once more because one before it had to, and was stored meanwhile.
                 place.open = None;
                 if offset + part.len() as u64 == size.bytes() {
-                    place.next = Position { timeline, lsn: segment.next().start(size) };
+                    place.next = Position::start_of(segment.next(), size);
                 }
                 (at, bytes) = (Lsn(at.0 + part.len() as u64), rest);
                 continue;
@@ -892,7 +891,7 @@ impl Receiver<'_> {
                 drop(book);
                 self.changed.notify_all();
                 place.open = None;
-                place.next = Position { timeline, lsn: segment.next().start(size) };
+                place.next = Position::start_of(segment.next(), size);
             }
             at = Lsn(at.0 + part.len() as u64);
             bytes = rest;

@@ -352,7 +352,7 @@ impl Receiver<'_> {
             return Ok(());
         }
         // Segments are stored side by side: this need not be the first.
-        let here = Position { timeline: segment.timeline, lsn: segment.start(self.size()) };
+        let here = Position::start_of(segment, self.size());
         let begins = stored_until.map_or(here, |position| position.min(here));
         writer.claim_cluster(magic, Some(begins), Timestamp::now(), &self.request.program)?;
         self.book().claimed = Some(magic);
