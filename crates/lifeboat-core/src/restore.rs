@@ -218,6 +218,18 @@ pub struct DatabasePlan {
     pub start: bool,
 }
 
+impl DatabasePlan {
+    /// How far recovery has to go. PostgreSQL takes the first file that it does not get for the end of WAL, and before 13 it did so even short
+    /// of a target (c079, c080); from then on it insists on a target itself.
+    pub fn promised(&self) -> Lsn {
+        let stop = self.stop_lsn.unwrap_or_default();
+        match &self.recovery {
+            Some(recovery) if self.target == Target::Latest => recovery.end.max(stop),
+            _ => stop,
+        }
+    }
+}
+
 /// What happens to the artifacts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArtifactsPlan {
@@ -628,6 +640,16 @@ fn replay_in_words(recovery: &RecoveryPlan, target: &Target) -> String {
     text
 }
 
+/// Settings that say how fast a server replays WAL. A backup records them, in base units as `pg_settings` has them.
+pub const REPLAY_SETTINGS: [&str; 6] = [
+    "maintenance_io_concurrency",
+    "max_wal_size",
+    "recovery_min_apply_delay",
+    "recovery_prefetch",
+    "shared_buffers",
+    "wal_decode_buffer_size",
+];
+
 /// Settings of the original that come back and make replay slow, each with its reason. Times and sizes as `SHOW` or `pg_settings` print
 /// them; what cannot be read is left alone.
 fn replay_advice(settings: &std::collections::BTreeMap<String, String>) -> Vec<String> {
@@ -657,7 +679,8 @@ fn replay_advice(settings: &std::collections::BTreeMap<String, String>) -> Vec<S
     }
     let positive = |text: &&str| text.trim_start_matches(['0', '.']).starts_with(|c: char| c.is_ascii_digit());
     if let Some(text) = get("recovery_min_apply_delay").filter(positive) {
-        advice.push(format!("recovery_min_apply_delay is {text}: replay waits until every commit is that old"));
+        let unit = if text.ends_with(|c: char| c.is_ascii_digit()) { " ms" } else { "" };
+        advice.push(format!("recovery_min_apply_delay is {text}{unit}: replay waits until every commit is that old"));
     }
     advice
 }
@@ -900,6 +923,21 @@ mod tests {
             assert!(!reads_ahead(150_000, end), "{end:X}");
             assert!(reads_ahead(140_000, end), "14 does not read ahead, and does not know the setting");
         }
+    }
+
+    #[test]
+    fn c079_c080_recovery_to_the_latest_has_to_go_as_far_as_the_archive_does() {
+        let promised = |request: &RestoreRequest| planned(&manifest(), request).unwrap().database.unwrap().promised();
+        let stop = manifest().postgres.unwrap().physical.unwrap().stop_lsn;
+        let latest = with_archive(Target::Latest, 1);
+        let end = latest.recovery.as_ref().unwrap().choice.end;
+        assert!(end > stop);
+        assert_eq!(promised(&latest), end);
+        assert_eq!(promised(&with_archive(Target::Lsn(end), 1)), stop, "PostgreSQL ends with an error where it does not get to it");
+        assert_eq!(promised(&request()), stop);
+        let mut old = with_archive(Target::Latest, 1);
+        old.recovery.as_mut().unwrap().choice.end = Lsn(stop.0 - 1);
+        assert_eq!(promised(&old), stop, "an archive that ends before the backup does");
     }
 
     #[test]

@@ -613,6 +613,7 @@ fn postgres_entry(source: &PostgresSource, copy: CopyMethod, physical: Option<Ph
     ] {
         entry.settings.insert(name.to_owned(), value.to_string());
     }
+    entry.settings.extend(facts.replay.clone());
     if let Some(libraries) = facts.shared_preload_libraries.as_ref().filter(|libraries| !libraries.is_empty()) {
         entry.settings.insert("shared_preload_libraries".into(), libraries.clone());
     }

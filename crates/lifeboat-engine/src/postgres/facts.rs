@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use lifeboat_core::restore::REPLAY_SETTINGS;
 use lifeboat_core::wal::{SegmentSize, SystemId, Timeline};
 
 use super::backup_session::{Position, position};
@@ -143,6 +144,8 @@ pub struct ClusterFacts {
     pub summarize_wal: Option<bool>,
     /// `shared_preload_libraries`.
     pub shared_preload_libraries: Option<String>,
+    /// Those of [`REPLAY_SETTINGS`] that this version has.
+    pub replay: BTreeMap<String, String>,
     /// All databases.
     pub databases: Vec<DatabaseFacts>,
     /// Tablespaces beside the two that every cluster has.
@@ -183,7 +186,7 @@ struct Settings(BTreeMap<String, String>);
 
 impl Settings {
     fn read(connection: &Connection) -> Result<Self, PgError> {
-        let names = format!("{{{}}}", SETTINGS.join(","));
+        let names = format!("{{{},{}}}", SETTINGS.join(","), REPLAY_SETTINGS.join(","));
         let rows = connection.query("SELECT name, setting FROM pg_settings WHERE name = ANY ($1::text[])", &[Some(&names)])?;
         let mut settings = BTreeMap::new();
         for row in rows.iter() {
@@ -264,6 +267,7 @@ impl ClusterFacts {
             },
             summarize_wal: settings.get("summarize_wal").map(|setting| setting == "on"),
             shared_preload_libraries: settings.get("shared_preload_libraries"),
+            replay: REPLAY_SETTINGS.into_iter().filter_map(|name| Some((name.to_owned(), settings.get(name)?))).collect(),
             databases: read_databases(connection)?,
             tablespaces: read_tablespaces(connection)?,
             extensions: read_extensions(connection)?,

@@ -19,7 +19,7 @@ use lifeboat_core::postgres::control_file::{ControlFile, ControlFileError, inval
 use lifeboat_core::repository::extent::extent_bytes;
 use lifeboat_core::repository::file_table::{Kind, Meta, Row};
 use lifeboat_core::repository::manifest::KeyPurpose;
-use lifeboat_core::restore::{self as planning, DatabasePlan, RestorePlan, auto_conf, tablespace_map};
+use lifeboat_core::restore::{DatabasePlan, RestorePlan, auto_conf, tablespace_map};
 use lifeboat_core::verify::{Finding, FindingKind};
 use lifeboat_core::wal::Lsn;
 
@@ -233,15 +233,9 @@ pub fn run(
     Ok(Some(restored))
 }
 
-/// Recovery has to go as far as was promised: PostgreSQL takes the first file that it does not get for the end, and before 13 it did so even
-/// short of a target (c079, c080).
+/// Recovery has to go as far as was promised.
 fn check_reached(database: &DatabasePlan, reached: Lsn) -> Result<(), RestoreError> {
-    let stop = database.stop_lsn.unwrap_or_default();
-    let promised = match &database.recovery {
-        // With a target PostgreSQL itself insists on it.
-        Some(recovery) if database.target == planning::Target::Latest => recovery.end.max(stop),
-        _ => stop,
-    };
+    let promised = database.promised();
     if reached < promised { Err(server::ServerError::Short { reached, promised }.into()) } else { Ok(()) }
 }
 

@@ -586,7 +586,12 @@ fn execute(
             text.push_str(&format!("  {} of {} artifacts in {}\n", measured.artifacts, artifacts.count, artifacts.directory));
         }
         if let Some(point) = measured.recovery_point {
-            text.push_str(&format!("  recovery point {point}{}\n", measured.reached_lsn.as_ref().map_or(String::new(), |lsn| format!(", recovery ended at {lsn}"))));
+            let mut lsn = measured.reached_lsn.as_ref().map_or(String::new(), |lsn| format!(", recovery ended at {lsn}"));
+            if let (false, Some(promised)) = (lsn.is_empty(), &measured.promised_lsn) {
+                let is_latest = plan.database.as_ref().is_some_and(|database| database.target == Target::Latest);
+                lsn.push_str(&format!("; {} {promised}", if is_latest { "the archive promised" } else { "the target is at" }));
+            }
+            text.push_str(&format!("  recovery point {point}{lsn}\n"));
         }
         if let Some(target) = goes_on(plan) {
             text.push_str(&format!("  not started: recovery will go on to {target}\n"));
