@@ -7,7 +7,7 @@ pub mod ledger;
 pub mod message;
 pub mod standby_names;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -79,12 +79,16 @@ struct Safe {
 pub struct Inventory {
     size: SegmentSize,
     segments: BTreeMap<Segment, Safe>,
+    /// The last segments of timelines, as promoted servers archive them.
+    partials: BTreeSet<Segment>,
+    /// What is recorded as lost, by timeline: from, and to before.
+    gaps: BTreeMap<Timeline, Vec<(Lsn, Lsn)>>,
 }
 
 impl Inventory {
     /// Nothing yet.
     pub fn new(size: SegmentSize) -> Self {
-        Self { size, segments: BTreeMap::new() }
+        Self { size, segments: BTreeMap::new(), partials: BTreeSet::new(), gaps: BTreeMap::new() }
     }
 
     /// A file of the repository.
@@ -94,9 +98,17 @@ impl Inventory {
             WalFile::Piece { segment, from, to } => {
                 self.segments.entry(segment).or_default().pieces.add(u64::from(from), u64::from(to));
             }
-            // The last of a timeline; how far it goes only its summary says. Whoever follows goes on on the next timeline.
-            WalFile::Partial(_) | WalFile::BackupHistory { .. } | WalFile::History(_) => {}
+            // How far it goes only its summary says.
+            WalFile::Partial(segment) => {
+                self.partials.insert(segment);
+            }
+            WalFile::BackupHistory { .. } | WalFile::History(_) => {}
         }
+    }
+
+    /// WAL that is recorded as lost: there is no use in asking for it again.
+    pub fn add_gap(&mut self, timeline: Timeline, from: Lsn, to: Lsn) {
+        self.gaps.entry(timeline).or_default().push((from, to));
     }
 
     /// The first `bytes` of a segment, in the spool.
@@ -107,6 +119,14 @@ impl Inventory {
     /// The pieces of a segment that join from its first byte on.
     pub fn start_of(&self, segment: Segment) -> u64 {
         self.segments.get(&segment).map_or(0, |safe| if safe.whole { self.size.bytes() } else { safe.pieces.end() })
+    }
+
+    /// The bytes of a segment that there are from its first on, for who asks about WAL before `to`: where that is within the segment, the
+    /// timeline ended there, and the server that was promoted archives a `.partial` up to there (`CleanupAfterArchiveRecovery` in
+    /// `src/backend/access/transam/xlog.c`).
+    pub fn start_until(&self, segment: Segment, to: Lsn) -> u64 {
+        let is_last = !to.0.is_multiple_of(self.size.bytes()) && segment == Segment::containing(segment.timeline, to, self.size);
+        if is_last && self.partials.contains(&segment) { self.size.bytes() } else { self.start_of(segment) }
     }
 
     /// Whether there is a whole object of a segment.
@@ -138,6 +158,50 @@ impl Inventory {
             at = at.next();
         }
         Some(Lsn(at.start(self.size).0 + self.start_of(at)))
+    }
+
+    /// The first byte at or behind `at` that is missing of a timeline that ends at `switch`, if one is.
+    fn missing_before(&self, timeline: Timeline, mut at: Lsn, switch: Lsn) -> Option<Lsn> {
+        let gaps = self.gaps.get(&timeline).map_or(&[][..], Vec::as_slice);
+        while let Some((_, to)) = gaps.iter().find(|(from, to)| (*from..*to).contains(&at)) {
+            at = self.safe_until(timeline, Some(*to)).map_or(*to, |until| until.max(*to));
+        }
+        let segment = Segment::containing(timeline, at, self.size);
+        let there = Lsn(segment.start(self.size).0 + self.start_until(segment, switch));
+        (at.max(there) < switch).then_some(at)
+    }
+
+    /// Where a receiver begins that knows of no place yet. `kept` is the first byte that its slot keeps on a server with this history: what
+    /// is missing behind it comes first, on whatever timeline, and before what is there of later ones.
+    ///
+    /// Of the timeline before the latest one, its end comes as well where it is missing, whatever the slot keeps: what a server wrote last
+    /// before it was lost only the server has that was promoted in its place, and that one does not archive it (`archive_mode = on`; manual,
+    /// "Continuous Archiving in Standby"). A slot that was made after the promotion does not keep it, but it may still be there.
+    pub fn begin(&self, history: &History, kept: Lsn) -> Position {
+        let kept = Position { timeline: history.timeline_of(kept), lsn: kept };
+        let Some(latest) = self.timeline() else { return kept };
+        let at = |timeline, lsn| Position { timeline, lsn };
+        let is_ours = latest == history.timeline || history.switch_from(latest).is_some();
+        let mut before = history.entries.iter().filter(|entry| is_ours && entry.timeline < latest);
+        if is_ours && kept.timeline < latest {
+            let mut from = kept.lsn;
+            for entry in before.filter(|entry| kept.timeline <= entry.timeline) {
+                let until = self.safe_until(entry.timeline, Some(from)).unwrap_or(from);
+                if let Some(missing) = self.missing_before(entry.timeline, until, entry.switch) {
+                    return at(entry.timeline, missing);
+                }
+                from = entry.switch;
+            }
+            return at(latest, self.safe_until(latest, Some(from)).unwrap_or(from));
+        }
+        if let Some(parent) = before.next_back()
+            && let Some(until) = self.safe_until(parent.timeline, None)
+            && let Some(missing) = self.missing_before(parent.timeline, until, parent.switch)
+        {
+            return at(parent.timeline, missing);
+        }
+        let keeps = Some(kept.lsn).filter(|_| kept.timeline == latest);
+        self.safe_until(latest, keeps).map_or(kept, |end| at(latest, end))
     }
 }
 
@@ -269,6 +333,55 @@ mod tests {
         // Other timelines do not count.
         assert_eq!(inventory(&[whole(1), piece(2, 9, 0, 4)]).safe_until(Timeline(1), None), Some(Lsn(2 * SEGMENT)));
         assert_eq!(inventory(&[whole(1), piece(2, 9, 0, 4)]).timeline(), Some(Timeline(2)));
+    }
+
+    #[test]
+    fn c060_a_receiver_begins_with_what_is_missing_of_the_timeline_before() {
+        let whole = |timeline, number| WalFile::Segment(segment(timeline, number));
+        let entry = |timeline, switch| Entry { timeline: Timeline(timeline), switch: Lsn(switch), reason: String::new() };
+        // Timeline 1 ended in segment 4, timeline 2 in segment 6.
+        let (first, second) = (4 * SEGMENT + 500, 6 * SEGMENT + 70);
+        let server = History { timeline: Timeline(3), entries: vec![entry(1, first), entry(2, second)] };
+        let begin = |files: &[WalFile], kept: u64| {
+            let position = inventory(files).begin(&server, Lsn(kept));
+            (position.timeline.0, position.lsn.0)
+        };
+        assert_eq!(begin(&[], 2 * SEGMENT), (1, 2 * SEGMENT));
+        assert_eq!(begin(&[], 5 * SEGMENT), (2, 5 * SEGMENT));
+        // The slot keeps WAL of timeline 1 of which there is nothing; somebody pushed the first segments of the later ones.
+        assert_eq!(begin(&[whole(2, 4), whole(3, 6)], 2 * SEGMENT + 9), (1, 2 * SEGMENT + 9));
+        let old = [whole(1, 2), whole(1, 3), piece(1, 4, 0, 300)];
+        let with = |more: &[WalFile]| [&old[..], more].concat();
+        assert_eq!(begin(&with(&[whole(2, 4), whole(3, 6)]), 2 * SEGMENT + 9), (1, 4 * SEGMENT + 300));
+        // All of timeline 1: then the hole of timeline 2, which the slot keeps as well.
+        let rest = piece(1, 4, 300, 500);
+        assert_eq!(begin(&with(&[rest, whole(2, 4), whole(3, 6)]), 2 * SEGMENT + 9), (2, 5 * SEGMENT));
+        assert_eq!(begin(&with(&[rest, whole(3, 6)]), 2 * SEGMENT + 9), (2, first));
+        let second_all = [rest, whole(2, 4), whole(2, 5), piece(2, 6, 0, 70)];
+        assert_eq!(begin(&[&with(&second_all)[..], &[whole(3, 6), whole(3, 8)]].concat(), 2 * SEGMENT + 9), (3, 7 * SEGMENT));
+        assert_eq!(begin(&[&with(&second_all)[..], &[whole(3, 8)]].concat(), 2 * SEGMENT + 9), (3, second));
+        // What a promoted server archived of the last segment is there, and so is what nobody has any more.
+        let partial = WalFile::Partial(segment(1, 4));
+        assert_eq!(begin(&[whole(1, 2), whole(1, 3), partial, whole(2, 4), piece(2, 5, 0, 9)], 2 * SEGMENT + 9), (2, 5 * SEGMENT + 9));
+        assert_eq!(begin(&[whole(1, 2), partial, whole(2, 4)], 2 * SEGMENT + 9), (1, 3 * SEGMENT));
+        let mut lost = inventory(&with(&[whole(2, 4)]));
+        lost.add_gap(Timeline(1), Lsn(4 * SEGMENT + 300), Lsn(first));
+        assert_eq!(lost.begin(&server, Lsn(2 * SEGMENT + 9)), Position { timeline: Timeline(2), lsn: Lsn(5 * SEGMENT) });
+        let mut lost = inventory(&[whole(1, 2), whole(1, 4), whole(2, 4)]);
+        lost.add_gap(Timeline(1), Lsn(3 * SEGMENT), Lsn(4 * SEGMENT));
+        assert_eq!(lost.begin(&server, Lsn(2 * SEGMENT + 9)), Position { timeline: Timeline(2), lsn: Lsn(5 * SEGMENT) });
+        // A slot that was made after the promotion keeps nothing of it. The end of the timeline before is asked for all the same, as long as
+        // it is the end that is missing.
+        assert_eq!(begin(&with(&[whole(2, 4)]), 5 * SEGMENT + 1), (1, 4 * SEGMENT + 300));
+        assert_eq!(begin(&with(&[rest, whole(2, 4)]), 5 * SEGMENT + 1), (2, 5 * SEGMENT));
+        assert_eq!(begin(&[whole(2, 4)], 5 * SEGMENT + 1), (2, 5 * SEGMENT));
+        assert_eq!(begin(&[whole(1, 2), partial, whole(2, 4)], 5 * SEGMENT + 1), (1, 3 * SEGMENT));
+        assert_eq!(begin(&[whole(1, 1), whole(1, 4), whole(2, 4)], 5 * SEGMENT + 1), (2, 5 * SEGMENT));
+        // A timeline that this server never was on: whoever weighs that sees all that there is of it.
+        let other = [whole(1, 2), whole(2, 4), whole(4, 7)];
+        assert_eq!(begin(&other, 2 * SEGMENT), (4, 8 * SEGMENT));
+        // And where the slot is ahead of all that there is, the stream begins with what is missing.
+        assert_eq!(begin(&old, 5 * SEGMENT), (1, 4 * SEGMENT + 300));
     }
 
     #[test]

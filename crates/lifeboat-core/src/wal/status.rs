@@ -116,8 +116,8 @@ pub struct WalFacts<'a> {
     pub gaps: Vec<GapSeen>,
     /// The receiver runs in this mode, by the configuration: `stream` or `sync`.
     pub receives: bool,
-    /// The receiver is configured to be synchronous.
-    pub synchronous: bool,
+    /// What a commit waits for, as the receiver is configured.
+    pub synchronous: Synchronous,
     /// Its slot.
     pub slot: &'a str,
     /// What the receiver last said of itself, and how long ago.
@@ -126,6 +126,17 @@ pub struct WalFacts<'a> {
     pub rpo: Duration,
     /// This moment here.
     pub now: Timestamp,
+}
+
+/// What a commit waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Synchronous {
+    /// For no receiver.
+    No,
+    /// Until it is durable in the receiver's spool.
+    Spool,
+    /// Until it is in the repository.
+    Repository,
 }
 
 /// A gap that cuts into what could be gone back to.
@@ -248,7 +259,11 @@ pub fn assess(facts: &WalFacts<'_>) -> Vec<WalFinding> {
         ),
     ] {
         if let Some(trouble) = trouble.filter(|_| receiver_up) {
-            let waits = if facts.synchronous { ": commits wait" } else { "" };
+            let waits = match (facts.synchronous, code) {
+                (Synchronous::No, _) => "",
+                (Synchronous::Spool, "store-failing") => ": commits wait when the spool is full",
+                _ => ": commits wait",
+            };
             say(code, Critical, format!("the {what} takes nothing from the WAL receiver{waits}: {trouble}"), hint);
         }
     }
@@ -392,7 +407,7 @@ pub fn assess(facts: &WalFacts<'_>) -> Vec<WalFinding> {
         );
     }
     slots(server, facts, &mut say);
-    if facts.synchronous && facts.receives {
+    if facts.synchronous != Synchronous::No && facts.receives {
         if server.synchronous_standby_names.trim().is_empty() {
             say(
                 "not-synchronous",
@@ -421,7 +436,7 @@ fn slots(server: &ServerWal, facts: &WalFacts<'_>, say: &mut dyn FnMut(&'static 
                 "slot-lost",
                 Critical,
                 format!("slot {} has lost WAL that it needed", slot.name),
-                "take a new backup: lifeboat backup; then drop the slot and receive anew: lifeboat wal receive --drop-slot",
+                "drop it and receive anew: lifeboat wal receive --drop-slot, then start the receiver; and only then take a new backup: lifeboat backup",
             ),
             Some("unreserved") if ours => say(
                 "slot-at-risk",
@@ -498,7 +513,7 @@ mod tests {
             last_commit: Some("2024-03-15T11:59:00Z".parse().unwrap()),
             gaps: Vec::new(),
             receives: false,
-            synchronous: false,
+            synchronous: Synchronous::No,
             slot: "lifeboat",
             receiver: None,
             rpo: Duration::from_secs(3600),
@@ -535,14 +550,30 @@ mod tests {
     fn a_receiver_that_streams_and_can_store_nothing_is_told() {
         let server = server();
         let seen = ReceiverSeen { age_seconds: 1, degraded: false, connected: true, store_trouble: None, spool_trouble: None };
-        let of = |seen: ReceiverSeen| assess(&WalFacts { receives: true, synchronous: true, receiver: Some(seen), ..facts(&server) });
+        let with =
+            |synchronous, seen: ReceiverSeen| assess(&WalFacts { receives: true, synchronous, receiver: Some(seen), ..facts(&server) });
+        let of = |seen| with(Synchronous::Repository, seen);
         let well: Vec<_> = of(seen.clone()).iter().map(|finding| finding.code).collect();
         let found = of(ReceiverSeen { store_trouble: Some("no space".into()), ..seen.clone() });
         let finding = found.iter().find(|finding| finding.code == "store-failing").expect("a finding");
         assert_eq!(finding.message, "the repository takes nothing from the WAL receiver: commits wait: no space");
         assert_eq!((found.len(), finding.severity), (well.len() + 1, Severity::Critical));
-        let found = of(ReceiverSeen { spool_trouble: Some("no space".into()), ..seen });
+        let found = of(ReceiverSeen { spool_trouble: Some("no space".into()), ..seen.clone() });
         assert!(found.iter().any(|finding| finding.code == "spool-failing"));
+        let says = |synchronous, code, seen: &ReceiverSeen| {
+            with(synchronous, seen.clone()).into_iter().find(|finding| finding.code == code).expect("a finding").message
+        };
+        let store = ReceiverSeen { store_trouble: Some("no space".into()), ..seen.clone() };
+        let spool = ReceiverSeen { spool_trouble: Some("no space".into()), ..seen };
+        assert_eq!(
+            says(Synchronous::Spool, "store-failing", &store),
+            "the repository takes nothing from the WAL receiver: commits wait when the spool is full: no space"
+        );
+        assert_eq!(says(Synchronous::No, "store-failing", &store), "the repository takes nothing from the WAL receiver: no space");
+        assert_eq!(
+            says(Synchronous::Spool, "spool-failing", &spool),
+            "the spool takes nothing from the WAL receiver: commits wait: no space"
+        );
 
         let (now, trouble) = (Timestamp::UNIX_EPOCH, Some("it".to_owned()));
         let before = |seconds: i64| Timestamp::from_second(-seconds).unwrap();
@@ -651,7 +682,7 @@ mod tests {
         let seen = |connected, degraded, age_seconds| {
             Some(ReceiverSeen { age_seconds, degraded, connected, store_trouble: None, spool_trouble: None })
         };
-        let sync = WalFacts { receives: true, synchronous: true, receiver: seen(true, false, 0), ..facts(&server) };
+        let sync = WalFacts { receives: true, synchronous: Synchronous::Spool, receiver: seen(true, false, 0), ..facts(&server) };
         assert_eq!(codes(&sync), ["not-synchronous"]);
         let waiting = ServerWal { synchronous_standby_names: "lifeboat".into(), ..server.clone() };
         assert_eq!(codes(&WalFacts { server: Some(&waiting), ..sync.clone() }), ["no-synchronous-standby"]);

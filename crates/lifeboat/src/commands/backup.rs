@@ -11,7 +11,8 @@ use lifeboat_engine::backup::{self, ArtifactsSource, BackupRequest, PostgresSour
 use lifeboat_engine::hold::{self, Extended};
 use lifeboat_engine::postgres::Dsn;
 use lifeboat_engine::repository::Repository;
-use lifeboat_engine::wal::{self, Cluster, arrival, receive};
+use lifeboat_engine::wal::receive::{self, SlotMade};
+use lifeboat_engine::wal::{self, Cluster, arrival};
 use serde::Serialize;
 
 use crate::cli::{Backup, Cli, Copy};
@@ -93,11 +94,13 @@ fn take(
         if backup.output.is_some() { session::open_or_make_repository(settings, url)? } else { session::open_repository(settings)? };
     if let Some(source) = postgres.as_ref().filter(|source| settings.wal_mode.value != WalMode::Archive && !source.record_only) {
         // c057: from before the backup on, or there is a hole between it and what is received.
-        if receive::create_slot(&source.dsn, &settings.wal_slot.value)? {
-            output::warn(&format!(
-                "slot {} was not there and has been made: it holds WAL until the receiver runs (lifeboat wal receive)",
-                settings.wal_slot.value
-            ));
+        let was = match receive::create_slot(&source.dsn, &settings.wal_slot.value)? {
+            SlotMade::Kept => None,
+            SlotMade::Made => Some("was not there and has been made"),
+            SlotMade::Renewed => Some("had lost WAL and has been made anew"),
+        };
+        if let Some(was) = was {
+            output::warn(&format!("slot {} {was}: it holds WAL until the receiver runs (lifeboat wal receive)", settings.wal_slot.value));
         }
     }
     let progress = Shown::new();

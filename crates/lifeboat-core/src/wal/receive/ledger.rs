@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::{Position, Prefix};
-use crate::wal::{Lsn, Segment, SegmentSize};
+use crate::wal::{Lsn, Segment, SegmentSize, Timeline};
 
 /// When bytes of a segment that is still open are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,12 +120,14 @@ pub struct Ledger {
     held: VecDeque<Held>,
     /// What was before all of `held`.
     before: Option<Position>,
+    /// The timeline that the stream is on. What is here of later ones comes behind all that is still to come of this one.
+    following: Option<Timeline>,
 }
 
 impl Ledger {
     /// An empty one.
     pub fn new(size: SegmentSize, pieces: Pieces, piece_bytes: u64) -> Self {
-        Self { size, pieces, piece_bytes: piece_bytes.clamp(1, size.bytes()), held: VecDeque::new(), before: None }
+        Self { size, pieces, piece_bytes: piece_bytes.clamp(1, size.bytes()), held: VecDeque::new(), before: None, following: None }
     }
 
     fn entry(&mut self, segment: Segment) -> &mut Held {
@@ -167,6 +169,32 @@ impl Ledger {
                 held.closed = false;
             }
         }
+    }
+
+    /// The stream is on this timeline. Before this is said, and once more after a stream that began on an older one, nothing that is here of
+    /// later ones is stored or counts, for the end of this one is still to come.
+    pub fn follow(&mut self, timeline: Timeline) {
+        self.following = Some(timeline);
+    }
+
+    /// The stream begins once more with this segment, of a timeline that had ended: what is missing of it comes again.
+    pub fn reopen(&mut self, segment: Segment) {
+        for held in self.held.iter_mut().filter(|held| held.segment.timeline == segment.timeline && held.segment >= segment) {
+            held.closed = false;
+        }
+    }
+
+    /// No server that is followed has more of this timeline.
+    pub fn close_all(&mut self, timeline: Timeline) {
+        let size = self.size;
+        for held in self.held.iter_mut().filter(|held| held.segment.timeline == timeline) {
+            held.closed |= !held.is_complete(size);
+            held.apart = true;
+        }
+    }
+
+    fn is_later(&self, held: &Held) -> bool {
+        self.following.is_some_and(|timeline| held.segment.timeline > timeline)
     }
 
     /// The first bytes of a segment are written, up to this offset. Less than before changes nothing: a stream begins again at the start of
@@ -211,6 +239,7 @@ impl Ledger {
             held.written = 0;
             held.synced = 0;
             held.assigned = held.stored.end();
+            held.closed = false;
         }
     }
 
@@ -326,7 +355,7 @@ impl Ledger {
     /// Whether bytes are still to come between `end`, where all joins, and a segment.
     fn is_hole(&self, end: Option<Position>, held: &Held) -> bool {
         let start = self.end_of(held, 0);
-        !held.apart && end.is_some_and(|end| end.timeline == start.timeline && end < start)
+        self.is_later(held) || (!held.apart && end.is_some_and(|end| end.timeline == start.timeline && end < start))
     }
 
     fn prefix(&self, bytes: impl Fn(&Held) -> u64) -> Option<Position> {
@@ -378,7 +407,7 @@ impl Ledger {
 
     /// The segment that is being written, and how far; `None` between segments.
     pub fn open(&self) -> Option<(Segment, u64)> {
-        let held = self.held.back()?;
+        let held = self.held.iter().rev().find(|held| !self.is_later(held))?;
         (!held.closed && !held.is_complete(self.size)).then_some((held.segment, held.written))
     }
 
@@ -401,7 +430,6 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wal::Timeline;
     use proptest::prelude::*;
 
     const MIB: u64 = 1 << 20;
@@ -522,6 +550,80 @@ mod tests {
         assert_eq!(lsn(ledger.stored_until()), 3 * MIB);
         assert_eq!(ledger.stored_until().unwrap().timeline, Timeline(2));
         assert_eq!(ledger.next(NOW, false), Some(Work::Piece { segment: next, from: 0, to: 40 }));
+    }
+
+    #[test]
+    fn c060_what_is_there_of_a_later_timeline_waits_for_the_end_of_the_one_before() {
+        let next = Segment { timeline: Timeline(2), number: 5 };
+        let mut ledger = Ledger::new(size(), Pieces::Every(Duration::ZERO), MIB);
+        // A spool that lost segments 4 and 5 of timeline 1, which ended in segment 5.
+        for (held, bytes) in [(segment(3), MIB), (next, MIB)] {
+            ledger.wrote(held, bytes);
+            ledger.synced(held, bytes);
+        }
+        ledger.go_on_at(next);
+        ledger.begin_at(position(4));
+        ledger.follow(Timeline(1));
+        let stored = |ledger: &mut Ledger, work: Option<Work>| {
+            assert_eq!(ledger.next(NOW, true), work);
+            ledger.stored(work.unwrap());
+            ledger.take_done()
+        };
+        assert_eq!(stored(&mut ledger, Some(Work::Whole(segment(3)))), [segment(3)]);
+        for at in 4..6 {
+            assert_eq!(ledger.next(NOW, true), None, "segment {at} of timeline 1 is still to come");
+            assert_eq!(ledger.synced_until(), Some(position(at)), "nothing of timeline 2 counts before");
+            let bytes = if at == 4 { MIB } else { 200 };
+            ledger.wrote(segment(at), bytes);
+            assert_eq!(ledger.open(), (at == 5).then_some((segment(5), 200)));
+            ledger.synced(segment(at), bytes);
+            stored(&mut ledger, if at == 4 { Some(Work::Whole(segment(4))) } else { piece(5, 0, 200) });
+        }
+        assert!(!ledger.is_settled());
+        // As the receiver does at the end of a timeline.
+        ledger.close(segment(5));
+        ledger.follow(Timeline(2));
+        assert_eq!(ledger.take_done(), [segment(5)]);
+        assert_eq!(stored(&mut ledger, Some(Work::Whole(next))), [next]);
+        assert!(ledger.is_settled());
+        assert_eq!(ledger.stored_until(), Some(Position { timeline: Timeline(2), lsn: Lsn(6 * MIB) }));
+    }
+
+    #[test]
+    fn c060_an_end_of_a_timeline_that_turns_out_damaged_is_not_done_with() {
+        for streamed in [true, false] {
+            let next = Segment { timeline: Timeline(2), number: 3 };
+            let mut ledger = Ledger::new(size(), Pieces::Every(Duration::ZERO), MIB);
+            ledger.begin_at(position(3));
+            ledger.follow(Timeline(1));
+            ledger.wrote(segment(3), 300);
+            ledger.close(segment(3));
+            ledger.follow(Timeline(2));
+            ledger.wrote(next, 400);
+            // Its sync failed; a copy could be made of its beginning.
+            ledger.distrust(segment(3));
+            ledger.wrote(segment(3), 100);
+            assert_eq!(ledger.next(NOW, true), piece(3, 0, 100));
+            ledger.stored(piece(3, 0, 100).unwrap());
+            assert!(ledger.take_done().is_empty());
+            assert_eq!(ledger.next(NOW, true), None, "nothing of timeline 2 before what is missing of timeline 1");
+            assert_eq!(ledger.stored_until(), Some(Position { timeline: Timeline(1), lsn: Lsn(3 * MIB + 100) }));
+            let beginning = Some(Work::Piece { segment: next, from: 0, to: 400 });
+            if streamed {
+                ledger.reopen(segment(3));
+                ledger.follow(Timeline(1));
+                ledger.wrote(segment(3), 300);
+                assert_eq!(ledger.next(NOW, true), piece(3, 100, 300));
+                ledger.stored(piece(3, 100, 300).unwrap());
+                assert_eq!(ledger.next(NOW, true), None);
+                ledger.close(segment(3));
+                ledger.follow(Timeline(2));
+            } else {
+                ledger.close_all(Timeline(1));
+            }
+            assert_eq!(ledger.take_done(), [segment(3)]);
+            assert_eq!(ledger.next(NOW, true), beginning);
+        }
     }
 
     #[test]

@@ -53,7 +53,8 @@ impl Receiver<'_> {
         let (Some(after), true) = (self.request.degrade_after, self.request.mode.is_sync()) else { return };
         let book = self.book();
         let long = |since: Option<Instant>| since.is_some_and(|since| since.elapsed() >= after);
-        let fails = long(book.stalled) || long(book.spool_failing);
+        // With a full spool the server is not read, so it hears of nothing more that would be durable.
+        let fails = long(book.stalled) || long(book.spool_failing) || long(book.paused);
         // Under load there is always something on its way: near is enough, if it moves.
         let caught_up = book.activity == Activity::Streaming
             && book.stalled.is_none_or(|since| since.elapsed() < after / 2)
@@ -63,6 +64,7 @@ impl Receiver<'_> {
         let degraded = book.degraded;
         let reason = match (&book.spool_trouble, &book.store_trouble) {
             (Some(reason), _) | (None, Some(reason)) => reason.clone(),
+            (None, None) if book.paused.is_some() => format!("the spool was full for {after:?}"),
             (None, None) => format!("nothing could be acknowledged for {after:?}"),
         };
         let connected = book.sql_dsn.is_some();

@@ -54,7 +54,7 @@ use self::events::EventLog;
 use self::spool::{Spool, SpoolState};
 use super::{Cluster, WalError, WalWriter};
 use crate::backup::Protection;
-use crate::postgres::{Connection, Dsn, PgError, Purpose};
+use crate::postgres::{Connection, Dsn, PgError, Purpose, Slot, SlotState};
 use crate::repository::Repository;
 use crate::signing::{Signer, Trust};
 
@@ -358,6 +358,8 @@ struct Book {
     left: Option<Position>,
     /// Since when something is written that cannot be acknowledged, and nothing was since.
     stalled: Option<Instant>,
+    /// Since when the stream is not read, because the spool is full.
+    paused: Option<Instant>,
     degraded: bool,
     /// When `synchronous_standby_names` was last looked at, and what was warned of.
     tried: Option<Instant>,
@@ -397,6 +399,7 @@ impl Book {
             floor: Lsn::INVALID,
             left: None,
             stalled: None,
+            paused: None,
             degraded: false,
             tried: None,
             warned: None,
@@ -500,15 +503,37 @@ impl Receiver<'_> {
     }
 }
 
-/// Makes the slot, if it is not there, and tells whether it was made.
-pub fn create_slot(dsn: &Dsn, slot: &str) -> Result<bool, PgError> {
+/// What [`create_slot`] found and did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlotMade {
+    /// It is there, and keeps WAL.
+    Kept,
+    /// It was not there.
+    Made,
+    /// It had lost WAL that it should keep, and would keep none any more: it was dropped and made anew.
+    Renewed,
+}
+
+/// Makes the slot, if it is not there or of no use any more.
+pub fn create_slot(dsn: &Dsn, slot: &str) -> Result<SlotMade, PgError> {
     let connection = Connection::open(dsn, Purpose::Replication)?;
     match connection.create_physical_slot(slot) {
-        Ok(()) => Ok(true),
+        Ok(()) => return Ok(SlotMade::Made),
         // duplicate_object
-        Err(error) if error.sqlstate() == Some("42710") => Ok(false),
-        Err(error) => Err(error),
+        Err(error) if error.sqlstate() == Some("42710") => {}
+        Err(error) => return Err(error),
     }
+    // Whoever has no SQL access cannot be told that it is lost; then the receiver sees it when it starts (c056).
+    let is_lost = |slot: &Slot| slot.state == SlotState::Lost;
+    if !stream::open_sql(&stream::sql_dsn(dsn, &connection))
+        .and_then(|sql| sql.slot(slot))
+        .is_ok_and(|slot| slot.as_ref().is_some_and(is_lost))
+    {
+        return Ok(SlotMade::Kept);
+    }
+    connection.drop_slot(slot)?;
+    connection.create_physical_slot(slot)?;
+    Ok(SlotMade::Renewed)
 }
 
 /// Drops the slot, and tells whether it was there.

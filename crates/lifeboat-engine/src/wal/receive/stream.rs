@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use lifeboat_core::repository::layout;
+use lifeboat_core::wal::fetch::Lost;
 use lifeboat_core::wal::file::{GapRecord, WalFile};
 use lifeboat_core::wal::history::History;
 use lifeboat_core::wal::receive::ledger::Work;
@@ -88,11 +89,15 @@ struct Place {
     cursor: Option<Position>,
     /// Where the next stream begins: the start of the first segment that is not finished.
     next: Position,
+    /// What has to be streamed again of a timeline that had ended.
+    again: Option<Position>,
     open: Option<OpenSegment>,
     /// Histories that are in the spool or the repository.
     histories: HashSet<Timeline>,
     /// The server no longer has what begins here.
     removed: Option<Position>,
+    /// What no server that was followed had any more.
+    lost: Vec<Lost>,
     /// The slot is of no use.
     recreate: bool,
     /// There was a session, or something was there from an earlier run.
@@ -123,7 +128,7 @@ pub(super) fn connect_any(dsn: &Dsn) -> Result<(Connection, ReplicationFacts), P
 }
 
 /// The connection string for SQL on the very server that a replication connection has.
-fn sql_dsn(dsn: &Dsn, connection: &Connection) -> Dsn {
+pub(super) fn sql_dsn(dsn: &Dsn, connection: &Connection) -> Dsn {
     let endpoint = connection.endpoint();
     let mut dsn = dsn.clone().with("host", &endpoint.host).with("port", &endpoint.port);
     let address = connection.host_address();
@@ -157,9 +162,11 @@ impl Receiver<'_> {
             found,
             cursor: None,
             next: zero,
+            again: None,
             open: None,
             histories: HashSet::new(),
             removed: None,
+            lost: Vec::new(),
             recreate: false,
             told: None,
             target: None,
@@ -183,7 +190,7 @@ impl Receiver<'_> {
                 book.activity = Activity::Connecting;
                 book.host = None;
                 // Without a server nobody waits for us.
-                book.stalled = None;
+                (book.stalled, book.paused) = (None, None);
             }
             place.open = None;
             let acknowledged = self.book().acknowledged.lsn;
@@ -220,7 +227,11 @@ impl Receiver<'_> {
     fn heal(&self, place: &mut Place) {
         let broken = std::mem::take(&mut self.book().broken);
         for (segment, damage) in broken {
-            place.next = place.next.min(Position::start_of(segment, self.size()));
+            let start = Position::start_of(segment, self.size());
+            place.next = place.next.min(start);
+            if self.book().ledger.holds(segment) {
+                place.again = Some(place.again.map_or(start, |again| again.min(start)));
+            }
             if damage == Damage::Unbelieved {
                 self.put_aside(segment);
             }
@@ -397,13 +408,10 @@ impl Receiver<'_> {
             reason: format!("slot {} keeps nothing: it was made without RESERVE_WAL, drop it", self.request.slot),
         })?;
         let kept = Position { timeline: history.timeline_of(kept), lsn: kept };
-        let mut position = match (ours, inventory) {
-            (Some(ours), Some(inventory)) => {
-                let here = Some(kept.lsn).filter(|_| kept.timeline == ours.timeline);
-                inventory.safe_until(ours.timeline, here).map_or(kept, |lsn| Position { timeline: ours.timeline, lsn })
-            }
-            (Some(ours), None) => ours,
-            (None, _) => kept,
+        let mut position = match (place.cursor, inventory) {
+            (Some(cursor), _) => cursor,
+            (None, Some(inventory)) => inventory.begin(&history, kept.lsn),
+            (None, None) => kept,
         };
         let first = place.cursor.is_none();
         let whole_until = self.whole_until(position);
@@ -432,30 +440,58 @@ impl Receiver<'_> {
                 position = kept;
             }
         }
-        let mut start = Position { timeline: position.timeline, lsn: stream_start(position.lsn, self.size()) };
-        // After a failure of the spool the stream begins before what was reached.
+        let reached = Position { timeline: position.timeline, lsn: stream_start(position.lsn, self.size()) };
+        let mut start = reached;
+        // After a failure of the spool the stream begins before what was reached,
         if !first && place.next.timeline == start.timeline {
             start = start.min(place.next);
         }
-        if place.removed.take() == Some(start) {
-            let oldest = stream_start(kept.lsn, self.size());
-            if oldest <= start.lsn {
-                // It says to keep what is not there: of no use.
-                place.recreate = true;
-                return Err(PgError::TimedOut { reason: format!("slot {} does not keep what it says", self.request.slot) }.into());
+        // maybe on the timeline before.
+        if let Some(again) = place.again.filter(|again| again.timeline < start.timeline) {
+            if history.switch_from(again.timeline).is_some_and(|switch| again.lsn < switch) {
+                start = again;
+                self.book().ledger.reopen(Segment::containing(again.timeline, again.lsn, self.size()));
+            } else {
+                place.again = None;
+                self.warn(format!("what was to be streamed again from {again} on is not in the history of this server"));
+                self.book().ledger.close_all(again.timeline);
             }
+        }
+        if place.removed.take() == Some(start) {
             // After a failure of the spool what was to be streamed again is lost as well, as far as it is not there.
-            let from = if start.lsn < stream_start(position.lsn, self.size()) { start } else { position };
-            start = Position { timeline: kept.timeline, lsn: oldest };
-            self.record_gap(&history, from, start, &slot)?;
+            let from = if start < reached { start } else { position };
+            (position, start) = match history.switch_from(start.timeline).filter(|_| start.timeline < kept.timeline) {
+                // That says nothing of the timeline that follows.
+                Some(switch) => {
+                    let next = Position { timeline: history.timeline_of(switch), lsn: switch };
+                    self.record_gap(&history, from, next, &slot)?;
+                    place.lost.push(Lost { timeline: from.timeline, from: from.lsn, to: switch });
+                    let known = self.take_inventory(place);
+                    let is_known = known.timeline().is_some_and(|timeline| timeline >= next.timeline);
+                    let position = if is_known { known.begin(&history, kept.lsn).max(next) } else { next };
+                    (position, Position { timeline: position.timeline, lsn: stream_start(position.lsn, self.size()) })
+                }
+                None => {
+                    let oldest = Position { timeline: kept.timeline, lsn: stream_start(kept.lsn, self.size()) };
+                    if oldest.lsn <= start.lsn {
+                        // It says to keep what is not there: of no use.
+                        place.recreate = true;
+                        let reason = format!("slot {} does not keep what it says", self.request.slot);
+                        return Err(PgError::TimedOut { reason }.into());
+                    }
+                    self.record_gap(&history, from, oldest, &slot)?;
+                    (oldest, oldest)
+                }
+            };
+            place.again = None;
             self.book().ledger.go_on_at(Segment::containing(start.timeline, start.lsn, self.size()));
-            self.go_on_from(place, oldest);
-            position = start;
+            self.go_on_from(place, start.lsn);
         }
         let mut book = self.book();
         if first || book.ledger.written_until().is_none() {
             book.ledger.begin_at(start);
         }
+        book.ledger.follow(start.timeline);
         book.timeline = Some(start.timeline);
         book.sql_dsn = Some(dsn);
         drop(book);
@@ -507,9 +543,13 @@ impl Receiver<'_> {
         for found in &place.found {
             inventory.add_start(found.segment, found.bytes);
         }
+        for lost in &place.lost {
+            inventory.add_gap(lost.timeline, lost.from, lost.to);
+        }
         drop(book);
-        let listed = match crate::wal::list(self.repository, self.cluster) {
-            Ok(listed) => listed,
+        let gaps = || self.repository.store().list(&layout::wal_gaps(self.cluster.system_id));
+        let (listed, gaps) = match crate::wal::list(self.repository, self.cluster).and_then(|listed| Ok((listed, gaps()?))) {
+            Ok(both) => both,
             Err(error) => {
                 if !std::mem::replace(&mut place.listed, true) {
                     self.warn(format!("the repository cannot be listed: {}; going by the spool and the slot", causes::joined(&error)));
@@ -519,6 +559,9 @@ impl Receiver<'_> {
         };
         for (file, _) in &listed {
             inventory.add(*file);
+        }
+        for gap in gaps.iter().filter_map(|gap| Lost::from_key(&gap.key)) {
+            inventory.add_gap(gap.timeline, gap.from, gap.to);
         }
         book = self.book();
         for (file, _) in listed {
@@ -694,9 +737,11 @@ impl Receiver<'_> {
             {
                 book.ledger.close(segment);
             }
+            book.ledger.follow(next.timeline);
             book.timeline = Some(next.timeline);
         }
         place.open = None;
+        place.again = None;
         place.cursor = Some(next);
         place.next = Position { timeline: next.timeline, lsn: stream_start(next.lsn, size) };
         self.changed.notify_all();
@@ -776,6 +821,7 @@ impl Receiver<'_> {
             let waiting = book.ledger.waiting_bytes();
             let was_paused = std::mem::replace(&mut paused, waiting >= self.request.spool_limit);
             book.activity = if paused { Activity::Paused } else { Activity::Streaming };
+            book.paused = if paused { book.paused.or_else(|| Some(Instant::now())) } else { None };
             let (ended, broken) = (book.ended, !book.broken.is_empty());
             // All that was received when it failed is safe, one way or the other.
             let mended = !broken && any && book.spool_trouble.is_some() && flushed >= book.spool_failed_at;

@@ -2,7 +2,6 @@
 //!
 //! Trouble of the store is waited out; a file that the repository has with other bytes ends the receiver.
 
-use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
@@ -14,7 +13,7 @@ use lifeboat_core::repository::layout::Key;
 use lifeboat_core::repository::{Descriptor, Sha256, layout, to_json};
 use lifeboat_core::wal::file::{GapRecord, WalFile, WalPredicate};
 use lifeboat_core::wal::receive::ledger::Work;
-use lifeboat_core::wal::receive::{Position, missing};
+use lifeboat_core::wal::receive::{Inventory, Position, missing};
 use lifeboat_core::wal::record::{RecordError, Summarizer, Summary};
 use lifeboat_core::wal::{LONG_HEADER_BYTES, Segment, check_segment_header};
 
@@ -195,17 +194,21 @@ impl Receiver<'_> {
     /// never taken back.
     fn store_gap(&self, gap: &GapRecord) -> Result<(), WalError> {
         let (store, size, system_id) = (self.repository.store(), self.size(), self.cluster.system_id);
-        let listed = store.list(&layout::wal_timeline(system_id, gap.timeline))?;
-        let listed: HashSet<WalFile> = listed.iter().filter_map(|listed| WalFile::from_key(&listed.key, system_id, size)).collect();
+        let mut there = Inventory::new(size);
+        for listed in store.list(&layout::wal_timeline(system_id, gap.timeline))? {
+            if let Some(file) = WalFile::from_key(&listed.key, system_id, size) {
+                there.add(file);
+            }
+        }
         let lost = missing(gap.timeline, (gap.from, gap.to), size, |segment| {
-            let file = WalFile::Segment(segment);
-            if listed.contains(&file) {
-                return Ok(size.bytes());
+            let start = there.start_until(segment, gap.to);
+            if start == size.bytes() {
+                return Ok(start);
             }
             // A listing may not show the newest segments yet (c102): each is asked for by its name.
-            match store.length(&file.key(system_id, size)) {
+            match store.length(&WalFile::Segment(segment).key(system_id, size)) {
                 Ok(_) => Ok(size.bytes()),
-                Err(StoreError::NotFound { .. }) => Ok(0),
+                Err(StoreError::NotFound { .. }) => Ok(start),
                 Err(error) => Err(error),
             }
         })?;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use lifeboat_core::policy::Operation;
 use lifeboat_core::wal::Lsn;
 use lifeboat_engine::postgres::Dsn;
-use lifeboat_engine::wal::receive::{self, Event, Mode, RealDisk, ReceiveError, ReceiveRequest, Status, Stop, Watcher};
+use lifeboat_engine::wal::receive::{self, Event, Mode, RealDisk, ReceiveError, ReceiveRequest, SlotMade, Status, Stop, Watcher};
 
 use crate::cli::WalReceive;
 use crate::config::{Durability, OnFallout, Settings, WalMode};
@@ -77,8 +77,12 @@ pub(super) fn run(receive: &WalReceive, settings: &Settings, out: &Output) -> Re
     gate::allow(settings, None, Question::new(Operation::WalReceive))?;
     if receive.create_slot_only {
         let made = receive::create_slot(&dsn, &slot)?;
-        let text = if made { format!("made slot {slot}\n") } else { format!("slot {slot} is there already\n") };
-        out.result(&serde_json::json!({"slot": slot, "created": made}), || text);
+        let text = match made {
+            SlotMade::Kept => format!("slot {slot} is there already\n"),
+            SlotMade::Made => format!("made slot {slot}\n"),
+            SlotMade::Renewed => format!("slot {slot} had lost WAL: made it anew\n"),
+        };
+        out.result(&serde_json::json!({"slot": slot, "created": made != SlotMade::Kept}), || text);
         return Ok(0);
     }
     if receive.drop_slot {

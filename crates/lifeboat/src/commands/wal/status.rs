@@ -4,7 +4,9 @@ use jiff::Timestamp;
 use lifeboat_core::policy::Operation;
 use lifeboat_core::verify::verdict;
 use lifeboat_core::wal::catalog::{Cut, Moment, Window, cuts};
-use lifeboat_core::wal::status::{GapSeen, ReceiverSeen, ServerWal, Severity, WalFacts, WalFinding, age_seconds, assess, lasting};
+use lifeboat_core::wal::status::{
+    GapSeen, ReceiverSeen, ServerWal, Severity, Synchronous, WalFacts, WalFinding, age_seconds, assess, lasting,
+};
 use lifeboat_core::wal::{Lsn, SystemId};
 use lifeboat_engine::postgres::{Connection, Dsn, Purpose, wal_facts};
 use lifeboat_engine::repository::Repository;
@@ -14,7 +16,7 @@ use lifeboat_engine::wal::verify::{self, Verified};
 use lifeboat_engine::wal::{self, Cluster, WalReader};
 
 use crate::cli::WalStatus;
-use crate::config::{Settings, WalMode};
+use crate::config::{Durability, Settings, WalMode};
 use crate::failure::{EXIT_FINDINGS, Failure, chain};
 use crate::gate::{self, Question};
 use crate::output::{self, Level, Output, table};
@@ -156,7 +158,11 @@ pub(crate) fn facts<'a>(settings: &'a Settings, server: Option<&'a Result<Server
         last_commit: survey.and_then(|survey| survey.last_commit),
         gaps: survey.map(gaps).unwrap_or_default(),
         receives: settings.wal_mode.value != WalMode::Archive,
-        synchronous: settings.wal_mode.value == WalMode::Sync,
+        synchronous: match (settings.wal_mode.value, settings.wal_durability.value) {
+            (WalMode::Sync, Durability::Spool) => Synchronous::Spool,
+            (WalMode::Sync, Durability::Repository) => Synchronous::Repository,
+            _ => Synchronous::No,
+        },
         slot: &settings.wal_slot.value,
         receiver,
         rpo: settings.rpo.value,
