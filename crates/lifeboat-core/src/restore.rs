@@ -44,7 +44,7 @@ pub enum ArchiveMode {
 pub struct ArchiveRecovery {
     /// What was chosen for the target.
     pub choice: Choice,
-    /// `restore_command`, whole: it carries [`Choice::promised`] in the words of whoever answers it.
+    /// `restore_command`, whole: it carries [`Choice::bounds`] in the words of whoever answers it.
     pub restore_command: String,
 }
 
@@ -335,7 +335,8 @@ fn request_of(plan: &RestorePlan, manifest: &Manifest) -> Option<RestoreRequest>
             legs: recovery.legs.clone(),
             from: recovery.from,
             to: recovery.to,
-            promised: recovery.promised,
+            // The rest of the bounds is in the words of the command.
+            bounds: recovery.promised.into(),
             end: recovery.end,
             located: recovery.located.clone(),
             notes: Vec::new(),
@@ -454,7 +455,9 @@ fn plan_database(manifest: &Manifest, request: &RestoreRequest, pgdata: &str, pl
     database.timeline = Some(physical.timeline);
     database.recovery = recovery.map(|recovery| recovery_plan(&recovery.choice, request));
     database.settings = match recovery {
-        Some(recovery) => archive_settings(recovery, request, physical.timeline, reads_ahead(postgres, physical, recovery)),
+        Some(recovery) => {
+            archive_settings(recovery, request, physical.timeline, reads_ahead(postgres, physical, recovery, &request.target))
+        }
         None => standalone_settings(request),
     };
     plan.steps.push(format!("write {} files to {pgdata}, checking every extent; global/pg_control last", manifest.files));
@@ -539,13 +542,20 @@ fn standalone_settings(request: &RestoreRequest) -> Vec<(String, String)> {
     settings
 }
 
-/// Whether replay, reading ahead, asks for a segment behind the one in which it is to stop. From 15 on it decodes `wal_decode_buffer_size` bytes in
-/// advance (`src/backend/access/transam/xlogprefetcher.c`), and a segment that cannot be fetched then ends it, needed or not: whoever stops before
-/// damaged WAL would not get there.
-fn reads_ahead(postgres: &PostgresEntry, physical: &Physical, recovery: &ArchiveRecovery) -> bool {
-    let Some(located) = recovery.choice.located.as_ref().filter(|_| postgres.version_num.is_some_and(|version| version >= 150_000)) else {
+/// Whether replay, reading ahead, may ask for a segment behind the one in which it is to stop. From 15 on it decodes `wal_decode_buffer_size` bytes
+/// in advance (`src/backend/access/transam/xlogprefetcher.c`), over what a WAL switch leaves empty as well, and a segment that cannot be fetched then
+/// ends it, needed or not: whoever stops before damaged WAL would not get there.
+fn reads_ahead(postgres: &PostgresEntry, physical: &Physical, recovery: &ArchiveRecovery, target: &Target) -> bool {
+    if postgres.version_num.is_none_or(|version| version < 150_000) {
         return false;
+    }
+    let Some(located) = recovery.choice.located.as_ref() else {
+        // With the backup's own end as the target there is little to replay, and behind every backup its server switches.
+        return target == &Target::Immediate;
     };
+    if located.switched {
+        return true;
+    }
     let size = physical.wal.segment_size.bytes();
     let left = size - located.end.0 % size;
     // 512 kB by default; `pg_settings` counts it in bytes.
@@ -617,7 +627,7 @@ fn recovery_plan(choice: &Choice, request: &RestoreRequest) -> RecoveryPlan {
         end: choice.end,
         located: choice.located.clone(),
         inclusive: request.inclusive,
-        promised: choice.promised,
+        promised: choice.bounds.promise,
     }
 }
 
@@ -861,7 +871,7 @@ mod tests {
             legs: vec![leg(1, 0x200_0028, 0x300_0000), leg(timeline, 0x300_0000, 0x500_0060)],
             from: Lsn(0x200_0028),
             to: Lsn(0x500_0060),
-            promised: Some(Promise { timeline: Timeline(timeline), lsn: Lsn(0x500_0060) }),
+            bounds: Some(Promise { timeline: Timeline(timeline), lsn: Lsn(0x500_0060) }).into(),
             end: Lsn(0x500_0028),
             located: None,
             notes: vec!["a note".into()],
@@ -907,17 +917,23 @@ mod tests {
 
     #[test]
     fn c078_replay_does_not_ask_for_wal_that_it_need_not_have() {
-        let reads_ahead = |version: u32, end: u64| {
+        let with = |version: u32, end: u64, switched: bool| {
             let mut manifest = manifest();
             manifest.postgres.as_mut().unwrap().version_num = Some(version);
             let mut request = with_archive(Target::Lsn(Lsn(end - 0x20)), 1);
             let choice = &mut request.recovery.as_mut().unwrap().choice;
-            choice.located = Some(Located { timeline: Timeline(1), lsn: Lsn(end - 0x20), end: Lsn(end), time: None });
+            choice.located = Some(Located { timeline: Timeline(1), lsn: Lsn(end - 0x20), end: Lsn(end), time: None, switched });
             let settings = planned(&manifest, &request).unwrap().database.unwrap().settings;
             !settings.contains(&("recovery_prefetch".into(), "off".into()))
         };
+        let reads_ahead = |version, end| with(version, end, false);
         let size = manifest().postgres.unwrap().physical.unwrap().wal.segment_size.bytes();
         let segment = 5 * size;
+        assert!(!with(150_000, segment - (2 << 20), true), "nothing but a switch is between it and the next segment");
+        let mut at_once = manifest();
+        at_once.postgres.as_mut().unwrap().version_num = Some(180_000);
+        let settings = planned(&at_once, &with_archive(Target::Immediate, 1)).unwrap().database.unwrap().settings;
+        assert!(settings.contains(&("recovery_prefetch".into(), "off".into())));
         assert!(reads_ahead(150_000, segment - (512 << 10) - 1), "the next segment is out of its reach");
         for end in [segment - (512 << 10), segment - 8, segment] {
             assert!(!reads_ahead(150_000, end), "{end:X}");

@@ -18,6 +18,7 @@ use lifeboat_core::backup::CopyChoice;
 use lifeboat_core::drill::{Isolation, Outcome};
 use lifeboat_core::restore::{RestoreRequest, plan};
 use lifeboat_core::truth::Budget;
+use lifeboat_core::wal::fetch::Bounds;
 use lifeboat_core::wal::file::{WalFile, WalPredicate};
 use lifeboat_core::wal::{SegmentSize, SystemId};
 use lifeboat_engine::backup::{self, BackupRequest, PostgresSource, Protection};
@@ -524,7 +525,8 @@ fn wal_comes_through_files_first_to_a_target_and_then_to_the_end() {
         let place = Place::make(&PlaceSettings { forbidden, ..settings(&odd, "feeds") }).unwrap();
         let plan = world.restore(&place);
         let reader = world.reader(original.of);
-        let source = Source { reader: &reader, promise: None, allow_empty: false, until: None };
+        let bounds = Bounds::default();
+        let source = Source { reader: &reader, bounds: &bounds, allow_empty: false, until: None };
         std::thread::scope(|scope| {
             let feeder = Feeder::start(scope, &place, source, 2, 64 << 20).unwrap();
             let mut start = Start::of(&plan, Goal::Paused, Duration::from_secs(120));
@@ -564,7 +566,8 @@ fn a_store_that_fails_in_the_middle_stops_the_server_and_does_not_promote_it() {
         let original = Original::new(&world, &bin);
         let home = parent();
         let reader = world.reader(original.of);
-        let source = Source { reader: &reader, promise: None, allow_empty: false, until: None };
+        let bounds = Bounds::default();
+        let source = Source { reader: &reader, bounds: &bounds, allow_empty: false, until: None };
         for (name, fault) in [("denied", Fault::Denied), ("corrupt", Fault::Corrupt), ("transient", Fault::Transient)] {
             world.faults.plan(&[]);
             let place = Place::make(&settings(home.path(), name)).unwrap();
@@ -600,7 +603,8 @@ fn a_feeder_that_ends_stops_the_server_and_does_not_promote_it() {
     let place = Place::make(&settings(home.path(), "alone")).unwrap();
     let plan = world.restore(&place);
     let reader = world.reader(original.of);
-    let source = Source { reader: &reader, promise: None, allow_empty: false, until: None };
+    let bounds = Bounds::default();
+    let source = Source { reader: &reader, bounds: &bounds, allow_empty: false, until: None };
     let command = std::thread::scope(|scope| Feeder::start(scope, &place, source, 1, 1).unwrap().command());
     let mut start = Start::of(&plan, Goal::Writable, Duration::from_secs(120));
     start.restore_command = Some(command);

@@ -731,6 +731,7 @@ mod retention {
 
 /// WAL of a server that is not there: segments of 1 MiB that are nothing but their header and noise.
 mod wal {
+    use lifeboat_core::wal::fetch::Bounds;
     use lifeboat_core::wal::file::WalFile;
     use lifeboat_core::wal::file::WalPredicate;
     use lifeboat_core::wal::{LONG_HEADER_BYTES, Lsn, Segment, SegmentSize, SystemId, Timeline};
@@ -800,6 +801,7 @@ mod wal {
     fn push(world: &World, repository: &Repository, path: &Path) -> Said {
         let (protection, spool) = (world.protection(), world.fresh());
         let options = PushOptions {
+            places: None,
             spool: &spool,
             files: 3,
             workers: 1,
@@ -889,7 +891,7 @@ mod wal {
                 let place = world.fresh();
                 fs::create_dir(&place).unwrap();
                 let target = place.join("RECOVERYXLOG");
-                let fetched = Fetcher::new(&reader(&world, repository), None, false).fetch(*file, &target);
+                let fetched = Fetcher::new(&reader(&world, repository), &Bounds::default(), false).fetch(*file, &target);
                 let bytes = fs::read(&target).unwrap_or_default();
                 let left = fs::read_dir(&place).unwrap().count();
                 let has_target = !matches!(fetched, Ok(Fetched::AfterEnd) | Err(_));

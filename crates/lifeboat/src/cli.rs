@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use lifeboat_core::repository::Sha256;
 use lifeboat_core::wal::SystemId;
 use lifeboat_core::wal::catalog::Promise;
+use lifeboat_core::wal::fetch::{Left, Own};
 
 use crate::commands::key;
 
@@ -552,6 +553,12 @@ pub(crate) struct WalFetch {
     /// The archive had all WAL up to here: what is missing before, on the way to there, is trouble and not the end
     #[arg(long, value_name = "TIMELINE:LSN")]
     pub(crate) promised: Option<Promise>,
+    /// The history that is restored leaves a timeline here: WAL of it from there on is not of the history
+    #[arg(long, value_name = "TIMELINE:LSN")]
+    pub(crate) left: Vec<Left>,
+    /// The backup brought this WAL itself: where the archive has less of it, the server is to take that
+    #[arg(long, value_name = "TIMELINE:LSN-LSN")]
+    pub(crate) own: Option<Own>,
     /// The repository has no WAL of this cluster, and that is right
     #[arg(long)]
     pub(crate) allow_empty: bool,

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::fetch::Left;
 use super::file::{GapRecord, WalFile};
 use super::history::History;
 use super::ranges::Ranges;
@@ -207,7 +208,7 @@ impl Path {
 
     /// How much of a file of the segment belongs to this history, if not all of it does: up to where its timeline was left, which may
     /// be before it begins. A server that reads on behind that, because the next timeline's own copy of the segment was never
-    /// archived, replays another history: whoever hands out the file fills up with zeros from there on.
+    /// archived, replays another history: whoever hands out the file fills up with zeros from there on ([`super::fetch::Bounds`]).
     pub fn belongs_until(&self, segment: Segment, size: SegmentSize) -> Option<Lsn> {
         let end = segment.start(size).0.saturating_add(size.bytes());
         self.leg_of(segment.timeline)?.to.filter(|to| to.0 < end)
@@ -596,11 +597,12 @@ impl Archive {
         if timeline.0 <= 1 {
             return Absence::AfterEnd;
         }
-        if self.has_wal(timeline) {
-            return gap(format!("there is WAL of timeline {timeline}"));
-        }
         match promise {
             Some(promise) if promise.timeline == timeline => gap(format!("recovery is to follow timeline {timeline}")),
+            // A server that ends recovery looks for a number that is free, wherever it was told to go (`findNewestTimeLine` in `timeline.c`). Who
+            // planned it knows that this one is not, and said so: no answer would keep it from its last step.
+            Some(promise) if !self.path(promise.timeline).is_ok_and(|path| path.leg_of(timeline).is_some()) => Absence::AfterEnd,
+            _ if self.has_wal(timeline) => gap(format!("there is WAL of timeline {timeline}")),
             _ => Absence::AfterEnd,
         }
     }
@@ -638,9 +640,11 @@ impl Archive {
         {
             return found(format!("WAL of timeline {} is recorded as lost", segment.timeline));
         }
-        // A history is proof as well: its timeline was written at least to where the next one left it.
+        // A history is proof as well: its timeline was written at least to where the next one left it. Not against who was promised less of it,
+        // and no other timeline: that it ends before is known to whoever planned it.
+        let is_planned = promise.is_some_and(|promise| promise.timeline == segment.timeline && promise.lsn.0 <= start);
         let left = self.histories.values().filter_map(|history| Some((history.timeline, history.switch_from(segment.timeline)?)));
-        if let Some((child, switch)) = left.max_by_key(|(_, switch)| *switch).filter(|(_, switch)| switch.0 > start) {
+        if let Some((child, switch)) = left.max_by_key(|(_, switch)| *switch).filter(|(_, switch)| !is_planned && switch.0 > start) {
             return found(format!("timeline {child} left timeline {} at {switch}", segment.timeline));
         }
         if let Some(promise) = promise.filter(|promise| self.needs(segment, *promise).is_some()) {
@@ -691,6 +695,26 @@ impl Archive {
         gap
     }
 
+    /// The history of a timeline as another one tells it that descends from it, where its own file is not there. A server that did not find it
+    /// would take its number for free, and write another history under that name.
+    pub fn told_history(&self, timeline: Timeline) -> Option<History> {
+        if timeline.0 <= 1 || self.listed_histories.contains(&timeline) {
+            return None;
+        }
+        let of = |history: &History| {
+            let at = history.entries.iter().position(|entry| entry.timeline == timeline)?;
+            Some(History { timeline, entries: history.entries[..at].to_vec() })
+        };
+        self.histories.values().find_map(of)
+    }
+
+    /// Timelines of which there is WAL, and nothing that says where they come from: a server that ends recovery may take the number of one.
+    pub fn without_origin(&self) -> Vec<Timeline> {
+        let known =
+            |timeline: &Timeline| timeline.0 <= 1 || self.listed_histories.contains(timeline) || self.told_history(*timeline).is_some();
+        self.timelines.keys().copied().filter(|timeline| self.has_wal(*timeline) && !known(timeline)).collect()
+    }
+
     /// The way to a timeline. Its own history file is enough: it names every ancestor.
     pub fn path(&self, timeline: Timeline) -> Result<Path, PathError> {
         let root;
@@ -711,11 +735,21 @@ impl Archive {
         let mut legs = Vec::with_capacity(history.entries.len() + 1);
         let mut from = Lsn(0);
         for entry in &history.entries {
-            legs.push(Leg { timeline: entry.timeline, from, to: Some(entry.switch) });
+            // Nothing of a timeline is of the history where it was left before it began.
+            if entry.switch > from {
+                legs.push(Leg { timeline: entry.timeline, from, to: Some(entry.switch) });
+            }
             from = entry.switch;
         }
         legs.push(Leg { timeline, from, to: None });
         Ok(Path { legs })
+    }
+
+    /// Where the history of a timeline leaves its ancestors, as far as that is known.
+    pub fn left(&self, timeline: Timeline) -> Vec<Left> {
+        let told = self.told_history(timeline);
+        let history = self.histories.get(&timeline).or(told.as_ref());
+        history.into_iter().flat_map(|history| &history.entries).map(|entry| Left { timeline: entry.timeline, at: entry.switch }).collect()
     }
 
     /// The files that recovery along `path` is offered for a segment, as PostgreSQL asks for them: youngest first, down to the
@@ -1023,9 +1057,11 @@ mod tests {
                 return Ok(());
             }
             let given = world.give(timeline, number);
+            // Whoever was promised less, and of this very timeline, knows.
+            let known = promise.is_some_and(|(of, to)| of == timeline && to <= units.start);
             let proven = || {
                 world.lost.iter().any(|(of, _, to)| *of == timeline && *to > units.start)
-                    || (2..=world.timelines()).any(|child| world.ancestors(child).iter().any(|(of, switch)| *of == timeline && *switch > units.start))
+                    || !known && (2..=world.timelines()).any(|child| world.ancestors(child).iter().any(|(of, switch)| *of == timeline && *switch > units.start))
             };
             match given {
                 Given::Units(there) => {

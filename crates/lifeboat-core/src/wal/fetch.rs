@@ -8,6 +8,8 @@ use std::str::FromStr;
 
 use super::catalog::Promise;
 use super::file::WalFile;
+use serde::Serialize;
+
 use super::{Lsn, ParseError, Segment, SegmentSize, Timeline};
 use crate::repository::layout::Key;
 
@@ -52,6 +54,99 @@ impl FromStr for Promise {
         let (timeline, lsn) = text.split_once(':').ok_or_else(bad)?;
         let timeline = timeline.parse().ok().filter(|number| *number > 0).ok_or_else(bad)?;
         Ok(Self { timeline: Timeline(timeline), lsn: lsn.parse().map_err(|_| bad())? })
+    }
+}
+
+/// Where a history leaves a timeline: `TIMELINE:LSN`, as in `1:0/A0000F8`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Left {
+    /// The timeline.
+    pub timeline: Timeline,
+    /// The first byte of it that is not of the history.
+    pub at: Lsn,
+}
+
+impl fmt::Display for Left {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.timeline, self.at)
+    }
+}
+
+impl FromStr for Left {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let promise: Promise = text.parse().map_err(|_| ParseError::new("end of a timeline TIMELINE:LSN", text))?;
+        Ok(Self { timeline: promise.timeline, at: promise.lsn })
+    }
+}
+
+/// WAL that a backup brought itself: `TIMELINE:LSN-LSN`, as in `1:0/A000028-0/A0000F8`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Own {
+    /// The timeline.
+    pub timeline: Timeline,
+    /// The first byte.
+    pub from: Lsn,
+    /// Behind the last.
+    pub to: Lsn,
+}
+
+impl Own {
+    /// How far a segment of it is there, if it is of it.
+    pub fn until(&self, segment: Segment, size: SegmentSize) -> Option<Lsn> {
+        let (start, end) = (segment.start(size), segment.next().start(size));
+        let within = segment.timeline == self.timeline && Segment::containing(self.timeline, self.from, size).start(size) <= start;
+        (within && start < self.to).then_some(end.min(self.to))
+    }
+}
+
+impl fmt::Display for Own {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}-{}", self.timeline, self.from, self.to)
+    }
+}
+
+impl FromStr for Own {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let bad = || ParseError::new("WAL of a backup TIMELINE:LSN-LSN", text);
+        let (from, to) = text.rsplit_once('-').ok_or_else(bad)?;
+        let from: Promise = from.parse().map_err(|_| bad())?;
+        Ok(Self { timeline: from.timeline, from: from.lsn, to: to.parse().map_err(|_| bad())? })
+    }
+}
+
+/// What the plan of a recovery says to whoever answers the server's questions.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Bounds {
+    /// What must be reached: nothing before it may pass for the end of the archive.
+    pub promise: Option<Promise>,
+    /// Where the history leaves its timelines. A server asks an older timeline for what a younger one does not have, and replays whatever it
+    /// gets: it looks only whether a page's timeline is in the history, not where that was left (`XLogFileReadAnyTLI` in
+    /// `src/backend/access/transam/xlogrecovery.c`, `XLogReaderValidatePageHeader` in `xlogreader.c`).
+    pub left: Vec<Left>,
+    /// What lies in the restored `pg_wal`. The server takes it where it is told that the archive has no such file, and only then.
+    pub own: Option<Own>,
+}
+
+impl From<Option<Promise>> for Bounds {
+    fn from(promise: Option<Promise>) -> Self {
+        Self { promise, ..Self::default() }
+    }
+}
+
+impl Bounds {
+    /// How much of a segment is of the history, if not all of it is: up to where its timeline was left, which may be before it begins.
+    pub fn belongs_until(&self, segment: Segment, size: SegmentSize) -> Option<Lsn> {
+        let left = self.left.iter().find(|left| left.timeline == segment.timeline)?;
+        Some(left.at).filter(|at| *at < segment.next().start(size))
+    }
+
+    /// Whether all of a segment is behind the place where its timeline was left.
+    pub fn is_beside(&self, segment: Segment, size: SegmentSize) -> bool {
+        self.belongs_until(segment, size).is_some_and(|until| until <= segment.start(size))
     }
 }
 
@@ -195,6 +290,41 @@ mod tests {
         assert_eq!(partial.with_partial(Some(Lsn(start.0 + 10)), SIZE), None);
         assert_eq!(partial.with_partial(None, SIZE), None);
         assert_eq!(partial.with_partial(Some(Lsn(start.0 + (1 << 25))), SIZE), Some(1 << 24));
+    }
+
+    #[test]
+    fn bounds_are_read_as_they_are_written() {
+        let left: Left = "3:0/A0000F8".parse().unwrap();
+        assert_eq!((left, left.to_string()), (Left { timeline: Timeline(3), at: Lsn(0xA0_000F8) }, "3:0/A0000F8".to_owned()));
+        let own: Own = "1:0/A000028-1/B0".parse().unwrap();
+        assert_eq!(own, Own { timeline: Timeline(1), from: Lsn(0xA00_0028), to: Lsn(0x1_0000_00B0) });
+        assert_eq!(own.to_string(), "1:0/A000028-1/B0");
+        for wrong in ["", "1", "0:0/1", "1:0/1", "1:0/1-", "1:-0/1", "0/1-0/2", "1:0/1-0/2-0/3"] {
+            assert!(wrong.parse::<Own>().is_err(), "{wrong}");
+        }
+        assert!("x:0/1".parse::<Left>().is_err());
+    }
+
+    #[test]
+    fn c076_a_timeline_is_of_the_history_up_to_where_it_was_left() {
+        let at = |number: u64, offset: u64| Lsn(segment(1, number).start(SIZE).0 + offset);
+        let bounds = Bounds { left: vec![Left { timeline: Timeline(1), at: at(4, 100) }], ..Bounds::default() };
+        let until = |timeline, number| bounds.belongs_until(segment(timeline, number), SIZE);
+        assert_eq!((until(1, 3), until(1, 4), until(1, 5), until(2, 9)), (None, Some(at(4, 100)), Some(at(4, 100)), None));
+        let beside = |number| bounds.is_beside(segment(1, number), SIZE);
+        assert_eq!((beside(3), beside(4), beside(5)), (false, false, true));
+        // Left where a segment ends: all of it is of the history, and the next one is not.
+        let bounds = Bounds { left: vec![Left { timeline: Timeline(1), at: at(5, 0) }], ..Bounds::default() };
+        assert_eq!((bounds.belongs_until(segment(1, 4), SIZE), bounds.is_beside(segment(1, 5), SIZE)), (None, true));
+
+        let own = Own { timeline: Timeline(1), from: at(2, 40), to: at(4, 100) };
+        let until = |timeline, number| own.until(segment(timeline, number), SIZE);
+        assert_eq!(
+            [until(1, 1), until(1, 2), until(1, 3), until(1, 4), until(1, 5)],
+            [None, Some(at(3, 0)), Some(at(4, 0)), Some(at(4, 100)), None]
+        );
+        assert_eq!(until(2, 3), None);
+        assert_eq!(Own { to: at(4, 0), ..own }.until(segment(1, 4), SIZE), None);
     }
 
     #[test]

@@ -42,16 +42,6 @@ pub enum HistoryError {
         /// The timeline in it.
         found: Timeline,
     },
-    /// A timeline would end before it begins.
-    #[error("read history of timeline {timeline}: the switch at {found} in line {line} is before the one above it")]
-    SwitchOrder {
-        /// Of which timeline.
-        timeline: Timeline,
-        /// Number of the line, from 1.
-        line: usize,
-        /// The LSN in it.
-        found: Lsn,
-    },
 }
 
 /// One ancestor of a timeline.
@@ -59,7 +49,8 @@ pub enum HistoryError {
 pub struct Entry {
     /// The ancestor.
     pub timeline: Timeline,
-    /// Where its descendant left it: the first byte that is not the ancestor's any more.
+    /// Where its descendant left it: the first byte that is not the ancestor's any more. Never before that of an older ancestor; equal, where
+    /// nothing of this one is of the history.
     pub switch: Lsn,
     /// Why, as PostgreSQL put it.
     pub reason: String,
@@ -80,8 +71,11 @@ impl History {
         Self { timeline, entries: Vec::new() }
     }
 
-    /// Reads the history file of `timeline`. As `readTimeLineHistory` does, except that we ask as well for
-    /// switches that do not go back, without which no history could be followed.
+    /// Reads the history file of `timeline`. As `readTimeLineHistory` does.
+    ///
+    /// The switches in a file may go back: a server that is to follow timeline 2 and stops on timeline 1 before 2 left it writes "1, 2's
+    /// beginning; 2, where it stopped" (seen of 15). The byte at an LSN is then the youngest timeline's that begins before it
+    /// (`tliOfPointInHistory` looks at the youngest first), so every ancestor ends at the earliest switch of its own and younger ones.
     pub fn parse(timeline: Timeline, bytes: &[u8]) -> Result<Self, HistoryError> {
         if bytes.len() > MAX_HISTORY_BYTES {
             return Err(HistoryError::TooLong { timeline, bytes: bytes.len() });
@@ -106,12 +100,19 @@ impl History {
             if found.0 == 0 || found >= timeline || entries.last().is_some_and(|last| last.timeline >= found) {
                 return Err(HistoryError::TimelineOrder { timeline, line, found });
             }
-            if entries.last().is_some_and(|last| last.switch > switch) {
-                return Err(HistoryError::SwitchOrder { timeline, line, found: switch });
-            }
             entries.push(Entry { timeline: found, switch, reason: reason.trim().to_owned() });
         }
+        let mut earliest = Lsn(u64::MAX);
+        for entry in entries.iter_mut().rev() {
+            earliest = earliest.min(entry.switch);
+            entry.switch = earliest;
+        }
         Ok(Self { timeline, entries })
+    }
+
+    /// The bytes of its file. What PostgreSQL gave as reasons is kept as far as it is known.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.entries.iter().flat_map(|entry| format!("{}\t{}\t{}\n", entry.timeline, entry.switch, entry.reason).into_bytes()).collect()
     }
 
     /// The timeline that it left last.
@@ -136,7 +137,9 @@ impl History {
 
     /// Whether the history of the parent says the same of what both tell.
     pub fn continues(&self, parent: &Self) -> bool {
-        let same = |(ours, theirs): (&Entry, &Entry)| ours.timeline == theirs.timeline && ours.switch == theirs.switch;
+        // What it left before its parent did ends where it left it.
+        let left = self.parent().map_or(Lsn(u64::MAX), |entry| entry.switch);
+        let same = |(ours, theirs): (&Entry, &Entry)| ours.timeline == theirs.timeline && ours.switch == theirs.switch.min(left);
         self.parent().is_some_and(|entry| entry.timeline == parent.timeline)
             && self.entries.len() == parent.entries.len() + 1
             && self.entries.iter().zip(&parent.entries).all(same)
@@ -168,6 +171,19 @@ mod tests {
     }
 
     #[test]
+    fn c060_a_history_that_goes_back_is_followed_as_postgresql_follows_it() {
+        let history = History::parse(Timeline(3), b"1\t0/900090\tno recovery target specified\n2\t0/800090\tbefore 2024-03-15\n").unwrap();
+        for (lsn, timeline) in [(0x80_008F, 1), (0x80_0090, 3), (0x85_0000, 3), (0x90_0090, 3)] {
+            assert_eq!(history.timeline_of(Lsn(lsn)), Timeline(timeline), "{lsn:X}");
+        }
+        assert_eq!(history.switch_from(Timeline(1)), Some(Lsn(0x80_0090)));
+        let parent = History::parse(Timeline(2), b"1\t0/900090\tno recovery target specified\n").unwrap();
+        assert!(history.continues(&parent));
+        let other = History::parse(Timeline(2), b"1\t0/700090\tno recovery target specified\n").unwrap();
+        assert!(!history.continues(&other));
+    }
+
+    #[test]
     fn comments_blanks_and_bytes_of_any_encoding_are_read_as_postgresql_reads_them() {
         let history = History::parse(Timeline(2), b"# c\n   \n 1\t16/B374D848\tat restore point \"\xFF\xE4\"").unwrap();
         assert_eq!(history.entries[0].switch, Lsn(0x16_B374_D848));
@@ -186,7 +202,6 @@ mod tests {
         assert!(matches!(error(b"0\t0/1\ty\n"), HistoryError::TimelineOrder { .. }));
         assert!(matches!(error(b"5\t0/1\ty\n"), HistoryError::TimelineOrder { .. }));
         assert!(matches!(error(b"2\t0/1\ty\n1\t0/2\ty\n"), HistoryError::TimelineOrder { line: 2, .. }));
-        assert!(matches!(error(b"1\t0/2\ty\n2\t0/1\ty\n"), HistoryError::SwitchOrder { line: 2, .. }));
         assert!(matches!(error(&vec![b'#'; MAX_HISTORY_BYTES + 1]), HistoryError::TooLong { .. }));
     }
 

@@ -122,6 +122,9 @@ pub struct Mark {
     pub sha256: Sha256,
     /// The file.
     pub identity: Identity,
+    /// Digest of the places that it was stored in, where those were named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub places: Option<Sha256>,
 }
 
 /// Why a text file is not what PostgreSQL wrote.
@@ -252,7 +255,7 @@ mod tests {
     fn a_mark_is_read_as_it_was_written() {
         let time = Timestamp::new(1_700_000_000, 123_456_789).unwrap();
         let identity = Identity { device: 1, inode: u64::MAX, bytes: 3, modified: time, changed: time };
-        let mark = Mark { sha256: Sha256::of(b"x"), identity };
+        let mark = Mark { sha256: Sha256::of(b"x"), identity, places: None };
         let bytes = serde_json::to_vec(&mark).unwrap();
         assert_eq!(serde_json::from_slice::<Mark>(&bytes).unwrap(), mark);
         for length in 0..bytes.len() {

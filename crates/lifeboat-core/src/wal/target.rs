@@ -14,6 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::catalog::{Archive, BackupPoint, Gap, Held, Leg, Path, PathError, Promise, Reach};
+use super::fetch::{Bounds, Own};
 use super::record::Summary;
 use super::{Lsn, Segment, Timeline};
 use crate::restore::Target;
@@ -85,6 +86,9 @@ pub struct Located {
     /// When it was written, if it says so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time: Option<Timestamp>,
+    /// The segment in which it ends is known to end early, with a WAL switch.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub switched: bool,
 }
 
 /// What is known of the records before the place where replay must end.
@@ -144,8 +148,8 @@ pub struct Choice {
     pub from: Lsn,
     /// Behind the last.
     pub to: Lsn,
-    /// What no absence may cut short.
-    pub promised: Option<Promise>,
+    /// What no absence may cut short, what is not of the history, and what the backup brings itself.
+    pub bounds: Bounds,
     /// Where recovery will end, as far as that is known: the first byte that is not replayed.
     pub end: Lsn,
     /// The record that ends it.
@@ -601,7 +605,12 @@ fn from_backup(
             (first.end, end)
         }
     };
-    let path = along(path, archive, backup, to, request)?;
+    let path = along(path, archive, backup, to, &request.target)?;
+    for timeline in archive.without_origin().into_iter().filter(|timeline| *timeline > path.timeline()) {
+        notes.push(format!(
+            "the archive has WAL of timeline {timeline} and not its history file: the restored server may take that number once more; let it archive into another repository"
+        ));
+    }
     for leg in path.legs() {
         // c076: whoever restores should know that there is another branch.
         let Some(left) = leg.to.filter(|left| archive.goes_on_behind(leg.timeline, *left)) else { continue };
@@ -619,7 +628,11 @@ fn from_backup(
         timeline,
         from: backup.start_lsn,
         to,
-        promised: (!own).then_some(Promise { timeline, lsn: to }),
+        bounds: Bounds {
+            promise: (!own).then_some(Promise { timeline, lsn: to }),
+            left: archive.left(path.timeline()),
+            own: backup.wal_included.then_some(Own { timeline: backup.timeline, from: backup.start_lsn, to: backup.stop_lsn }),
+        },
         end,
         located,
         notes,
@@ -627,22 +640,24 @@ fn from_backup(
     })
 }
 
-/// The history that leads from the backup to `to`: the one asked for, or, where a hole behind `to` would be in its way, the part of
-/// it that does not go further. (At the segment in which a timeline branched off PostgreSQL asks for the younger one first.)
-fn along(path: &Path, archive: &Archive, backup: &BackupPoint, to: Lsn, request: &RecoveryRequest) -> Result<Path, Reason> {
+/// The history that leads from the backup to `to`: the part of the one asked for that does not go further, or, where that is not all there,
+/// more of it. (At the segment in which a timeline branched off PostgreSQL asks for the younger one first.) A server that is to follow a
+/// timeline and stops before that begins writes a history of its own that goes back; [`super::history::History::parse`] knows of those.
+fn along(path: &Path, archive: &Archive, backup: &BackupPoint, to: Lsn, target: &Target) -> Result<Path, Reason> {
     let first = path.legs().iter().position(|leg| leg.to.is_none_or(|end| to <= end)).unwrap_or(0);
-    let mut ways: Vec<Path> = path.legs()[first..].iter().rev().filter_map(|leg| path.until(leg.timeline)).collect();
-    if request.target == Target::Immediate {
-        // c077: its own timeline first.
+    let mut ways: Vec<Path> = path.legs()[first..].iter().filter_map(|leg| path.until(leg.timeline)).collect();
+    if *target == Target::Latest {
+        // As far as it goes is meant.
         ways.reverse();
     }
-    let mut reached = None;
+    let mut reached: Option<Reach> = None;
     for way in ways {
         let reach = archive.reach_of(&way, backup);
         if reach.to >= to {
             return Ok(way);
         }
-        reached = reached.or(Some(reach));
+        // Of those that do not do, the one that goes furthest says why.
+        reached = reached.into_iter().chain([reach]).max_by_key(|reach| reach.to);
     }
     Err(reached.map_or(Reason::NoBackup, |reach| reach.stopped_by.map_or(Reason::Behind(reach.to), Reason::Gap)))
 }
@@ -721,7 +736,7 @@ mod tests {
 
     /// The record that fills a unit.
     fn record(timeline: u32, unit: u64) -> Located {
-        Located { timeline: Timeline(timeline), lsn: lsn(unit), end: lsn(unit + 1), time: Some(time(unit)) }
+        Located { timeline: Timeline(timeline), lsn: lsn(unit), end: lsn(unit + 1), time: Some(time(unit)), switched: false }
     }
 
     fn evidence(located: Vec<Located>) -> Evidence {
@@ -793,7 +808,7 @@ mod tests {
                     prop_assert_eq!(Some(choice.backup.stop_lsn), best.map(lsn));
                     prop_assert_eq!(choice.end, lsn(stops));
                     prop_assert_eq!(choice.to, lsn(hit + 1));
-                    prop_assert_eq!(choice.promised, Some(Promise { timeline: choice.timeline, lsn: choice.to }));
+                    prop_assert_eq!(choice.bounds.promise, Some(Promise { timeline: choice.timeline, lsn: choice.to }));
                     let (reached, _) = world.replay(choice.timeline.0, choice.from.0 / model::UNIT);
                     prop_assert!(reached > hit);
                     prop_assert!((choice.from.0 / model::UNIT..=hit).all(|unit| world.owner(choice.timeline.0, unit) == world.owner(timeline, unit)));
@@ -990,7 +1005,7 @@ mod tests {
         own[0].wal_included = true;
         let choice =
             choose(&own, &Archive::new(super::super::SystemId(7), model::size()), &to(Target::Immediate), &Evidence::default()).unwrap();
-        assert_eq!((choice.timeline, choice.promised), (Timeline(7), None));
+        assert_eq!((choice.timeline, choice.bounds.promise), (Timeline(7), None));
     }
 
     #[test]

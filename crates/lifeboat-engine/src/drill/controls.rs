@@ -112,7 +112,7 @@ fn wal_missing(ground: &Ground<'_>) -> Result<Tried, String> {
     let reader = WalReader::new(&repository, way.cluster, ground.trust, ground.identities.clone());
     // What a server in recovery would be told.
     let target = ground.temporary.join(format!("lifeboat-control-{}", std::process::id()));
-    let fetched = Fetcher::new(&reader, way.choice.promised, false).fetch(file, &target);
+    let fetched = Fetcher::new(&reader, &way.choice.bounds, false).fetch(file, &target);
     let _ = std::fs::remove_file(&target);
     let said = match fetched {
         Err(error @ FetchError::Gap { .. }) => error.to_string(),

@@ -19,8 +19,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Scope};
 use std::time::{Duration, Instant};
 
-use lifeboat_core::wal::catalog::Promise;
-use lifeboat_core::wal::fetch::{Asked, asked, is_ahead};
+use lifeboat_core::wal::fetch::{Asked, Bounds, asked, is_ahead};
 use lifeboat_core::wal::file::WalFile;
 use lifeboat_core::wal::{Lsn, Segment, SegmentSize};
 
@@ -59,8 +58,8 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> FeederError {
 pub struct Source<'a> {
     /// Reads and verifies it.
     pub reader: &'a WalReader<'a>,
-    /// What the archive had when the drill was planned.
-    pub promise: Option<Promise>,
+    /// What the plan of the drill says of what the archive had, and of what is of the history.
+    pub bounds: &'a Bounds,
     /// Whether it is no surprise that the archive has nothing of this cluster.
     pub allow_empty: bool,
     /// Nothing from here on is brought: WAL that was archived after the disaster would not be there. `None`: whatever there is.
@@ -330,8 +329,11 @@ impl Shared {
         };
         let answered = match result {
             Ok(Fetched::Whole | Fetched::Open { .. }) => Ok(()),
-            Ok(Fetched::AfterEnd) => {
-                self.fed().absent.push(file.to_owned());
+            Ok(fetched @ (Fetched::AfterEnd | Fetched::Own)) => {
+                // What lies in the restored `pg_wal` is no end.
+                if fetched == Fetched::AfterEnd {
+                    self.fed().absent.push(file.to_owned());
+                }
                 self.put(&format!("answer/{ask}.absent"), b"", true)
             }
             Err(problem) => self.fail(ask, file, &problem),
@@ -361,7 +363,7 @@ impl Shared {
     fn bring(&self, source: Source<'_>, file: WalFile) -> Result<Fetched, String> {
         let WalFile::Segment(segment) = file else {
             let fetched = self.fetch(source, file)?;
-            self.fed().files += u64::from(fetched != Fetched::AfterEnd);
+            self.fed().files += u64::from(fetched.is_there());
             return Ok(fetched);
         };
         let mut state = self.state();
@@ -414,12 +416,12 @@ impl Shared {
         if self.is_behind(source, file) {
             return Ok(Fetched::AfterEnd);
         }
-        let fetcher = Fetcher::new(source.reader, source.promise, source.allow_empty);
+        let fetcher = Fetcher::new(source.reader, source.bounds, source.allow_empty);
         let landing = self.landing(file);
         let fetched = fetcher.fetch(file, &landing).map_err(|error| crate::causes::joined(&error));
         self.fed().fetching += begun.elapsed();
         let fetched = fetched?;
-        if fetched != Fetched::AfterEnd {
+        if fetched.is_there() {
             self.cut(source, &landing, file).map_err(|error| crate::causes::joined(&error))?;
             self.hand_over(&landing, file).map_err(|error| crate::causes::joined(&error))?;
         }
@@ -429,7 +431,7 @@ impl Shared {
     /// Whether a segment begins where nothing is brought any more.
     fn is_behind(&self, source: Source<'_>, file: WalFile) -> bool {
         let WalFile::Segment(segment) = file else { return false };
-        source.until.is_some_and(|until| segment.start(self.size) >= until)
+        source.until.is_some_and(|until| segment.start(self.size) >= until) || source.bounds.is_beside(segment, self.size)
     }
 
     /// Takes out of a segment what was written after the disaster, if it ends in it.
@@ -523,7 +525,7 @@ impl Shared {
         if self.is_behind(source, file) {
             return Ok(false);
         }
-        let fetcher = Fetcher::new(source.reader, source.promise, source.allow_empty);
+        let fetcher = Fetcher::new(source.reader, source.bounds, source.allow_empty);
         let landing = self.landing(file);
         match fetcher.whole(file, &landing) {
             Ok(()) => Ok(self.cut(source, &landing, file).and_then(|()| self.hand_over(&landing, file)).is_ok()),

@@ -49,7 +49,7 @@ pub(super) fn fed<R>(
     let reader = WalReader::new(repository, way.cluster, ground.trust, ground.identities.clone());
     // What was archived when the disaster happened is all that there is: the rest would never have come.
     let until = way.choice.located.is_none().then_some(way.choice.to);
-    let source = Source { reader: &reader, promise: way.choice.promised, allow_empty: false, until };
+    let source = Source { reader: &reader, bounds: &way.choice.bounds, allow_empty: false, until };
     std::thread::scope(|scope| {
         let feeder = Feeder::start(scope, place, source, ground.workers, run.ahead_bytes).map_err(one_line)?;
         let done = work(Some(feeder.command()));

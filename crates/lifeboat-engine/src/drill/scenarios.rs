@@ -225,7 +225,7 @@ fn last_wal_damaged(ground: &Ground<'_>, restores: &dyn Restores) -> Result<Play
     let repository = damaged()?;
     let reader = WalReader::new(&repository, way.cluster, ground.trust, ground.identities.clone());
     let target = ground.temporary.join(format!("lifeboat-scenario-{}", std::process::id()));
-    let fetched = Fetcher::new(&reader, way.choice.promised, false).fetch(WalFile::Segment(last), &target);
+    let fetched = Fetcher::new(&reader, &way.choice.bounds, false).fetch(WalFile::Segment(last), &target);
     let _ = std::fs::remove_file(&target);
     let stopped = match fetched {
         Err(error) => one_line(error),

@@ -7,16 +7,21 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use lifeboat_core::repository::{Descriptor, FormatError, layout};
-use lifeboat_core::wal::catalog::{Absence, Archive, Promise};
-use lifeboat_core::wal::fetch::{Lost, OpenSegment, join};
+use lifeboat_core::wal::catalog::{Absence, Archive};
+use lifeboat_core::wal::fetch::{Bounds, Lost, OpenSegment, join};
 use lifeboat_core::wal::file::{GapRecord, WalFile};
 use lifeboat_core::wal::history::{History, MAX_HISTORY_BYTES};
 use lifeboat_core::wal::{LONG_HEADER_BYTES, Lsn, Segment, SystemId, check_segment_header};
 
 use super::{Cluster, WalError, WalReader};
 use crate::store::{Store, StoreError};
+
+/// Between two looks at a hole.
+const LOOK: Duration = Duration::from_millis(300);
 
 /// Why a file was neither brought nor proven to be behind the end.
 #[derive(Debug, thiserror::Error)]
@@ -97,15 +102,25 @@ pub enum Fetched {
         /// There are pieces behind a hole as well, which are of no use.
         left_out: bool,
     },
-    /// The archive was looked through: it ends before this file.
+    /// The archive was looked through: it ends before this file, or the file is not of the history.
     AfterEnd,
+    /// The archive cannot bring it, and it lies in the restored `pg_wal`: the server is to take that.
+    Own,
+}
+
+impl Fetched {
+    /// Whether there is a file at the target.
+    pub fn is_there(&self) -> bool {
+        matches!(self, Self::Whole | Self::Open { .. })
+    }
 }
 
 /// Brings files of one cluster.
 pub struct Fetcher<'a> {
     reader: &'a WalReader<'a>,
-    promise: Option<Promise>,
+    bounds: &'a Bounds,
     allow_empty: bool,
+    patience: Duration,
 }
 
 /// What it means that the archive does not have a file whole.
@@ -116,12 +131,20 @@ enum Missing {
     Open(OpenSegment, Option<Lsn>),
     /// It came while we looked.
     Appeared,
+    /// A history whose file is not there, as another one tells it.
+    Told(History),
 }
 
 impl<'a> Fetcher<'a> {
-    /// `promise`: what the archive had when the restore was planned. `allow_empty`: that it has nothing of this cluster is no surprise.
-    pub fn new(reader: &'a WalReader<'a>, promise: Option<Promise>, allow_empty: bool) -> Self {
-        Self { reader, promise, allow_empty }
+    /// `bounds`: what the plan of the restore says. `allow_empty`: that the archive has nothing of this cluster is no surprise.
+    pub fn new(reader: &'a WalReader<'a>, bounds: &'a Bounds, allow_empty: bool) -> Self {
+        Self { reader, bounds, allow_empty, patience: Duration::ZERO }
+    }
+
+    /// A hole behind what was promised is looked at again for so long before it counts.
+    #[must_use]
+    pub fn patient(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     fn cluster(&self) -> Cluster {
@@ -134,24 +157,64 @@ impl<'a> Fetcher<'a> {
 
     /// Brings `file` to `target`.
     pub fn fetch(&self, file: WalFile, target: &Path) -> Result<Fetched, FetchError> {
+        let size = self.cluster().segment_size;
+        let mut own = None;
+        if let WalFile::Segment(segment) = file {
+            // Of another history, whether it is there or not.
+            if self.bounds.is_beside(segment, size) {
+                return Ok(Fetched::AfterEnd);
+            }
+            // Of the segment in which the backup ends it has the beginning: that does only for whom it is enough.
+            let is_enough =
+                |until: &Lsn| *until == segment.next().start(size) || self.bounds.promise.is_none_or(|promise| promise.lsn <= *until);
+            own = self.bounds.own.and_then(|own| own.until(segment, size)).filter(is_enough);
+        }
+        let begun = Instant::now();
+        let mut came = 0;
         // Once more, if it came while we looked.
-        for _ in 0..2 {
+        while came < 2 {
             match self.whole(file, target) {
                 Ok(()) => return Ok(Fetched::Whole),
                 Err(FetchError::Wal(error)) if error.is_absence() => {}
+                Err(error) if own.is_some() && damage(&error).is_some() => return Ok(Fetched::Own),
                 Err(error) => return Err(error),
             }
-            match self.missing(file)? {
-                Missing::Appeared => {}
-                Missing::Open(open, partial_end) => return self.open(&open, partial_end, target),
-                Missing::AfterEnd => return Ok(Fetched::AfterEnd),
+            match self.missing(file) {
+                Ok(Missing::Appeared) => came += 1,
+                Ok(Missing::Open(open, partial_end)) => {
+                    let reach = open.with_partial(partial_end, size).unwrap_or(open.joined_to);
+                    // The file would take the place of the one that is there, which goes further.
+                    if own.is_some_and(|own| open.segment.start(size).0 + u64::from(reach) < own.0) {
+                        return Ok(Fetched::Own);
+                    }
+                    return self.open(&open, partial_end, target);
+                }
+                Ok(Missing::AfterEnd) => return Ok(Fetched::AfterEnd),
+                Ok(Missing::Told(history)) => {
+                    let failed = |source| FetchError::Target { action: "write", path: target.display().to_string(), source };
+                    let mut landing = Landing::new(target)?;
+                    landing.file.write_all(&history.to_bytes()).map_err(failed)?;
+                    landing.finish()?;
+                    return Ok(Fetched::Whole);
+                }
+                Err(FetchError::Gap { .. }) if own.is_some() => return Ok(Fetched::Own),
+                Err(FetchError::Gap { .. }) if self.may_come(file) && begun.elapsed() < self.patience => thread::sleep(LOOK),
+                Err(error) => return Err(error),
             }
         }
         let key = file.key(self.cluster().system_id, self.cluster().segment_size);
         Err(StoreError::NotFound { key: key.to_string() }.into())
     }
 
-    /// Brings a file that the archive has whole; everything else is an error ([`WalError::is_absence`]).
+    /// Whether a hole may be none: a server that still archives stores several segments at once, and the later one may be there first. What was
+    /// promised was there when the restore was planned.
+    fn may_come(&self, file: WalFile) -> bool {
+        let WalFile::Segment(segment) = file else { return false };
+        self.bounds.promise.is_none_or(|promise| promise.lsn <= segment.start(self.cluster().segment_size))
+    }
+
+    /// Brings a file that the archive has whole, and of a segment only what is of the history; everything else is an error
+    /// ([`WalError::is_absence`]).
     pub(crate) fn whole(&self, file: WalFile, target: &Path) -> Result<(), FetchError> {
         // Begun anew with every copy: the bytes of a damaged one have landed when it shows.
         let land = |store: &dyn Store| {
@@ -159,7 +222,20 @@ impl<'a> Fetcher<'a> {
             read_whole(self.reader, store, file, &mut landing.file)?;
             Ok(landing)
         };
-        self.reader.in_any_copy(file, land, damage)?.finish()
+        let landing = self.reader.in_any_copy(file, land, damage)?;
+        if let WalFile::Segment(segment) = file {
+            self.cut(&landing, segment, target)?;
+        }
+        landing.finish()
+    }
+
+    /// Takes out of a segment what is not of the history: zeros, as in a segment that was not written to its end.
+    fn cut(&self, landing: &Landing, segment: Segment, target: &Path) -> Result<(), FetchError> {
+        let size = self.cluster().segment_size;
+        let Some(until) = self.bounds.belongs_until(segment, size) else { return Ok(()) };
+        let failed = |source| FetchError::Target { action: "write", path: target.display().to_string(), source };
+        let keep = until.0.saturating_sub(segment.start(size).0);
+        landing.file.set_len(keep).and_then(|()| landing.file.set_len(size.bytes())).map_err(failed)
     }
 
     /// Asks what the archive has at the place of a file that it does not have, and behind it.
@@ -237,7 +313,12 @@ impl<'a> Fetcher<'a> {
         if files.contains(&file) {
             return Ok(Missing::Appeared);
         }
-        match archive.absence(file, self.promise) {
+        if let WalFile::History(timeline) = file
+            && let Some(history) = archive.told_history(timeline)
+        {
+            return Ok(Missing::Told(history));
+        }
+        match archive.absence(file, self.bounds.promise) {
             Absence::AfterEnd => Ok(Missing::AfterEnd),
             Absence::Gap { evidence, .. } => Err(FetchError::Gap { file: self.name(file), evidence }),
             Absence::None => match file {
@@ -287,6 +368,7 @@ impl<'a> Fetcher<'a> {
             landing.file.read_exact_at(&mut header, 0).map_err(failed)?;
             check_segment_header(&header, open.segment, segment_size, self.cluster().system_id).map_err(WalError::from)?;
         }
+        self.cut(&landing, open.segment, target)?;
         landing.finish()?;
         Ok(Fetched::Open { bytes: reach, left_out: from_partial.is_none() && open.left_out })
     }

@@ -9,6 +9,7 @@ use jiff::SignedDuration;
 use lifeboat_core::repository::layout::Key;
 use lifeboat_core::restore::Target;
 use lifeboat_core::wal::catalog::{Archive, BackupPoint, Held, Path, Reach};
+use lifeboat_core::wal::fetch::Bounds;
 use lifeboat_core::wal::file::{GapRecord, WalFile};
 use lifeboat_core::wal::record::{Found, RecordError, Search, Summary, Wanted};
 use lifeboat_core::wal::target::{self, Choice, Edge, Evidence, Located, Place, RecoveryRequest, Unreachable};
@@ -221,9 +222,15 @@ impl Locator<'_> {
             at = segment.next().start(size);
         }
         let within = |found: &&Found| found.lsn < place.to;
-        let located =
-            |found: &Found| Located { timeline: path.leg_at(found.lsn).timeline, lsn: found.lsn, end: found.end, time: found.time };
-        Ok(search.found().iter().filter(within).map(located).collect())
+        let located = |found: &Found| {
+            let last =
+                self.archive.source(path, Lsn(found.end.0.saturating_sub(1))).filter(|segment| self.archive.held(*segment) == Held::Whole);
+            let summary = last.map(|last| self.summary(last)).transpose()?.flatten();
+            let timeline = path.leg_at(found.lsn).timeline;
+            let switched = summary.is_some_and(|summary| summary.switched);
+            Ok(Located { timeline, lsn: found.lsn, end: found.end, time: found.time, switched })
+        };
+        search.found().iter().filter(within).map(located).collect()
     }
 
     /// What stands before the place where replay must end.
@@ -281,7 +288,7 @@ impl Locator<'_> {
         let directory = self.temporary.join(format!("lifeboat-open-{}", crate::random::id()));
         std::fs::create_dir_all(&directory).map_err(failed)?;
         let file = directory.join("segment");
-        let fetched = Fetcher::new(self.reader, None, false).fetch(WalFile::Segment(segment), &file);
+        let fetched = Fetcher::new(self.reader, &Bounds::default(), false).fetch(WalFile::Segment(segment), &file);
         let copied = match fetched {
             Ok(Fetched::AfterEnd) => Ok(()),
             Ok(_) => std::fs::File::open(&file).and_then(|mut file| io::copy(&mut file, out)).map(drop).map_err(failed),

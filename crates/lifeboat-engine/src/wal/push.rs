@@ -189,9 +189,12 @@ impl Asked {
 
     /// Whether it was pushed ahead, as it is now, less than [`known::LIFE`] ago. The mark goes. An older one is left: it is worth asking the
     /// repository about, which a connection to a bucket is not when the answer is a second old.
-    pub fn take_fresh_mark(&self, repository: Id, spool: &Path) -> bool {
+    /// `places` are those of the repository now: a mark says nothing of one that came since.
+    pub fn take_fresh_mark(&self, repository: Id, spool: &Path, places: &str) -> bool {
         let spool = Spool::of(spool, repository, self.cluster.system_id);
-        let is_fresh = spool.age(&self.name).is_some_and(|age| age < known::LIFE) && is_marked(&spool, &self.directory, &self.name);
+        let is_fresh = spool.age(&self.name).is_some_and(|age| age < known::LIFE)
+            && spool.read(&self.name).is_some_and(|mark| mark.places == Some(Sha256::of(places.as_bytes())))
+            && is_marked(&spool, &self.directory, &self.name);
         if is_fresh {
             spool.remove(&self.name);
         }
@@ -280,6 +283,8 @@ fn is_marked(spool: &Spool, directory: &Path, name: &str) -> bool {
 pub struct PushOptions<'a> {
     /// Where marks are left; need not be there.
     pub spool: &'a Path,
+    /// The places that files are stored in, where they may be taken for known ([`known`]).
+    pub places: Option<&'a str>,
     /// Files that are stored at most, the asked one among them.
     pub files: usize,
     /// Threads.
@@ -359,13 +364,22 @@ pub fn run(repository: &Repository, asked: &Asked, options: &PushOptions<'_>) ->
         Push { repository, asked, options, writer, spool, claimed: Mutex::new(None), begins, turns: Turns::new(files) }
     };
     let mut ahead = Vec::new();
-    if let Some(history) = statuses.as_ref().and_then(|statuses| never_asked_history(asked, statuses)) {
-        let spool = Spool::of(options.spool, repository.descriptor().repository, asked.cluster.system_id);
+    let history = statuses.as_ref().and_then(|statuses| history_beside(asked, statuses));
+    if let Some((history, name)) = history.map(|history| (history, history.file_name(asked.cluster.segment_size)))
+        && !spool.is_there(&name)
+    {
         let there = repository.store().length(&history.key(asked.cluster.system_id, asked.cluster.segment_size));
         if matches!(there, Err(StoreError::NotFound { .. })) {
             // Not a warning when it fails: without it the segment is of no use.
+            let spool = Spool::of(options.spool, repository.descriptor().repository, asked.cluster.system_id);
             push(spool, 1).all(&[history]).remove(&0).expect("the only file is always begun")?;
-            ahead.push(history.file_name(asked.cluster.segment_size));
+            ahead.push(name.clone());
+        } else {
+            there.map_err(PushError::from)?;
+        }
+        // A server that archived it once has its own archive, as a rule. Without a spool everything is only slower.
+        if statuses.as_ref().is_some_and(|statuses| statuses.get(history) == Some(Status::Done)) {
+            let _ = spool.note_there(&name);
         }
     }
     let push = push(spool, batch.len());
@@ -424,15 +438,15 @@ fn read_statuses(directory: &Path, size: SegmentSize) -> io::Result<Option<Statu
     Ok(Some(Statuses::read(names.iter().map(String::as_str), size)))
 }
 
-/// The history file of the asked segment's timeline, if it lies in `pg_wal` and PostgreSQL never asked for it, and never will: it says that a
-/// history file is ready only if `archive_mode` is on at the moment when the timeline begins (`writeTimeLineHistory`, timeline.c). A restored
-/// server begins its timeline with archiving off, and archives when somebody has looked at it; without its history file nothing of that
-/// timeline can be replayed.
-fn never_asked_history(asked: &Asked, statuses: &Statuses) -> Option<WalFile> {
+/// The history file of the asked segment's timeline, if it lies in `pg_wal` and PostgreSQL will not ask for it: it says that a history file is
+/// ready only if `archive_mode` is on at the moment when the timeline begins (`writeTimeLineHistory`, timeline.c), and asks once. A restored
+/// server begins its timeline with archiving off, and archives when somebody has looked at it; and one that begins a new archive had the
+/// file taken by the old one. Without its history file nothing of that timeline can be replayed.
+fn history_beside(asked: &Asked, statuses: &Statuses) -> Option<WalFile> {
     let timeline = asked.file.segment()?.timeline;
     let history = WalFile::History(timeline);
     let is_there = || asked.directory.join(history.file_name(asked.cluster.segment_size)).is_file();
-    (timeline.0 > 1 && statuses.get(history).is_none() && is_there()).then_some(history)
+    (timeline.0 > 1 && statuses.get(history) != Some(Status::Ready) && is_there()).then_some(history)
 }
 
 /// What became of one file of a batch; without an outcome it was held back.
@@ -520,7 +534,14 @@ impl Push<'_> {
         {
             self.claim(known.page_magic)?;
         }
-        let there = self.writer.compare(file, examined.digest)?;
+        let there = match self.writer.compare(file, examined.digest) {
+            Err(WalError::Conflict { .. }) if matches!(file, WalFile::Partial(_)) => {
+                let done = self.another_partial(file, &name, &path, &examined, kept)?;
+                turn.passed();
+                return Ok(done);
+            }
+            other => other?,
+        };
         turn.passed();
         if !self.turns.wait_for_earlier(turn.index) {
             return Ok(Done { outcome: None, warnings: Vec::new() });
@@ -557,6 +578,32 @@ impl Push<'_> {
         Ok(Done { outcome: Some(outcome), warnings })
     }
 
+    /// The last segment of a timeline, of which another server that was promoted in it has archived its own copy: every server has its own
+    /// bytes behind the last record. That one stays, for a name has one content; what this one has of the timeline is stored as a piece.
+    /// PostgreSQL would ask for this file for ever, and for nothing behind it, though no recovery of its own timeline needs it.
+    fn another_partial(&self, file: WalFile, name: &str, path: &Path, examined: &Examined, kept: &Kept) -> Result<Done, PushError> {
+        let size = self.asked.cluster.segment_size;
+        let segment = file.segment().expect("a partial is of a segment");
+        let end = examined.predicate.summary.as_ref().and_then(|summary| summary.end).unwrap_or_default();
+        let bytes = end.0.saturating_sub(segment.start(size).0).min(size.bytes());
+        let mut warning = format!("{name} is there, archived by another server that was promoted in the same segment; that one stays");
+        if bytes > 0 {
+            let to = u32::try_from(bytes).expect("a segment has at most 1 GiB");
+            let piece = WalFile::Piece { segment, from: 0, to };
+            let content = if examined.is_kept {
+                kept.bytes[..to as usize].to_vec()
+            } else {
+                let mut content = vec![0; to as usize];
+                File::open(path).and_then(|mut file| file.read_exact(&mut content)).map_err(|error| file_error("read", path, error))?;
+                content
+            };
+            let predicate = WalPredicate { page_magic: examined.predicate.page_magic, ..WalPredicate::new(bytes, size) };
+            self.writer.put_bytes(piece, &predicate, &content)?;
+            warning.push_str(&format!(", and what this one has, up to {end}, is stored beside it"));
+        }
+        Ok(Done { outcome: Some(Outcome::Stored), warnings: vec![warning] })
+    }
+
     fn claim(&self, magic: u16) -> Result<(), PushError> {
         let mut claimed = self.claimed.lock().expect("no panic while held");
         if *claimed != Some(magic) {
@@ -564,6 +611,10 @@ impl Push<'_> {
             *claimed = Some(magic);
         }
         Ok(())
+    }
+
+    fn mark(&self, sha256: Sha256, identity: Identity) -> Mark {
+        Mark { sha256, identity, places: self.options.places.map(|places| Sha256::of(places.as_bytes())) }
     }
 
     /// Reads a file once: is it what its name says (c052, c053), and what is in it. Its bytes stay in `kept`, if there is room.
@@ -587,7 +638,7 @@ impl Push<'_> {
                 WalFile::History(timeline) => WalPredicate::of_history(timeline, &bytes, segment_size).map_err(WalError::from)?,
                 _ => WalPredicate::new(bytes.len() as u64, segment_size),
             };
-            let mark = identity.map(|identity| Mark { sha256: digest, identity });
+            let mark = identity.map(|identity| self.mark(digest, identity));
             kept.bytes = bytes;
             return Ok(Examined { digest, predicate, mark, is_kept: true, warning: None });
         };
@@ -624,7 +675,7 @@ impl Push<'_> {
         let (summary, warning) = summarise(file, name, segment_size, summarizer.finish());
         let digest = sha256::finish(context);
         let predicate = WalPredicate { page_magic, summary, ..WalPredicate::new(at, segment_size) };
-        let mark = identity.map(|identity| Mark { sha256: digest, identity });
+        let mark = identity.map(|identity| self.mark(digest, identity));
         Ok(Examined { digest, predicate, mark, is_kept, warning })
     }
 

@@ -11,6 +11,7 @@ use lifeboat_core::repository::manifest::{CopyMethod, KeyPurpose};
 use lifeboat_core::restore::{self as planning, ArchiveMode, ArchiveRecovery, RestorePlan, RestoreRequest, Target};
 use lifeboat_core::verify::{Finding, FindingKind, verdict};
 use lifeboat_core::wal::catalog::{Archive, BackupPoint, Held};
+use lifeboat_core::wal::fetch::Bounds;
 use lifeboat_core::wal::file::WalFile;
 use lifeboat_core::wal::target::{Choice, TimelineChoice};
 use lifeboat_core::wal::{Lsn, Segment, Timeline, segments_between};
@@ -380,9 +381,10 @@ fn restore_command(
         words.push(format!("--identity {}", shell(&absolute(identity))));
     }
     words.push(format!("--system-id {} --segment-size {}", cluster.system_id, cluster.segment_size.bytes()));
-    if let Some(promised) = &choice.promised {
-        words.push(format!("--promised {}:{}", promised.timeline, promised.lsn));
-    }
+    let Bounds { promise, left, own } = &choice.bounds;
+    words.extend(promise.iter().map(|promise| format!("--promised {promise}")));
+    words.extend(left.iter().map(|left| format!("--left {left}")));
+    words.extend(own.iter().map(|own| format!("--own {own}")));
     words.push("%f %p".to_owned());
     Ok(words.join(" "))
 }

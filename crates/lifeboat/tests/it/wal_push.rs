@@ -310,6 +310,60 @@ fn c051_c063_the_partial_segment_of_a_promoted_server_is_archived() {
     archive.assert_whole();
     let whole = partial[0].strip_suffix(".partial").unwrap();
     assert!(archive.stored().contains_key(whole));
+
+    // A new repository: PostgreSQL gave the history away to the old one, and never asks for it again.
+    assert!(pg_wal(&standby).join("archive_status/00000002.history.done").exists());
+    fs::rename(archive.path("repository"), archive.path("old")).unwrap();
+    let init = archive.lifeboat().args(["init", "--repository"]).arg(archive.path("repository"));
+    init.run().success();
+    archive_all(&standby);
+    let stored = archive.stored();
+    assert_eq!(stored.get("00000002.history"), archive.copies().get("00000002.history"), "{:?}", stored.keys());
+}
+
+/// Each promoted server archives a `.partial` of its own, which differ behind the last record at least.
+#[test]
+fn c051_c063_the_second_server_that_is_promoted_in_a_segment_archives_as_well() {
+    let archive = Archive::new();
+    let cluster = archiving(Postgres::V16, 1, &archive.command()).start();
+    cluster.psql("CREATE TABLE t (n int)");
+    archive_all(&cluster);
+    let copies = temp_dir();
+    let standby = |name: &str| {
+        let data = copies.path().join(name);
+        let output = cluster.run_as_owner(cluster.program("pg_basebackup").args(["-c", "fast", "-R", "-D"]).arg(&data));
+        assert!(output.status.success(), "{output:?}");
+        let mut settings = fs::read_to_string(data.join("postgresql.auto.conf")).unwrap();
+        // It sees that a number is taken, and goes on on the old timeline.
+        settings.push_str(&format!(
+            "restore_command = 'cp {}/copies/%f %p'\nrecovery_target_timeline = 'current'\n",
+            archive.home.path().display()
+        ));
+        fs::write(data.join("postgresql.auto.conf"), settings).unwrap();
+        Cluster::start_existing(&data, Postgres::V16).unwrap()
+    };
+    let (first, second) = (standby("first"), standby("second"));
+    let follows = |server: &Cluster, n: &str| wait_for(server, || server.try_psql("SELECT count(*) FROM t").is_ok_and(|count| count == n));
+    cluster.psql("INSERT INTO t VALUES (1)");
+    follows(&first, "1");
+    first.psql("SELECT pg_promote()");
+    wait_for(&first, || ready(&first).is_empty() && archive.copies().keys().any(|name| name.ends_with(".partial")));
+    cluster.psql("INSERT INTO t VALUES (2)");
+    follows(&second, "2");
+    let before = cluster.psql("SELECT pg_walfile_name(pg_current_wal_lsn())");
+    second.psql("SELECT pg_promote()");
+    second.psql("INSERT INTO t VALUES (3)");
+    archive_all(&second);
+    assert!(pg_wal(&second).join(format!("archive_status/{before}.partial.done")).exists(), "{before}: both were promoted in it");
+    assert_eq!(second.psql("SELECT failed_count FROM pg_stat_archiver"), "0", "{}", second.log());
+    assert!(second.log().contains("archived by another server that was promoted in the same segment"), "{}", second.log());
+    let repository =
+        Repository::open(store::open(archive.path("repository").to_str().unwrap(), &store::StoreOptions::default(), false).unwrap());
+    let listed = repository.unwrap().store().list("wal/").unwrap();
+    let there: Vec<&str> = listed.iter().map(|listed| listed.key.as_str()).collect();
+    let has = |part: &str| there.iter().any(|key| key.contains(part));
+    assert!(has("/00000003.history") && has(&format!("/{before}.partial")) && has("/000000030000"), "{there:?}");
+    assert!(has(&format!("/{before}.00000000-")), "what the second one has of it: {there:?}");
 }
 
 /// A restored server begins its timeline with archiving off, and archives when somebody has looked at it. PostgreSQL never asks for the history

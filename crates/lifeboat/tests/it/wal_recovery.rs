@@ -290,6 +290,17 @@ fn c063_a_gap_is_refused_shown_and_ended_by_a_new_backup() {
     let error = refused(&place, &["latest", "--target-time", &safe]);
     assert!(error.contains("is missing"), "{error}");
 
+    // What is offered instead is reached, though the segment ends in a switch and the hole is right behind it (c078).
+    let offers = |flag: &str| error.split(flag).nth(1).map(|rest| rest.split_whitespace().next().unwrap().to_owned());
+    let lsn = offers("--target-lsn ").expect("offered");
+    let (moments, _) = place.recovered("offered-lsn", &["latest", "--target-lsn", &lsn]);
+    assert_eq!(moments, "1");
+    if let Some(time) = offers("--target-time ") {
+        place.recovered("offered-time", &["latest", "--target-time", &time]);
+    }
+    let (moments, _) = place.recovered("offered-first", &[&first, "--target-immediate"]);
+    assert_eq!(moments, "");
+
     // c093
     let second = place.backup();
     Place::beat(&cluster, 4);
@@ -442,7 +453,7 @@ fn c076_branches_of_history_are_told_apart() {
     let place = Place::new();
     let cluster = place.server(Postgres::V18);
     place.backup();
-    Place::beat(&cluster, 1);
+    let early = Place::beat(&cluster, 1);
     place.archive(&cluster);
     let fork = Place::beat(&cluster, 2);
     place.archive(&cluster);
@@ -473,10 +484,85 @@ fn c076_branches_of_history_are_told_apart() {
     assert_eq!(moments, "1,2,3,4");
     let (moments, _) = place.recovered("two", &["latest", "--target-timeline", "2"]);
     assert_eq!(moments, "1,2,12");
+    // A moment before the fork: along the old timeline, so that the history of the new one does not go back behind what it left.
+    let output = place.restore("early", &["latest", "--target-lsn", &early, "--exclusive", "--archive-mode", "preserve"]).success();
+    {
+        let _server = Restored { data: place.path("early") };
+        let dsn = output.json()["measured"]["dsn"].as_str().unwrap().to_owned();
+        assert_eq!(psql(&dsn, "SELECT string_agg(n::text, ',' ORDER BY n) FROM moment"), "1");
+        let history = fs::read_to_string(place.path("early/pg_wal/00000003.history")).unwrap();
+        assert_eq!(history.lines().filter(|line| !line.is_empty()).count(), 1, "{history}");
+        psql(&dsn, "INSERT INTO moment VALUES (13)");
+        let name = psql(&dsn, "SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
+        psql(&dsn, "SELECT pg_switch_wal()");
+        let begun = Instant::now();
+        while psql(&dsn, &format!("SELECT coalesce(last_archived_wal, '') >= '{name}' FROM pg_stat_archiver")) != "t" {
+            assert!(begun.elapsed() < DEADLINE, "{name} is not archived");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    let (moments, _) = place.recovered("third", &["latest"]);
+    assert_eq!(moments, "1,13");
+    // PostgreSQL itself, told to follow timeline 2 and to stop before that began, writes one that goes back: it is taken, and followed.
+    fs::create_dir(place.path("elsewhere")).unwrap();
+    place.write("elsewhere/00000004.history", &format!("1\t{fork}\tno recovery target specified\n2\t{early}\tbefore a time\n"));
+    place.lifeboat(&["wal", "push"]).arg(place.path("elsewhere/00000004.history")).run().success();
+    let (moments, _) = place.recovered("fourth", &["latest", "--target-timeline", "4"]);
+    assert_eq!(moments, "1");
     // A backup of the new branch's parent, behind the fork, cannot lead to the new branch.
     let late = place.backup();
     let error = refused(&place, &[&late, "--target-timeline", "2"]);
     assert!(error.contains("history of timeline 2"), "{error}");
+}
+
+#[test]
+fn c076_recovery_ends_where_its_history_left_a_timeline_that_went_on() {
+    let place = Place::new();
+    let cluster = place.server(Postgres::V16);
+    place.backup();
+    Place::beat(&cluster, 1);
+    place.archive(&cluster);
+    let fork = Place::beat(&cluster, 2);
+    Place::beat(&cluster, 3);
+    place.archive(&cluster);
+    Place::beat(&cluster, 4);
+    place.archive(&cluster);
+    // A standby was promoted, and lost before it archived more than this.
+    fs::create_dir(place.path("standby")).unwrap();
+    place.write("standby/00000002.history", &format!("1\t{fork}\tno recovery target specified\n"));
+    place.lifeboat(&["wal", "push"]).arg(place.path("standby/00000002.history")).run().success();
+    let (moments, document) = place.recovered("branch", &["latest", "--target-timeline", "2"]);
+    assert_eq!(moments, "1,2", "{document:#}");
+    assert_eq!(document["measured"]["reached_lsn"], Value::from(fork.clone()), "{document:#}");
+    let history = fs::read_to_string(place.path("branch/pg_wal/00000003.history")).unwrap();
+    assert!(history.contains(&format!("2\t{fork}\t")), "{history}");
+    let (moments, _) = place.recovered("original", &["latest", "--target-timeline", "1"]);
+    assert_eq!(moments, "1,2,3,4");
+}
+
+#[test]
+fn c078_the_wal_that_a_backup_brought_is_used_where_the_archive_lacks_it() {
+    let place = Place::new();
+    let cluster = place.server(Postgres::V18);
+    Place::beat(&cluster, 1);
+    // Over more than one segment.
+    cluster.pgbench_init(1);
+    let load = cluster.pgbench_background();
+    let (first, last) = loop {
+        let taken = place.lifeboat(&["backup", "--copy", "stream", "--json"]).run().success().json();
+        let wal = &taken["manifest"]["postgres"]["wal"];
+        let name = |end: &str| wal[end].as_str().expect("it has its own WAL").to_owned();
+        if wal["first"] != wal["last"] {
+            break (name("first"), name("last"));
+        }
+    };
+    drop(load);
+    Place::beat(&cluster, 2);
+    place.archive(&cluster);
+    assert!(object(&place, &cluster, &last).exists());
+    fs::remove_file(object(&place, &cluster, &first)).unwrap();
+    let (moments, document) = place.recovered("back", &["latest"]);
+    assert_eq!(moments, "1,2", "{document:#}");
 }
 
 /// c058: what was received of the segment that was open when the server was lost comes back, with nothing else in the archive.

@@ -1,8 +1,9 @@
 //! What is answered, and what is brought, for every state that an archive can be in.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use jiff::Timestamp;
+use lifeboat_core::wal::fetch::Bounds;
 use lifeboat_core::wal::file::WalPredicate;
 use lifeboat_core::wal::record::Summary;
 use lifeboat_core::wal::{SegmentSize, Timeline};
@@ -77,7 +78,11 @@ impl Place {
 
     fn ask(&self, file: WalFile, promise: Option<&str>, allow_empty: bool) -> Result<Fetched, FetchError> {
         let promise = promise.map(|promise| promise.parse().unwrap());
-        self.with_reader(|reader| Fetcher::new(reader, promise, allow_empty).fetch(file, &self.target()))
+        self.with_reader(|reader| Fetcher::new(reader, &Bounds::from(promise), allow_empty).fetch(file, &self.target()))
+    }
+
+    fn ask_within(&self, file: WalFile, bounds: &Bounds) -> Result<Fetched, FetchError> {
+        self.with_reader(|reader| Fetcher::new(reader, bounds, false).fetch(file, &self.target()))
     }
 
     fn path(&self, file: WalFile) -> PathBuf {
@@ -129,6 +134,77 @@ fn c081_the_same_file_can_be_asked_for_again_and_in_any_order() {
 }
 
 #[test]
+fn c076_what_is_behind_the_place_where_a_timeline_was_left_is_not_handed_out() {
+    let place = Place::new();
+    for number in 3..7 {
+        place.put_whole(1, number);
+    }
+    place.put(WalFile::History(Timeline(2)), None, b"1\t0/480000\tno recovery target specified\n");
+    let bounds = Bounds { promise: Some("2:0/480000".parse().unwrap()), left: vec!["1:0/480000".parse().unwrap()], own: None };
+    assert_eq!(place.ask_within(whole(1, 3), &bounds).unwrap(), Fetched::Whole);
+    assert!(place.got() == place.bytes(3));
+    assert_eq!(place.ask_within(whole(1, 4), &bounds).unwrap(), Fetched::Whole);
+    let mut cut = place.bytes(4);
+    cut[0x8_0000..].fill(0);
+    assert!(place.got() == cut);
+    for number in [5, 6, 7] {
+        assert_eq!(place.ask_within(whole(1, number), &bounds).unwrap(), Fetched::AfterEnd, "{number}");
+        assert!(!place.target().exists());
+    }
+    // The other timeline has nothing yet, and what it will have is its own.
+    assert_eq!(place.ask_within(whole(2, 4), &bounds).unwrap(), Fetched::AfterEnd);
+    // An open segment is cut as well.
+    let place = Place::new();
+    place.put_whole(1, 3);
+    place.put(piece(4, 0, 0xA_0000), None, &place.bytes(4)[..0xA_0000]);
+    let fetched = place.ask_within(whole(1, 4), &Bounds { promise: None, ..bounds }).unwrap();
+    assert!(matches!(fetched, Fetched::Open { .. }), "{fetched:?}");
+    assert!(place.got() == cut);
+}
+
+#[test]
+fn c078_what_the_backup_brought_itself_is_taken_where_the_archive_has_less() {
+    let place = Place::new();
+    for number in [2, 5, 6, 9] {
+        place.put_whole(1, number);
+    }
+    // The backup has all from within 2 to within 7.
+    let bounds =
+        Bounds { promise: Some("1:0/A00000".parse().unwrap()), left: Vec::new(), own: Some("1:0/200028-0/780000".parse().unwrap()) };
+    for (number, fetched) in [(2, Fetched::Whole), (3, Fetched::Own), (4, Fetched::Own), (6, Fetched::Whole)] {
+        assert_eq!(place.ask_within(whole(1, number), &bounds).unwrap(), fetched, "{number}");
+        assert_eq!(place.target().exists(), fetched == Fetched::Whole);
+        let _ = fs::remove_file(place.target());
+    }
+    // Behind it a hole is a hole, also in the segment in which it ends, and so it is without it.
+    for number in [7, 8] {
+        let error = place.ask_within(whole(1, number), &bounds).unwrap_err();
+        assert!(matches!(error, FetchError::Gap { .. }), "{error}");
+    }
+    let enough = Bounds { promise: Some("1:0/780000".parse().unwrap()), ..bounds.clone() };
+    assert_eq!(place.ask_within(whole(1, 7), &enough).unwrap(), Fetched::Own);
+    place.expect_error(whole(1, 3), Some("1:0/A00000"), "Gap");
+    // Damaged in the archive.
+    let path = place.path(whole(1, 5));
+    let mut bytes = fs::read(&path).unwrap();
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(place.ask_within(whole(1, 5), &bounds).unwrap(), Fetched::Own);
+    assert!(!place.target().exists());
+    // The last segment in pieces: what goes less far does not take its place.
+    let place = Place::new();
+    place.put_whole(1, 6);
+    place.put(piece(7, 0, 0x7_0000), None, &place.bytes(7)[..0x7_0000]);
+    let bounds = Bounds { promise: None, ..bounds };
+    assert_eq!(place.ask_within(whole(1, 7), &bounds).unwrap(), Fetched::Own);
+    assert!(!place.target().exists());
+    place.put(piece(7, 0x7_0000, 0x8_0000), None, &place.bytes(7)[0x7_0000..0x8_0000]);
+    let fetched = place.ask_within(whole(1, 7), &bounds).unwrap();
+    assert!(matches!(fetched, Fetched::Open { bytes: 0x8_0000, .. }), "{fetched:?}");
+}
+
+#[test]
 fn c080_only_what_is_proven_to_be_behind_the_end_is_said_to_be() {
     let place = Place::new();
     // Nothing of the cluster: another repository than the one that was meant.
@@ -167,6 +243,33 @@ fn c080_only_what_is_proven_to_be_behind_the_end_is_said_to_be() {
     };
     place.repository.store().create(&gap, &serde_json::to_vec(&record).unwrap()).unwrap();
     place.expect_error(whole(1, 8), None, "Gap");
+}
+
+#[test]
+fn c080_what_a_server_is_just_archiving_is_waited_for() {
+    let place = Place::new();
+    for number in [3, 5] {
+        place.put_whole(1, number);
+    }
+    place.expect_error(whole(1, 4), None, "Gap");
+    let bounds = Bounds::from(Some("1:0/400000".parse().unwrap()));
+    let fetched = place.with_reader(|reader| {
+        let fetcher = Fetcher::new(reader, &bounds, false).patient(Duration::from_secs(600));
+        let target = place.target();
+        thread::scope(|scope| {
+            let fetching = scope.spawn(move || fetcher.fetch(whole(1, 4), &target).unwrap());
+            thread::sleep(Duration::from_millis(100));
+            place.put_whole(1, 4);
+            fetching.join().unwrap()
+        })
+    });
+    assert_eq!(fetched, Fetched::Whole);
+    assert!(place.got() == place.bytes(4));
+    // What was promised was there once.
+    let promised = Bounds::from(Some("1:0/700000".parse().unwrap()));
+    let fetched = place
+        .with_reader(|reader| Fetcher::new(reader, &promised, false).patient(Duration::from_secs(600)).fetch(whole(1, 6), &place.target()));
+    assert!(matches!(fetched, Err(FetchError::Gap { .. })), "{fetched:?}");
 }
 
 #[test]

@@ -62,6 +62,17 @@ impl Spool {
         fs::metadata(self.directory.join(name)).ok().map(|meta| age(&meta))
     }
 
+    /// Notes that the repository has a file that PostgreSQL does not ask for.
+    pub(super) fn note_there(&self, name: &str) -> io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
+        fs::write(self.directory.join(format!("there-{name}")), b"")
+    }
+
+    /// Whether that was noted less than [`IDLE_LIFE`] ago.
+    pub(super) fn is_there(&self, name: &str) -> bool {
+        self.age(&format!("there-{name}")).is_some_and(|age| age < IDLE_LIFE)
+    }
+
     pub(super) fn remove(&self, name: &str) {
         let _ = fs::remove_file(self.directory.join(name));
     }

@@ -407,12 +407,17 @@ impl Book {
         }
     }
 
-    /// Brings the figures up to the ledger, and says what may be acknowledged.
-    fn account(&mut self, mode: Mode) -> Lsn {
+    /// Brings the figures of spool and repository up to the ledger, also while no server is followed.
+    fn look(&mut self) {
         let lsn = |position: Option<Position>| position.map_or(Lsn::INVALID, |position| position.lsn);
         let (stored, spooled) = (lsn(self.ledger.stored_until()), lsn(self.ledger.synced_until()));
         self.stored.set(stored);
         self.spooled.set(spooled);
+    }
+
+    /// Brings the figures up to the ledger, and says what may be acknowledged.
+    fn account(&mut self, mode: Mode) -> Lsn {
+        self.look();
         let durable = self.durable_until(mode).map_or(Lsn::INVALID, |position| match self.left {
             // Of what was left behind, the bytes behind this are none of the server that is followed now.
             Some(left) if left.timeline == position.timeline => position.lsn.min(left.lsn),

@@ -79,7 +79,8 @@ impl Receiver<'_> {
 
     /// Replaces `status.json`.
     pub(super) fn write_status(&self) {
-        let book = self.book();
+        let mut book = self.book();
+        book.look();
         let Stamped { lsn: received, at: received_at } = book.received;
         let Stamped { lsn: spooled, at: spooled_at } = book.spooled;
         let Stamped { lsn: stored, at: stored_at } = book.stored;

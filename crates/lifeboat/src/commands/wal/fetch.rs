@@ -18,7 +18,7 @@ use std::time::Duration;
 use lifeboat_core::policy::Operation;
 use lifeboat_core::postgres::control_file::{ControlFile, ControlFileError};
 use lifeboat_core::repository::Id;
-use lifeboat_core::wal::fetch::{Asked, asked};
+use lifeboat_core::wal::fetch::{Asked, Bounds, asked};
 use lifeboat_core::wal::file::WalFile;
 use lifeboat_core::wal::{Segment, SegmentSize, SystemId};
 use lifeboat_engine::repository::Repository;
@@ -32,13 +32,16 @@ use crate::config::{Origin, Settings};
 use crate::failure::{EXIT_FAILED, EXIT_KEY, EXIT_UNVERIFIED, Failure, chain};
 use crate::gate::{self, Question};
 use crate::output::{self, Output};
-use crate::{operation, session};
+use crate::{operation, session, signals};
 
 /// There is no such file, proven.
 const EXIT_AFTER_END: u8 = 1;
 
 /// The server must not take this for the end of the archive. 128 and more could be mistaken for a signal by a person: 200 is none.
 pub(crate) const EXIT_TROUBLE: u8 = 200;
+
+/// How long a segment is waited for that a later one is there of: a server stores several at once.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// How often a control file is read that the server is just writing.
 const CONTROL_FILE_TRIES: u32 = 20;
@@ -57,9 +60,14 @@ pub(crate) fn was_meant(arguments: impl Iterator<Item = OsString>) -> bool {
     has("fetch") || has("wal") && !["push", "receive", "status", "prefetch"].into_iter().any(has)
 }
 
+/// Whether trouble is to be told as "not there now".
+fn is_lenient(fetch: &WalFetch) -> bool {
+    !fetch.strict && (fetch.lenient || Path::new("standby.signal").exists())
+}
+
 /// Says what went wrong, whatever it was, and gives it the exit code that keeps the server from taking it for the end of the archive.
 pub(crate) fn trouble(fetch: &WalFetch, failure: &mut Failure, out: &Output) {
-    if !fetch.strict && (fetch.lenient || Path::new("standby.signal").exists()) {
+    if is_lenient(fetch) {
         failure.code = EXIT_AFTER_END;
         out.warning(failure);
     } else {
@@ -94,7 +102,10 @@ pub(super) fn run(fetch: &WalFetch, settings: &Settings, out: &Output) -> Result
             return Err(Failure::usage(chain(&error)).hint(hint));
         }
     };
+    let bounds = bounds(fetch);
+    // What lies in the spool is of the timeline, not of the history: a segment that is not all of it is not taken from there.
     let segment = if let WalFile::Segment(segment) = file { Some(segment) } else { None };
+    let segment = segment.filter(|segment| bounds.belongs_until(*segment, cluster.segment_size).is_none());
     let spool = segment.and_then(|_| open_spool(settings, id, cluster));
     if let (Some(spool), Some(segment)) = (&spool, segment)
         && taken(fetch, settings, spool, cluster, segment)?
@@ -103,7 +114,10 @@ pub(super) fn run(fetch: &WalFetch, settings: &Settings, out: &Output) -> Result
     }
     let trust = session::trust(settings)?;
     let reader = WalReader::new(&repository, cluster, &trust, session::identities(settings, fetch.identity.as_ref())?);
-    match Fetcher::new(&reader, fetch.promised, fetch.allow_empty).fetch(file, &fetch.path).map_err(|error| failure(&error))? {
+    // A standby asks again by itself.
+    let patience = if is_lenient(fetch) { Duration::ZERO } else { PATIENCE };
+    let fetcher = Fetcher::new(&reader, &bounds, fetch.allow_empty).patient(patience);
+    match fetcher.fetch(file, &fetch.path).map_err(|error| failure(&error))? {
         Fetched::Whole => {
             if let (Some(spool), Some(segment)) = (&spool, segment) {
                 prefetch(spool, settings, fetch.identity.as_deref(), cluster, segment);
@@ -118,12 +132,24 @@ pub(super) fn run(fetch: &WalFetch, settings: &Settings, out: &Output) -> Result
             Ok(present(fetch, out, "pieces"))
         }
         Fetched::AfterEnd => Ok(absent(fetch, out)),
+        Fetched::Own => {
+            output::say(&format!("{}: the archive cannot bring it; the backup brought it itself", fetch.file));
+            Ok(absent(fetch, out))
+        }
     }
+}
+
+/// What the plan of the restore says.
+fn bounds(fetch: &WalFetch) -> Bounds {
+    Bounds { promise: fetch.promised, left: fetch.left.clone(), own: fetch.own }
 }
 
 /// The file out of the spool, if it is a segment that lies there.
 fn from_spool(fetch: &WalFetch, settings: &Settings, repository: Id, cluster: Cluster) -> Result<bool, Failure> {
     let Ok(Asked::File(WalFile::Segment(segment))) = asked(&fetch.file, cluster.segment_size) else { return Ok(false) };
+    if bounds(fetch).belongs_until(segment, cluster.segment_size).is_some() {
+        return Ok(false);
+    }
     match open_spool(settings, repository, cluster) {
         Some(spool) => taken(fetch, settings, &spool, cluster, segment),
         None => Ok(false),
@@ -267,6 +293,8 @@ pub(super) fn run_ahead(prefetch: &WalPrefetch, settings: &Settings) -> Result<u
     // Not of the server's session: its end is not this one's.
     let _ = rustix::process::setsid();
     step_back();
+    // Not 130, nor a death by the signal: see `main`.
+    signals::on_stop(|| std::process::exit(EXIT_FAILED.into()));
     std::thread::spawn(|| {
         std::thread::sleep(PREFETCHER_LIFE);
         output::say("fetch ahead: it took too long");

@@ -20,7 +20,7 @@ pub(super) fn run(push: &WalPush, settings: &Settings, out: &Output) -> Result<u
     if let Some(places) = &places
         && let Some(id) = known::recall(&settings.wal_spool.value, places)
         && let Some(asked) = Asked::alone(&push.path)
-        && asked.take_fresh_mark(id, &settings.wal_spool.value)
+        && asked.take_fresh_mark(id, &settings.wal_spool.value, places)
     {
         say(out, &asked, "marked".into(), serde_json::json!({}));
         return Ok(0);
@@ -38,6 +38,7 @@ pub(super) fn run(push: &WalPush, settings: &Settings, out: &Output) -> Result<u
     let signer = LazySigner::new(settings);
     let options = PushOptions {
         spool: &settings.wal_spool.value,
+        places: places.as_deref(),
         files: settings.wal_push_ahead.value,
         workers: settings.workers.value,
         signer: &signer,
