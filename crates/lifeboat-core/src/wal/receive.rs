@@ -129,6 +129,33 @@ impl Inventory {
         if is_last && self.partials.contains(&segment) { self.size.bytes() } else { self.start_of(segment) }
     }
 
+    /// Where the stream has to begin at the latest so that the first of these segments comes again, of each of which the spool had more than it
+    /// can believe. What it had was acknowledged maybe, so that the slot does not keep it any more and [`begin`](Self::begin) takes it for safe.
+    /// `None`: all of them are there, or recorded as lost, as far as they are in this history.
+    pub fn comes_again(&self, history: &History, put_aside: impl IntoIterator<Item = Segment>) -> Option<Position> {
+        put_aside
+            .into_iter()
+            .filter(|segment| !self.is_settled(history, *segment))
+            .map(|segment| Position::start_of(segment, self.size))
+            .min()
+    }
+
+    /// Whether nothing is missing of a segment, as far as it is in this history, but what is recorded as lost.
+    fn is_settled(&self, history: &History, segment: Segment) -> bool {
+        let (start, end) = (segment.start(self.size), segment.next().start(self.size));
+        let end = match history.switch_from(segment.timeline) {
+            Some(switch) => switch.min(end),
+            None if segment.timeline == history.timeline => end,
+            None => return true,
+        };
+        let mut at = Lsn(start.0 + self.start_until(segment, end));
+        let gaps = self.gaps.get(&segment.timeline).map_or(&[][..], Vec::as_slice);
+        while let Some((_, to)) = gaps.iter().find(|(from, to)| (*from..*to).contains(&at)) {
+            at = *to;
+        }
+        at >= end
+    }
+
     /// Whether there is a whole object of a segment.
     pub fn is_whole(&self, segment: Segment) -> bool {
         self.segments.get(&segment).is_some_and(|safe| safe.whole)
@@ -382,6 +409,32 @@ mod tests {
         assert_eq!(begin(&other, 2 * SEGMENT), (4, 8 * SEGMENT));
         // And where the slot is ahead of all that there is, the stream begins with what is missing.
         assert_eq!(begin(&old, 5 * SEGMENT), (1, 4 * SEGMENT + 300));
+    }
+
+    #[test]
+    fn c058_what_the_spool_cannot_believe_any_more_comes_again() {
+        let whole = |timeline, number| WalFile::Segment(segment(timeline, number));
+        let entry = Entry { timeline: Timeline(1), switch: Lsn(7 * SEGMENT + 500), reason: String::new() };
+        let server = History { timeline: Timeline(2), entries: vec![entry] };
+        let start = |timeline, number| Position::start_of(segment(timeline, number), SIZE);
+        let mut have = inventory(&[whole(1, 4), whole(1, 6), piece(1, 7, 0, 500), whole(2, 9)]);
+        // The slot does not keep segment 5 any more: it was acknowledged.
+        assert_eq!(have.begin(&server, Lsn(9 * SEGMENT)), Position { timeline: Timeline(2), lsn: Lsn(10 * SEGMENT) });
+        let again = |have: &Inventory, of: &[(u32, u64)]| {
+            have.comes_again(&server, of.iter().map(|(timeline, number)| segment(*timeline, *number)))
+        };
+        assert_eq!(again(&have, &[]), None);
+        assert_eq!(again(&have, &[(2, 8), (1, 5), (1, 4)]), Some(start(1, 5)));
+        assert_eq!(again(&have, &[(2, 9), (2, 8)]), Some(start(2, 8)));
+        // There, there up to the end of the timeline, and none of this history.
+        assert_eq!(again(&have, &[(1, 6), (1, 7), (1, 8), (3, 8), (2, 9)]), None);
+        // The first bytes are in the spool, and the rest is known to be lost.
+        have.add_start(segment(1, 5), 300);
+        assert_eq!(again(&have, &[(1, 5)]), Some(start(1, 5)));
+        have.add_gap(Timeline(1), Lsn(5 * SEGMENT), Lsn(6 * SEGMENT - 1));
+        assert_eq!(again(&have, &[(1, 5)]), Some(start(1, 5)));
+        have.add_gap(Timeline(1), Lsn(6 * SEGMENT - 9), Lsn(6 * SEGMENT));
+        assert_eq!(again(&have, &[(1, 5)]), None);
     }
 
     #[test]

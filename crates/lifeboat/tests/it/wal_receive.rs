@@ -1057,6 +1057,75 @@ fn c058_what_waits_in_the_spool_is_not_acknowledged_by_a_restart_and_is_looked_a
 }
 
 #[test]
+fn c058_a_damaged_file_of_the_spool_is_asked_for_again_before_anything_behind_it_is_acknowledged() {
+    for (mode, still_there) in [(Mode::Stream, true), (Mode::SyncSpool, true), (Mode::SyncSpool, false)] {
+        let mut cluster = server(Postgres::V16).start();
+        let desk = Desk::new();
+        desk.configure(&cluster.dsn(), "");
+        desk.program().arg("--create-slot-only").run().success();
+        let start = slot_start(&cluster);
+        let open = Inside::new(&desk, slow(&desk, Duration::ZERO));
+        open.run(&open.request(&cluster.dsn(), mode, &RealDisk), || {
+            cluster.psql("CREATE TABLE t (n int)");
+            let stored = flushed(&cluster);
+            wait_for("all is stored", || desk.lsn("stored") >= stored && desk.lsn("acknowledged") >= stored);
+        });
+        let before = desk.lsn("stored");
+        let inside = Inside::new(&desk, closed(&desk));
+        inside.run(&inside.request(&cluster.dsn(), mode, &RealDisk), || {
+            cluster.psql("CREATE TABLE filler AS SELECT repeat(md5(n::text), 30) FROM generate_series(1, 4000) n");
+            let end = flushed(&cluster);
+            let member = if mode == Mode::Stream { "received" } else { "acknowledged" };
+            wait_for("it is in the spool", || desk.lsn(member) >= end);
+            thread::sleep(Duration::from_millis(500));
+        });
+        let segment = Segment::containing(Timeline(1), before, size());
+        let next = segment.next().start(size());
+        // The first file that waits is damaged while no server is there, and that is seen before one is.
+        cluster.stop(Stop::Fast);
+        let path = desk.receive_directory().join("00000001").join(segment.file_name(size()));
+        let file = fs::OpenOptions::new().write(true).open(&path).expect("it is finished");
+        file.write_all_at(&[0xEE; 100], 500_000).unwrap();
+        let dsn = cluster.dsn();
+        inside.run(&inside.request(&dsn, mode, &RealDisk), || {
+            wait_for("it is put aside", || path.with_extension("suspect").exists());
+            if mode == Mode::Stream {
+                cluster.start_again().unwrap();
+                cluster.psql("INSERT INTO t VALUES (1)");
+                let end = flushed(&cluster);
+                wait_for("the stream goes on", || desk.lsn("received") >= end && desk.lsn("server") >= end);
+                thread::sleep(Duration::from_secs(2));
+                let acknowledged = desk.lsn("acknowledged");
+                assert!(acknowledged <= before, "{acknowledged} was acknowledged, {before} is stored");
+                assert!(slot_start(&cluster) <= before);
+            }
+        });
+        if mode == Mode::SyncSpool {
+            if !still_there {
+                fs::remove_file(cluster.data_directory().join("pg_wal").join(segment.file_name(size()))).unwrap();
+            }
+            cluster.start_again().unwrap();
+            assert!(slot_start(&cluster) > next, "what was acknowledged is not kept by the slot");
+        }
+        open.run(&open.request(&dsn, mode, &RealDisk), || {
+            cluster.psql("INSERT INTO t VALUES (2)");
+            let end = flushed(&cluster);
+            wait_for("all is stored", || desk.lsn("stored") >= end);
+            let archive = desk.archive();
+            if still_there {
+                archive.equals_server(&cluster, 1, start, end);
+                assert_eq!(archive.gaps(), []);
+                assert!(!path.with_extension("suspect").exists(), "all of it is there");
+            } else {
+                archive.equals_server(&cluster, 1, next, end);
+                let gaps: Vec<_> = archive.gaps().iter().map(|gap| (gap.timeline, gap.from, gap.to)).collect();
+                assert_eq!(gaps, [(Timeline(1), before, next)]);
+            }
+        });
+    }
+}
+
+#[test]
 fn c062_a_slow_repository_holds_the_stream_back_and_the_server_stays_connected() {
     let cluster = server(Postgres::V15).config("wal_sender_timeout", "1s").start();
     let desk = Desk::new();

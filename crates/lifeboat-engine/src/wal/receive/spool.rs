@@ -1,10 +1,13 @@
 //! Where received WAL rests until it is in the repository: files of the segment's size and place, written in order.
 //!
 //! `<segment>.open` is being written, `<segment>` is finished and durable, `<segment>.suspect` could not be synced: it is written anew
-//! beside it, and only then goes. `<segment>.kept` is a copy of what can be shown of it, on its way to be `.open`. Which bytes of an open file count after a restart follows from the file itself: all of them as long as the
+//! beside it, and only then goes. `<segment>.kept` is a copy of what can be shown of it, on its way to be `.open`. A segment of which one of
+//! those two is there is one that the spool had and may have acknowledged: what is missing of it comes again, wherever else the stream would
+//! begin. Which bytes of an open file count after a restart follows from the file itself: all of them as long as the
 //! machine runs since they were written; after a restart of the machine, where a file may be longer than what reached the disk, those up to
 //! the last record whose checksum is right.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
@@ -74,6 +77,8 @@ pub(super) struct FoundSegment {
     pub(super) segment: Segment,
     /// Bytes from the first on that count.
     pub(super) bytes: u64,
+    /// There were more, which could not be believed.
+    pub(super) put_aside: bool,
 }
 
 /// What a directory holds.
@@ -172,21 +177,20 @@ impl Spool {
             if name.len() != 8 || !entry.file_type()?.is_dir() {
                 continue;
             }
+            let mut names: BTreeMap<Segment, Vec<String>> = BTreeMap::new();
             for file in fs::read_dir(entry.path())? {
                 let file = file?;
                 let name = file.file_name().to_string_lossy().into_owned();
-                if name.ends_with(".suspect") {
+                let (stem, suffix) = name.split_once('.').map_or((&*name, ""), |(stem, _)| (stem, &name[stem.len()..]));
+                if suffix == ".suspect" {
                     found.suspects.push(file.path().display().to_string());
-                    continue;
                 }
-                let open = name.strip_suffix(".open");
-                let Ok(segment) = Segment::from_file_name(open.unwrap_or(&name), size) else { continue };
-                let length = file.metadata()?.len().min(size.bytes());
-                let bytes = match open {
-                    Some(_) if !same_boot => whole_records(&File::open(file.path())?, segment, size, length)?,
-                    _ => length,
-                };
-                found.segments.push(FoundSegment { segment, bytes });
+                if let Ok(segment) = Segment::from_file_name(stem, size) {
+                    names.entry(segment).or_default().push(suffix.to_owned());
+                }
+            }
+            for (segment, suffixes) in names {
+                found.segments.extend(self.find_segment(segment, size, same_boot, &suffixes)?);
             }
         }
         for entry in fs::read_dir(self.root.join("gaps"))? {
@@ -195,6 +199,26 @@ impl Spool {
         found.segments.sort_by_key(|found| found.segment);
         found.histories.sort_unstable();
         Ok(found)
+    }
+
+    /// What counts of a segment of which there are files with these suffixes.
+    fn find_segment(&self, segment: Segment, size: SegmentSize, same_boot: bool, suffixes: &[String]) -> io::Result<Option<FoundSegment>> {
+        let has = |suffix: &str| suffixes.iter().any(|found| found == suffix);
+        let put_aside = has(".suspect") || has(".kept");
+        let (suffix, believed) = match (has(""), has(".open"), has(".kept")) {
+            (true, _, _) => ("", true),
+            (_, true, _) => (".open", same_boot),
+            // Whoever made the copy was ended before it could take its place.
+            (_, _, true) => {
+                self.take_kept(segment, size)?;
+                (".open", false)
+            }
+            _ => return Ok(put_aside.then_some(FoundSegment { segment, bytes: 0, put_aside })),
+        };
+        let path = self.path(segment, size, suffix);
+        let length = fs::metadata(&path)?.len().min(size.bytes());
+        let bytes = if believed { length } else { whole_records(&File::open(path)?, segment, size, length)? };
+        Ok(Some(FoundSegment { segment, bytes, put_aside }))
     }
 
     /// Opens a segment to write it. The number is that of the bytes from its first on that are there and durable.
@@ -248,7 +272,7 @@ impl Spool {
         sync_directory(finished.parent().unwrap_or(&self.root))
     }
 
-    /// Puts a segment aside that could not be synced, or does not hold what it should, finished or not.
+    /// Puts a segment aside that could not be synced, or does not hold what it should, finished or not, and of which nothing is kept.
     pub(super) fn suspect(&self, segment: Segment, size: SegmentSize) -> io::Result<()> {
         let suspect = self.path(segment, size, ".suspect");
         let length = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
@@ -283,9 +307,18 @@ impl Spool {
         Ok(checks)
     }
 
-    /// Makes that copy the file that is written.
+    /// Makes that copy the file that is written, and puts the segment aside that it is of. Whoever is ended in between leaves one file of the
+    /// segment that counts: what was acknowledged of it must not be a name that nobody looks at.
     pub(super) fn take_kept(&self, segment: Segment, size: SegmentSize) -> io::Result<()> {
-        let open = self.path(segment, size, ".open");
+        let [finished, open, suspect] = ["", ".open", ".suspect"].map(|suffix| self.path(segment, size, suffix));
+        let length = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
+        let if_there =
+            |outcome: io::Result<()>| outcome.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) });
+        if_there(fs::rename(&finished, &open))?;
+        if open.is_file() && length(&open) >= length(&suspect) {
+            if_there(fs::remove_file(&suspect))?;
+            fs::hard_link(&open, &suspect)?;
+        }
         fs::rename(self.path(segment, size, ".kept"), &open)?;
         sync_directory(open.parent().unwrap_or(&self.root))
     }
@@ -293,12 +326,20 @@ impl Spool {
     /// Removes a segment that is in the repository.
     pub(super) fn remove(&self, segment: Segment, size: SegmentSize) {
         // What cannot be removed is found again at the next start, and compared with the repository.
-        let removed = ["", ".open"].map(|suffix| fs::remove_file(self.path(segment, size, suffix)).is_ok());
+        let removed = ["", ".open"].map(|suffix| {
+            let path = self.path(segment, size, suffix);
+            fs::metadata(&path).is_ok_and(|meta| meta.len() == size.bytes()) & fs::remove_file(&path).is_ok()
+        });
         let _ = fs::remove_file(self.path(segment, size, ".kept"));
-        // Where nothing else was left of it, that is all that there is.
+        // Where not all else was there of it, that is all that there is of the rest, and says that there was one.
         if removed.contains(&true) {
-            let _ = fs::remove_file(self.path(segment, size, ".suspect"));
+            self.forget(segment, size);
         }
+    }
+
+    /// Removes what was put aside of a segment: all of it is safe.
+    pub(super) fn forget(&self, segment: Segment, size: SegmentSize) {
+        let _ = fs::remove_file(self.path(segment, size, ".suspect"));
     }
 
     /// A timeline's history, durable.
@@ -428,13 +469,13 @@ mod tests {
         assert_eq!(there, 0);
         file.write_all_at(&[7; 1000], 0).unwrap();
         let found = |same_boot| spool.find(SIZE, same_boot).unwrap().segments;
-        assert_eq!(found(true), [FoundSegment { segment: segment(3), bytes: 1000 }]);
+        assert_eq!(found(true), [FoundSegment { segment: segment(3), bytes: 1000, put_aside: false }]);
         // After a restart of the machine only records count, and these bytes are none.
-        assert_eq!(found(false), [FoundSegment { segment: segment(3), bytes: 0 }]);
+        assert_eq!(found(false), [FoundSegment { segment: segment(3), bytes: 0, put_aside: false }]);
         assert_eq!(spool.open_segment(segment(3), SIZE, 1000, &RealDisk).unwrap().1, 1000);
         assert_eq!(spool.open_segment(segment(3), SIZE, 600, &RealDisk).unwrap().1, 600);
         spool.suspect(segment(3), SIZE).unwrap();
-        assert!(found(true).is_empty());
+        assert_eq!(found(true), [FoundSegment { segment: segment(3), bytes: 0, put_aside: true }], "there was more of it");
         assert_eq!(spool.find(SIZE, true).unwrap().suspects.len(), 1);
         let (file, there) = spool.open_segment(segment(3), SIZE, 1000, &RealDisk).unwrap();
         assert_eq!(there, 0, "what is suspect does not count");
@@ -442,15 +483,51 @@ mod tests {
         spool.finish(segment(3), SIZE).unwrap();
         spool.finish(segment(3), SIZE).unwrap();
         assert!(spool.find(SIZE, true).unwrap().suspects.is_empty());
-        assert_eq!(found(false), [FoundSegment { segment: segment(3), bytes: 2000 }]);
+        assert_eq!(found(false), [FoundSegment { segment: segment(3), bytes: 2000, put_aside: false }]);
         // A finished one that turns out to be damaged is not opened again either.
         spool.suspect(segment(3), SIZE).unwrap();
-        assert!(found(true).is_empty());
+        assert_eq!(found(true), [FoundSegment { segment: segment(3), bytes: 0, put_aside: true }]);
         let (file, there) = spool.open_segment(segment(3), SIZE, 2000, &RealDisk).unwrap();
         assert_eq!(there, 0);
         file.write_all_at(&[7; 2000], 0).unwrap();
-        spool.finish(segment(3), SIZE).unwrap();
+        // As far as it is there it is in the repository; that there was more is not forgotten.
+        spool.remove(segment(3), SIZE);
+        assert_eq!(found(true), [FoundSegment { segment: segment(3), bytes: 0, put_aside: true }]);
+        let (file, _) = spool.open_segment(segment(3), SIZE, 0, &RealDisk).unwrap();
+        file.set_len(SIZE.bytes()).unwrap();
         spool.remove(segment(3), SIZE);
         assert!(found(true).is_empty());
+        assert!(spool.find(SIZE, true).unwrap().suspects.is_empty());
+    }
+
+    #[test]
+    fn c058_whoever_is_ended_while_a_segment_is_put_aside_leaves_a_file_that_counts() {
+        let place = tempfile::tempdir().unwrap();
+        let spool = Spool::open(place.path()).unwrap().unwrap();
+        let found = || {
+            let found = spool.find(SIZE, true).unwrap().segments;
+            let [found] = found[..] else { panic!("one segment: {found:?}") };
+            assert_eq!(found.segment, segment(3));
+            (found.bytes, found.put_aside)
+        };
+        let path = |suffix: &str| spool.path(segment(3), SIZE, suffix);
+        let (file, _) = spool.open_segment(segment(3), SIZE, 0, &RealDisk).unwrap();
+        file.write_all_at(&[7; 1000], 0).unwrap();
+        spool.finish(segment(3), SIZE).unwrap();
+        // The copy is made.
+        fs::write(path(".kept"), [7; 600]).unwrap();
+        assert_eq!(found(), (1000, true));
+        // It took its place, and what it was made of is beside it.
+        spool.take_kept(segment(3), SIZE).unwrap();
+        assert_eq!(found(), (600, true));
+        assert_eq!(fs::read(path(".suspect")).unwrap().len(), 1000);
+        // Once more: the longer one of what was put aside stays.
+        fs::write(path(".kept"), [7; 500]).unwrap();
+        spool.take_kept(segment(3), SIZE).unwrap();
+        assert_eq!((found(), fs::read(path(".suspect")).unwrap().len()), ((500, true), 1000));
+        // As it was left by one that put the file aside before the copy took its place: the copy is there, of bytes that are no records.
+        fs::rename(path(".open"), path(".kept")).unwrap();
+        assert_eq!(found(), (0, true));
+        assert!(path(".open").is_file() && !path(".kept").exists());
     }
 }

@@ -233,14 +233,18 @@ impl Receiver<'_> {
                 place.again = Some(place.again.map_or(start, |again| again.min(start)));
             }
             if damage == Damage::Unbelieved {
-                self.put_aside(segment);
+                let kept = self.put_aside(segment);
+                // Before the first server is followed, what is there is told by these.
+                for found in place.found.iter_mut().filter(|found| found.segment == segment) {
+                    (found.bytes, found.put_aside) = (kept, true);
+                }
             }
         }
     }
 
     /// Puts a segment aside, and keeps of it what can be shown to be what was received: bytes of it may be acknowledged, and the server that
-    /// would send them again may be lost in this moment.
-    fn put_aside(&self, segment: Segment) {
+    /// would send them again may be lost in this moment. Returns how many bytes from its first on that is.
+    fn put_aside(&self, segment: Segment) -> u64 {
         let size = self.size();
         let mut book = self.book();
         book.heals += 1;
@@ -254,16 +258,19 @@ impl Receiver<'_> {
             (Some(file), Some(checks)) => self.spool.keep(segment, size, &file, checks, self.request.disk).ok(),
             _ => None,
         };
-        // Where even that fails, the file is opened and synced again, and fails again.
-        let Ok(()) = self.spool.suspect(segment, size) else { return };
         if let Some(checks) = kept
             && self.spool.take_kept(segment, size).is_ok()
         {
+            let length = checks.length();
             let mut book = self.book();
-            book.ledger.wrote(segment, checks.length());
-            book.ledger.synced(segment, checks.length());
+            book.ledger.wrote(segment, length);
+            book.ledger.synced(segment, length);
             book.checks.insert(segment, checks);
+            return length;
         }
+        // Where even that fails, the file is opened and synced again, and fails again.
+        let _ = self.spool.suspect(segment, size);
+        0
     }
 
     fn session(&self, place: &mut Place, wakeup: &Wakeup) -> Result<End, Broken> {
@@ -408,12 +415,15 @@ impl Receiver<'_> {
             reason: format!("slot {} keeps nothing: it was made without RESERVE_WAL, drop it", self.request.slot),
         })?;
         let kept = Position { timeline: history.timeline_of(kept), lsn: kept };
-        let mut position = match (place.cursor, inventory) {
+        let mut position = match (place.cursor, &inventory) {
             (Some(cursor), _) => cursor,
             (None, Some(inventory)) => inventory.begin(&history, kept.lsn),
             (None, None) => kept,
         };
         let first = place.cursor.is_none();
+        if let Some(inventory) = &inventory {
+            place.again = self.comes_again(place, inventory, &history);
+        }
         let whole_until = self.whole_until(position);
         match relation(&history, position.timeline, whole_until) {
             Relation::Continue(_) => {}
@@ -443,8 +453,9 @@ impl Receiver<'_> {
         let reached = Position { timeline: position.timeline, lsn: stream_start(position.lsn, self.size()) };
         let mut start = reached;
         // After a failure of the spool the stream begins before what was reached,
-        if !first && place.next.timeline == start.timeline {
-            start = start.min(place.next);
+        let before = if first { place.again } else { Some(place.next) };
+        if let Some(before) = before.filter(|before| before.timeline == start.timeline) {
+            start = start.min(before);
         }
         // maybe on the timeline before.
         if let Some(again) = place.again.filter(|again| again.timeline < start.timeline) {
@@ -499,6 +510,15 @@ impl Receiver<'_> {
         place.next = start;
         place.had_slot = true;
         Ok(None)
+    }
+
+    /// What has to be streamed again of what was found in the spool, or was put aside since.
+    fn comes_again(&self, place: &Place, inventory: &Inventory, history: &History) -> Option<Position> {
+        let put_aside = || place.found.iter().filter(|found| found.put_aside).map(|found| found.segment);
+        for segment in put_aside().filter(|segment| inventory.start_of(*segment) == self.size().bytes()) {
+            self.spool.forget(segment, self.size());
+        }
+        inventory.comes_again(history, put_aside())
     }
 
     /// What is received of the timeline so far is all that will be of it; the stream goes on elsewhere, at `lsn`.
