@@ -297,6 +297,45 @@ pub fn relation(server: &History, timeline: Timeline, whole_until: Lsn) -> Relat
     Relation::Continue(timeline)
 }
 
+/// What the servers that are followed may be told is flushed: never less than before, but where a promotion takes something back.
+#[derive(Debug, Clone, Default)]
+pub struct Flushed {
+    lsn: Lsn,
+    /// Timelines that the server that is followed left, or never had, and where.
+    left: BTreeMap<Timeline, Lsn>,
+}
+
+impl Flushed {
+    /// Up to where.
+    pub fn lsn(&self) -> Lsn {
+        self.lsn
+    }
+
+    /// More is durable.
+    pub fn raise(&mut self, durable: Option<Position>) {
+        if let Some(durable) = durable {
+            self.lsn = self.lsn.max(self.left.get(&durable.timeline).map_or(durable.lsn, |left| durable.lsn.min(*left)));
+        }
+    }
+
+    /// The server that is followed left this timeline here: the bytes that it has behind are others, of which nothing is durable yet, whatever
+    /// was told of those that were there before.
+    pub fn leave(&mut self, timeline: Timeline, at: Lsn) {
+        self.left.insert(timeline, at);
+        self.lsn = self.lsn.min(at);
+    }
+
+    /// The server that is followed writes this timeline.
+    pub fn stay(&mut self, timeline: Timeline) {
+        self.left.remove(&timeline);
+    }
+
+    /// The stream goes on somewhere else.
+    pub fn go_on_from(&mut self, lsn: Lsn) {
+        self.lsn = lsn;
+    }
+}
+
 /// Bytes of the page header at `offset` of a segment (`SizeOfXLogLongPHD`, `SizeOfXLogShortPHD`, pages of 8 KiB).
 fn header_bytes(offset: u64) -> u64 {
     if offset == 0 { super::LONG_HEADER_BYTES as u64 } else { 24 }
@@ -470,6 +509,36 @@ mod tests {
         assert_eq!(of(2, 60), Relation::Unrelated);
         assert_eq!(of(5, 60), Relation::Older);
         assert_eq!(relation(&History::root(Timeline(1)), Timeline(2), Lsn(1)), Relation::Older);
+    }
+
+    #[test]
+    fn c058_what_a_promotion_cut_off_is_not_flushed_on_the_new_timeline() {
+        let durable = |timeline, lsn| Some(Position { timeline: Timeline(timeline), lsn: Lsn(lsn) });
+        let mut flushed = Flushed::default();
+        flushed.raise(None);
+        flushed.raise(durable(1, 900));
+        flushed.raise(durable(1, 600));
+        assert_eq!(flushed.lsn(), Lsn(900));
+        // The last whole record ended at 700; the standby was promoted there.
+        flushed.leave(Timeline(1), Lsn(700));
+        assert_eq!(flushed.lsn(), Lsn(700));
+        flushed.raise(durable(1, 900));
+        assert_eq!(flushed.lsn(), Lsn(700));
+        // The new timeline begins with the segment that it was cut off in.
+        flushed.raise(durable(2, 512));
+        assert_eq!(flushed.lsn(), Lsn(700));
+        flushed.raise(durable(2, 710));
+        assert_eq!(flushed.lsn(), Lsn(710));
+        // Another promotion, while the old timeline still waits.
+        flushed.leave(Timeline(2), Lsn(705));
+        flushed.raise(durable(1, 900));
+        assert_eq!(flushed.lsn(), Lsn(705));
+        // A server that goes on with it.
+        flushed.stay(Timeline(2));
+        flushed.raise(durable(2, 800));
+        assert_eq!(flushed.lsn(), Lsn(800));
+        flushed.go_on_from(Lsn(300));
+        assert_eq!(flushed.lsn(), Lsn(300));
     }
 
     #[test]

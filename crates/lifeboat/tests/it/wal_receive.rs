@@ -5,6 +5,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -1253,6 +1254,113 @@ fn c058_c059_no_commit_is_acknowledged_before_the_spool_is_on_its_disk() {
         }
         assert!(commits_within(&cluster, DEADLINE));
     });
+}
+
+/// A disk that does not come back from syncs of files of one timeline until somebody lets it.
+struct StuckTimeline {
+    timeline: &'static str,
+    inner: StuckDisk,
+}
+
+impl Disk for StuckTimeline {
+    fn sync(&self, file: &fs::File) -> io::Result<()> {
+        let path = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+        if path.components().any(|part| part.as_os_str() == self.timeline) { self.inner.sync(file) } else { file.sync_data() }
+    }
+}
+
+/// What a receiver has that a primary wrote last before it was lost: the beginning of a long record that its standby never got.
+struct HalfRecord {
+    desk: Desk,
+    new: Cluster,
+    /// The end of what the standby got: where it is promoted.
+    got: Lsn,
+}
+
+impl HalfRecord {
+    /// The record is as long as `message` says, begins in the first part of a segment, and the spool has it up to `has`, from the start of that
+    /// segment on. It has only that segment and those behind it.
+    fn make(version: Postgres, message: u64, has: u64) -> HalfRecord {
+        let mut old = server(version).start();
+        let desk = Desk::new();
+        let mut new = standby(&desk, &old, "standby");
+        desk.configure(&two_hosts(&old, &new), "");
+        old.psql("CREATE TABLE note (n int)");
+        let inside = Inside::new(&desk, slow(&desk, Duration::ZERO));
+        inside.run(&inside.request(&old.dsn(), Mode::SyncSpool, &RealDisk), || {
+            old.psql("SELECT pg_switch_wal()");
+            old.psql("INSERT INTO note VALUES (0)");
+            let end = flushed(&old);
+            wait_for("the standby has it", || new.psql("SELECT pg_last_wal_receive_lsn()").parse::<Lsn>().unwrap() >= end);
+            wait_for("all before is stored", || desk.lsn("stored") >= end);
+        });
+        new.stop(Stop::Fast);
+        // The repository takes nothing more.
+        let inside = Inside::new(&desk, closed(&desk));
+        let mut end = Lsn::INVALID;
+        inside.run(&inside.request(&old.dsn(), Mode::SyncSpool, &RealDisk), || {
+            old.psql(&format!("SELECT pg_logical_emit_message(false, 'long', repeat('x', {message}))"));
+            old.psql("INSERT INTO note VALUES (1)");
+            end = flushed(&old);
+            wait_for("it is in the spool", || desk.lsn("acknowledged") >= end);
+        });
+        old.kill9();
+        new.start_again().unwrap();
+        promote(&new);
+        let history = fs::read(new.data_directory().join("pg_wal/00000002.history")).unwrap();
+        let got = History::parse(Timeline(2), &history).unwrap().switch_from(Timeline(1)).unwrap();
+        let first = Segment::containing(Timeline(1), got, size());
+        let directory = desk.receive_directory().join("00000001");
+        let has = Lsn(first.start(size()).0 + has);
+        assert!(got < has && has < end, "{got} {has} {end}");
+        for segment in lifeboat_core::wal::segments_between(Timeline(1), first.start(size()), end, size()) {
+            let path = directory.join(segment.file_name(size()));
+            let open = path.with_extension("open");
+            let bytes = has.0.saturating_sub(segment.start(size()).0);
+            if bytes < size().bytes() {
+                if path.exists() {
+                    fs::rename(&path, &open).unwrap();
+                }
+                if bytes == 0 {
+                    fs::remove_file(&open).unwrap();
+                } else {
+                    fs::OpenOptions::new().write(true).open(&open).unwrap().set_len(bytes).unwrap();
+                }
+            }
+        }
+        HalfRecord { desk, new, got }
+    }
+
+    /// The server that was promoted is followed, and no commit of it comes back before the spool has it.
+    fn is_followed(&self, store: Box<dyn Store>) {
+        let Self { desk, new, got } = self;
+        let disk = StuckTimeline { timeline: "00000002", inner: StuckDisk::default() };
+        disk.inner.set(true);
+        let inside = Inside::new(desk, store);
+        inside.run(&inside.request(&new.dsn(), Mode::SyncSpool, &disk), || {
+            let freed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                wait_for("it is followed", || desk.status().is_some_and(|status| status["timeline"] == 2) || desk.has_event("refused"));
+                assert!(!desk.has_event("refused") && !desk.has_event("forked"), "{:?}", desk.events());
+                new.psql("ALTER SYSTEM SET synchronous_standby_names = 'lifeboat'");
+                new.psql("SELECT pg_reload_conf()");
+                wait_for("a synchronous standby", || new.psql("SELECT sync_state FROM pg_stat_replication") == "sync");
+                assert!(!commits_within(new, Duration::from_secs(2)), "a commit was acknowledged that no disk has");
+                let told: Lsn = new.psql("SELECT flush_lsn FROM pg_stat_replication").parse().unwrap();
+                assert!(told <= *got, "{told} was told, the new timeline begins at {got}");
+            }));
+            disk.inner.set(false);
+            if let Err(panic) = freed {
+                std::panic::resume_unwind(panic);
+            }
+            assert!(commits_within(new, DEADLINE));
+        });
+    }
+}
+
+#[test]
+fn c058_what_a_promotion_cut_off_is_not_told_as_flushed_to_the_new_primary() {
+    let half = HalfRecord::make(Postgres::V18, 800_000, 600_000);
+    half.is_followed(closed(&half.desk));
 }
 
 #[test]

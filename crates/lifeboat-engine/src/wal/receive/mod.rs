@@ -42,8 +42,8 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use lifeboat_core::repository::layout::Key;
-use lifeboat_core::wal::receive::Position;
 use lifeboat_core::wal::receive::ledger::{Ledger, Pieces, Work};
+use lifeboat_core::wal::receive::{Flushed, Position};
 use lifeboat_core::wal::{Lsn, Segment, SegmentSize, SystemId, Timeline};
 
 pub use events::{Event, EventKind};
@@ -352,10 +352,7 @@ struct Book {
     stored: Stamped,
     acknowledged: Stamped,
     server: Stamped,
-    /// Nothing lower is acknowledged on the way.
-    floor: Lsn,
-    /// The timeline that a server that is followed left before the end of what we have, or never had, and where.
-    left: Option<Position>,
+    flushed: Flushed,
     /// Since when something is written that cannot be acknowledged, and nothing was since.
     stalled: Option<Instant>,
     /// Since when the stream is not read, because the spool is full.
@@ -396,8 +393,7 @@ impl Book {
             stored: Stamped::new(),
             acknowledged: Stamped::new(),
             server: Stamped::new(),
-            floor: Lsn::INVALID,
-            left: None,
+            flushed: Flushed::default(),
             stalled: None,
             paused: None,
             degraded: false,
@@ -418,20 +414,15 @@ impl Book {
     /// Brings the figures up to the ledger, and says what may be acknowledged.
     fn account(&mut self, mode: Mode) -> Lsn {
         self.look();
-        let durable = self.durable_until(mode).map_or(Lsn::INVALID, |position| match self.left {
-            // Of what was left behind, the bytes behind this are none of the server that is followed now.
-            Some(left) if left.timeline == position.timeline => position.lsn.min(left.lsn),
-            _ => position.lsn,
-        });
-        self.floor = self.floor.max(durable);
-        let written = self.received.lsn;
-        if self.floor >= written {
+        self.flushed.raise(self.durable_until(mode));
+        let (flushed, written) = (self.flushed.lsn(), self.received.lsn);
+        if flushed >= written {
             self.stalled = None;
-        } else if self.acknowledged.lsn < self.floor || self.stalled.is_none() {
+        } else if self.acknowledged.lsn < flushed || self.stalled.is_none() {
             self.stalled = Some(Instant::now());
         }
-        self.acknowledged.set(self.floor);
-        self.floor
+        self.acknowledged.set(flushed);
+        flushed
     }
 
     /// Up to where all is durable by the chosen rule.

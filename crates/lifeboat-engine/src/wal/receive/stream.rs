@@ -426,7 +426,20 @@ impl Receiver<'_> {
         }
         let whole_until = self.whole_until(position);
         match relation(&history, position.timeline, whole_until) {
-            Relation::Continue(_) => {}
+            Relation::Continue(_) => {
+                let mut book = self.book();
+                match history.switch_from(position.timeline) {
+                    Some(fork) => {
+                        book.flushed.leave(position.timeline, fork);
+                        // The rest of a record that was only begun: a promotion cut it off.
+                        if fork < position.lsn {
+                            position.lsn = fork;
+                            book.received.set(fork);
+                        }
+                    }
+                    None => book.flushed.stay(position.timeline),
+                }
+            }
             Relation::ForkedBefore { fork, next } => {
                 let text = format!("its history left timeline {} at {fork}, and there is WAL up to {whole_until}", position.timeline);
                 if self.request.mode.is_sync() && !self.request.accept_fork {
@@ -435,7 +448,7 @@ impl Receiver<'_> {
                 self.tell(
                     Event::new(EventKind::Forked, format!("{text}: what is behind is kept, but no longer of its history")).at(position),
                 );
-                self.book().left = Some(Position { timeline: position.timeline, lsn: fork });
+                self.book().flushed.leave(position.timeline, fork);
                 self.abandon(place, fork);
                 position = Position { timeline: next, lsn: fork };
             }
@@ -445,7 +458,7 @@ impl Receiver<'_> {
                     return Ok(Some(text));
                 }
                 self.tell(Event::new(EventKind::Forked, format!("{text}; followed as asked")).at(position));
-                self.book().left = Some(Position { timeline: position.timeline, lsn: kept.lsn });
+                self.book().flushed.leave(position.timeline, kept.lsn);
                 self.abandon(place, kept.lsn);
                 position = kept;
             }
@@ -536,7 +549,7 @@ impl Receiver<'_> {
         let durable = book.durable_until(self.request.mode);
         // What still waits is not acknowledged before it is durable, wherever the stream goes on.
         let waits = durable < book.ledger.written_until();
-        book.floor = durable.filter(|_| waits).map_or(lsn, |durable| durable.lsn.min(lsn));
+        book.flushed.go_on_from(durable.filter(|_| waits).map_or(lsn, |durable| durable.lsn.min(lsn)));
         book.received.set(lsn);
         place.open = None;
     }
@@ -758,6 +771,7 @@ impl Receiver<'_> {
                 book.ledger.close(segment);
             }
             book.ledger.follow(next.timeline);
+            book.flushed.leave(cursor.timeline, next.lsn);
             book.timeline = Some(next.timeline);
         }
         place.open = None;
