@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::file::WalFile;
 use super::history::History;
+use super::record::{RecordError, Summary};
 use super::{Lsn, Segment, SegmentSize, Timeline};
 
 /// A place in a cluster's WAL. Greater is later, as long as the later timeline descends from the earlier one.
@@ -357,6 +358,42 @@ pub fn continuation_end(header: &[u8; super::LONG_HEADER_BYTES], size: SegmentSi
     if left > 0 { size.bytes() } else { 0 }
 }
 
+/// How far the first bytes of a segment are whole records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WholeRecords {
+    /// Up to here.
+    Until(Lsn),
+    /// No record ends in them: where the last one does, the segment before says.
+    Before,
+    /// Nobody knows.
+    Unknown,
+}
+
+/// How far the first `length` bytes of a segment are whole records, by their [`Summary`] and the header that they begin with.
+pub fn whole_records(
+    segment: Segment,
+    size: SegmentSize,
+    length: u64,
+    header: &[u8; super::LONG_HEADER_BYTES],
+    summary: &Result<Summary, RecordError>,
+) -> WholeRecords {
+    let at = |offset: u64| WholeRecords::Until(Lsn(segment.start(size).0 + offset));
+    let summary = match summary {
+        _ if length < super::LONG_HEADER_BYTES as u64 => return WholeRecords::Before,
+        Ok(summary) => summary,
+        Err(_) => return WholeRecords::Unknown,
+    };
+    match (summary.end, continuation_end(header, size)) {
+        (Some(end), _) => at(end.0.saturating_sub(segment.start(size).0).min(length)),
+        // The first record of the segment is begun, or there is none.
+        (None, 0) if summary.tail => WholeRecords::Before,
+        (None, 0) => WholeRecords::Unknown,
+        // The rest of a record that began before: its checksum is not to be had here. One that fills the segment may go on behind it.
+        (None, end) if end < length || (end == length && !summary.tail) => at(end),
+        (None, _) => WholeRecords::Before,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -539,6 +576,32 @@ mod tests {
         assert_eq!(flushed.lsn(), Lsn(800));
         flushed.go_on_from(Lsn(300));
         assert_eq!(flushed.lsn(), Lsn(300));
+    }
+
+    #[test]
+    fn c061_a_record_that_was_only_begun_ends_in_the_segment_before() {
+        let of = |length: u64, left: u32, end: Option<u64>, tail: bool| {
+            let mut header = [0; 40];
+            header[16..20].copy_from_slice(&left.to_le_bytes());
+            let end = end.map(|end| Lsn(3 * SEGMENT + end));
+            whole_records(segment(1, 3), SIZE, length, &header, &Ok(Summary { end, tail, ..Summary::default() }))
+        };
+        let until = |offset| WholeRecords::Until(Lsn(3 * SEGMENT + offset));
+        assert_eq!(of(0, 0, None, false), WholeRecords::Before);
+        assert_eq!(of(30, 0, None, false), WholeRecords::Before);
+        assert_eq!(of(5000, 0, Some(4000), true), until(4000));
+        assert_eq!(of(5000, 100, Some(4000), true), until(4000));
+        assert_eq!(of(5000, 0, Some(5004), false), until(5000), "padding that is not there");
+        // The segment begins with a record that has no end.
+        assert_eq!(of(5000, 0, None, true), WholeRecords::Before);
+        // The record from before ends, ends with these bytes, goes on behind them.
+        assert_eq!(of(5000, 100, None, true), until(140));
+        assert_eq!(of(140, 100, None, false), until(140));
+        assert_eq!(of(139, 100, None, true), WholeRecords::Before);
+        assert_eq!(of(SEGMENT, u32::MAX, None, true), WholeRecords::Before);
+        // Bytes that are no records.
+        assert_eq!(of(5000, 0, None, false), WholeRecords::Unknown);
+        assert_eq!(whole_records(segment(1, 3), SIZE, 5000, &[0; 40], &Err(RecordError::NoHeader)), WholeRecords::Unknown);
     }
 
     #[test]

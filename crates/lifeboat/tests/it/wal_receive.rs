@@ -1364,6 +1364,32 @@ fn c058_what_a_promotion_cut_off_is_not_told_as_flushed_to_the_new_primary() {
 }
 
 #[test]
+fn c060_a_promotion_is_followed_that_cuts_off_a_record_which_goes_over_segments() {
+    // In the middle of the segment behind that in which it begins, or of the next but one, and at the boundary, with the file of the first
+    // segment in the spool or only in the repository.
+    for (version, has, stored) in [
+        (Postgres::V16, size().bytes() + 500_000, false),
+        (Postgres::V15, 2 * size().bytes() + 300_000, false),
+        (Postgres::V18, size().bytes(), false),
+        (Postgres::V18, size().bytes(), true),
+    ] {
+        let half = HalfRecord::make(version, 3_000_000, has);
+        if stored {
+            // No server is there.
+            let desk = &half.desk;
+            let inside = Inside::new(desk, slow(desk, Duration::ZERO));
+            let nobody = format!("host={} user=postgres dbname=postgres", desk.place("nobody").display());
+            let first = Segment::containing(Timeline(1), half.got, size());
+            inside.run(&inside.request(&nobody, Mode::SyncSpool, &RealDisk), || {
+                wait_for("all is stored", || desk.archive().files().contains(&WalFile::Segment(first)));
+            });
+            assert_eq!(fs::read_dir(desk.receive_directory().join("00000001")).unwrap().count(), 0);
+        }
+        half.is_followed(closed(&half.desk));
+    }
+}
+
+#[test]
 fn c059_commits_wait_or_go_on_as_chosen_when_the_spool_is_full() {
     for degrade in [false, true] {
         let cluster = server(if degrade { Postgres::V16 } else { Postgres::V15 }).start();

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::{Position, Prefix};
+use crate::wal::history::History;
 use crate::wal::{Lsn, Segment, SegmentSize, Timeline};
 
 /// When bytes of a segment that is still open are stored.
@@ -64,6 +65,8 @@ struct Held {
     closed: bool,
     /// What is missing before it will not come.
     apart: bool,
+    /// It lies behind the end of its timeline in the history that is followed: nothing waits for it to be safe.
+    cut: bool,
     /// Pieces in the repository.
     stored: Prefix,
     /// Bytes from the first on that are stored or on their way.
@@ -82,6 +85,7 @@ impl Held {
             synced: 0,
             closed: false,
             apart: false,
+            cut: false,
             stored: Prefix::default(),
             assigned: 0,
             in_flight: 0,
@@ -190,6 +194,15 @@ impl Ledger {
         for held in self.held.iter_mut().filter(|held| held.segment.timeline == timeline) {
             held.closed |= !held.is_complete(size);
             held.apart = true;
+        }
+    }
+
+    /// The server that is followed has this history. Of what is here of a timeline behind the end that it has in it, the rest of a record that a
+    /// promotion cut off, nothing has to be durable before what the next timeline brings is.
+    pub fn cut(&mut self, history: &History) {
+        for held in &mut self.held {
+            let start = held.segment.start(self.size);
+            held.cut = history.switch_from(held.segment.timeline).is_some_and(|switch| switch <= start);
         }
     }
 
@@ -360,7 +373,7 @@ impl Ledger {
 
     fn prefix(&self, bytes: impl Fn(&Held) -> u64) -> Option<Position> {
         let mut at = self.before;
-        for held in &self.held {
+        for held in self.held.iter().filter(|held| !held.cut) {
             if self.is_hole(at, held) {
                 break;
             }
@@ -430,6 +443,7 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wal::history::Entry;
     use proptest::prelude::*;
 
     const MIB: u64 = 1 << 20;
@@ -550,6 +564,36 @@ mod tests {
         assert_eq!(lsn(ledger.stored_until()), 3 * MIB);
         assert_eq!(ledger.stored_until().unwrap().timeline, Timeline(2));
         assert_eq!(ledger.next(NOW, false), Some(Work::Piece { segment: next, from: 0, to: 40 }));
+    }
+
+    #[test]
+    fn c060_what_a_promotion_cut_off_does_not_keep_the_new_timeline_from_being_acknowledged() {
+        let history = |switch| {
+            let entry = Entry { timeline: Timeline(1), switch: Lsn(switch), reason: String::new() };
+            History { timeline: Timeline(2), entries: vec![entry] }
+        };
+        let next = Segment { timeline: Timeline(2), number: 3 };
+        let mut ledger = Ledger::new(size(), Pieces::Every(Duration::ZERO), MIB);
+        // A record that begins in segment 3 and was received up to the middle of segment 4, of which nobody knows whether it is durable.
+        ledger.begin_at(position(3));
+        ledger.follow(Timeline(1));
+        ledger.wrote(segment(3), MIB);
+        ledger.synced(segment(3), MIB);
+        ledger.wrote(segment(4), 500);
+        // The promotion.
+        ledger.cut(&history(3 * MIB + 90));
+        ledger.close_all(Timeline(1));
+        ledger.follow(Timeline(2));
+        ledger.wrote(next, 200);
+        ledger.synced(next, 150);
+        assert_eq!(ledger.synced_until(), Some(Position { timeline: Timeline(2), lsn: Lsn(3 * MIB + 150) }));
+        // A server of which it is no end.
+        ledger.cut(&History::root(Timeline(1)));
+        assert_eq!(ledger.synced_until(), Some(position(4)));
+        // It is stored all the same, in its order.
+        assert_eq!(ledger.next(NOW, true), Some(Work::Whole(segment(3))));
+        ledger.stored(Work::Whole(segment(3)));
+        assert_eq!(ledger.next(NOW, true), piece(4, 0, 500));
     }
 
     #[test]

@@ -14,9 +14,9 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use lifeboat_core::wal::receive::continuation_end;
-use lifeboat_core::wal::record::Summarizer;
-use lifeboat_core::wal::{LONG_HEADER_BYTES, Lsn, Segment, SegmentSize, SystemId, Timeline};
+use lifeboat_core::wal::receive::{self, WholeRecords, continuation_end};
+use lifeboat_core::wal::record::{RecordError, Summarizer, Summary};
+use lifeboat_core::wal::{LONG_HEADER_BYTES, Segment, SegmentSize, SystemId, Timeline};
 use serde::{Deserialize, Serialize};
 
 use super::checks::{Checks, PAGE_BYTES};
@@ -217,7 +217,7 @@ impl Spool {
         };
         let path = self.path(segment, size, suffix);
         let length = fs::metadata(&path)?.len().min(size.bytes());
-        let bytes = if believed { length } else { whole_records(&File::open(path)?, segment, size, length)? };
+        let bytes = if believed { length } else { whole_bytes(&File::open(path)?, segment, size, length)? };
         Ok(Some(FoundSegment { segment, bytes, put_aside }))
     }
 
@@ -377,15 +377,23 @@ impl Spool {
         Ok(Some(bytes))
     }
 
-    /// Up to where the bytes of an open segment are whole records; its start where that cannot be told.
-    pub(super) fn whole_records_until(&self, segment: Segment, size: SegmentSize, written: u64) -> Lsn {
-        let bytes = self.read_segment(segment, size).and_then(|file| whole_records(&file, segment, size, written)).unwrap_or(0);
-        Lsn(segment.start(size).0 + bytes)
+    /// How far the first `length` bytes of a segment are whole records.
+    pub(super) fn whole_records(&self, segment: Segment, size: SegmentSize, length: u64) -> io::Result<WholeRecords> {
+        let read = read_records(&self.read_segment(segment, size)?, segment, size, length)?;
+        let all = read.length == length;
+        Ok(if all { receive::whole_records(segment, size, length, &read.header, &read.summary) } else { WholeRecords::Unknown })
     }
 }
 
-/// How many of the first `length` bytes of a file end with a whole record.
-fn whole_records(file: &File, segment: Segment, size: SegmentSize, length: u64) -> io::Result<u64> {
+/// What was read of a file.
+struct ReadRecords {
+    length: u64,
+    header: [u8; LONG_HEADER_BYTES],
+    summary: Result<Summary, RecordError>,
+}
+
+/// Reads the first `length` bytes of a file, or those that there are.
+fn read_records(file: &File, segment: Segment, size: SegmentSize, length: u64) -> io::Result<ReadRecords> {
     let mut summarizer = Summarizer::new(segment, size);
     let mut buffer = vec![0; 256 << 10];
     let mut header = [0; LONG_HEADER_BYTES];
@@ -405,13 +413,16 @@ fn whole_records(file: &File, segment: Segment, size: SegmentSize, length: u64) 
             Err(error) => return Err(error),
         }
     }
-    Ok(match summarizer.finish() {
-        Ok(summary) => match summary.end {
-            Some(end) => end.0.saturating_sub(segment.start(size).0).min(length),
-            // Nothing but the rest of a record that began before: its checksum is not to be had here.
-            None => Some(continuation_end(&header, size)).filter(|end| *end <= length).unwrap_or(0),
-        },
-        Err(_) => 0,
+    Ok(ReadRecords { length: at, header, summary: summarizer.finish() })
+}
+
+/// How many of the first `length` bytes of a file end with a whole record, or belong all to one that began before and goes on behind the file.
+fn whole_bytes(file: &File, segment: Segment, size: SegmentSize, length: u64) -> io::Result<u64> {
+    let ReadRecords { header, summary, .. } = read_records(file, segment, size, length)?;
+    Ok(match receive::whole_records(segment, size, length, &header, &summary) {
+        WholeRecords::Until(end) => end.0.saturating_sub(segment.start(size).0),
+        WholeRecords::Before if length == size.bytes() && continuation_end(&header, size) == length => length,
+        WholeRecords::Before | WholeRecords::Unknown => 0,
     })
 }
 

@@ -16,15 +16,16 @@ use lifeboat_core::wal::file::{GapRecord, WalFile};
 use lifeboat_core::wal::history::History;
 use lifeboat_core::wal::receive::ledger::Work;
 use lifeboat_core::wal::receive::message::{Acknowledged, Message, decode, status_update};
-use lifeboat_core::wal::receive::{Inventory, Position, Relation, missing, relation, stream_start};
+use lifeboat_core::wal::receive::{Inventory, Position, Relation, WholeRecords, missing, relation, stream_start};
 use lifeboat_core::wal::{LONG_HEADER_BYTES, Lsn, Segment, Timeline, check_segment_header};
 
 use super::checks::Checks;
 use super::spool::FoundSegment;
 use super::{Activity, Damage, Document, Event, EventKind, LAST_UPLOAD, Mode, ReceiveError, Receiver, SyncJob, Wakeup};
 use crate::causes;
+use crate::keys::Identities;
 use crate::postgres::{Connection, CopyBoth, CopyStart, Dsn, PgError, Purpose, Received, ReplicationFacts, Rows, Slot, SlotState};
-use crate::wal::WalError;
+use crate::wal::{WalError, WalReader};
 
 /// Between attempts to connect.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
@@ -424,7 +425,11 @@ impl Receiver<'_> {
         if let Some(inventory) = &inventory {
             place.again = self.comes_again(place, inventory, &history);
         }
-        let whole_until = self.whole_until(position);
+        // Segments are read for it: only where it makes a difference.
+        let whole_until = match history.switch_from(position.timeline) {
+            Some(fork) if fork < position.lsn => self.whole_until(position),
+            _ => position.lsn,
+        };
         match relation(&history, position.timeline, whole_until) {
             Relation::Continue(_) => {
                 let mut book = self.book();
@@ -515,6 +520,7 @@ impl Receiver<'_> {
         if first || book.ledger.written_until().is_none() {
             book.ledger.begin_at(start);
         }
+        book.ledger.cut(&history);
         book.ledger.follow(start.timeline);
         book.timeline = Some(start.timeline);
         book.sql_dsn = Some(dsn);
@@ -554,17 +560,38 @@ impl Receiver<'_> {
         place.open = None;
     }
 
-    /// Up to where whole records are there: a record that was only begun is not waited for by anybody, and a promotion cuts it off.
+    /// Up to where whole records are there: a record that was only begun is not waited for by anybody, and a promotion cuts it off. It may have
+    /// begun some segments before.
     fn whole_until(&self, position: Position) -> Lsn {
         let size = self.size();
-        let segment = Segment::containing(position.timeline, position.lsn, size);
-        let start = segment.start(size);
-        if start == position.lsn {
-            return position.lsn;
+        let mut to = position.lsn;
+        // A record has at most 1 GiB (`XLogRecordMaxSize`, `src/include/access/xlogrecord.h`; before 16 what `palloc` gives).
+        for _ in 0..(1 << 30) / size.bytes() + 2 {
+            let segment = Segment::ending_at(position.timeline, to, size);
+            match self.whole_records(segment, to) {
+                WholeRecords::Until(end) => return end,
+                WholeRecords::Before if segment.number > 0 => to = segment.start(size),
+                WholeRecords::Before | WholeRecords::Unknown => break,
+            }
         }
-        let whole = self.spool.whole_records_until(segment, size, position.lsn.0 - start.0);
-        // No file, or nothing in it that tells: then all counts.
-        if whole > start { whole } else { position.lsn }
+        // Nothing that tells: then all counts.
+        position.lsn
+    }
+
+    /// How far a segment is whole records before `to`: by its file, or, where that is gone, by what was signed about it.
+    fn whole_records(&self, segment: Segment, to: Lsn) -> WholeRecords {
+        let size = self.size();
+        match self.spool.whole_records(segment, size, to.0 - segment.start(size).0) {
+            Ok(found) => found,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && to == segment.next().start(size) => {
+                let reader = WalReader::new(self.repository, self.cluster, self.request.trust, Identities::default());
+                let head = reader.head(WalFile::Segment(segment)).ok();
+                // One that ends no record of its own may still end one that began before: it does not say.
+                let end = head.and_then(|head| head.predicate.summary).and_then(|summary| summary.end);
+                end.map_or(WholeRecords::Unknown, WholeRecords::Until)
+            }
+            Err(_) => WholeRecords::Unknown,
+        }
     }
 
     /// What the repository and the spool have. A repository that does not answer is no reason to let the slot grow: then the spool alone
@@ -757,19 +784,19 @@ impl Receiver<'_> {
         if next.timeline <= cursor.timeline {
             return Err(PgError::protocol(format!("timeline {} after timeline {}", next.timeline, cursor.timeline)).into());
         }
-        let whole_until = self.whole_until(cursor);
-        if next.lsn < whole_until {
-            // A session anew, in which this is weighed as with any other server.
-            return Err(PgError::ClusterChanged { reason: format!("the server went to timeline {next} before {whole_until}") }.into());
+        if next.lsn < cursor.lsn {
+            let whole_until = self.whole_until(cursor);
+            if next.lsn < whole_until {
+                // A session anew, in which this is weighed as with any other server.
+                return Err(PgError::ClusterChanged { reason: format!("the server went to timeline {next} before {whole_until}") }.into());
+            }
         }
-        self.fetch_history(place, connection, next.timeline)?;
+        let history = self.fetch_history(place, connection, next.timeline)?;
         {
             let mut book = self.book();
-            if let Some((segment, _)) = book.ledger.open()
-                && segment.timeline == cursor.timeline
-            {
-                book.ledger.close(segment);
-            }
+            // Not only the segment that the stream ends in: of a record that was cut off there may be more behind it.
+            book.ledger.close_all(cursor.timeline);
+            book.ledger.cut(&history);
             book.ledger.follow(next.timeline);
             book.flushed.leave(cursor.timeline, next.lsn);
             book.timeline = Some(next.timeline);
