@@ -146,12 +146,48 @@ impl History {
     }
 }
 
+impl History {
+    /// Whether both can be true: what they say of timelines that both know is the same. Two standbys that are promoted and know nothing of each
+    /// other give their timelines the same number.
+    pub fn agrees_with(&self, other: &Self) -> bool {
+        let (longer, shorter) = if self.timeline < other.timeline { (other, self) } else { (self, other) };
+        let until = match longer.entries.iter().position(|entry| entry.timeline == shorter.timeline) {
+            Some(at) => at,
+            None if longer.timeline == shorter.timeline => longer.entries.len(),
+            // Neither descends from the other: nothing to compare.
+            None => return true,
+        };
+        let said = |entry: &Entry| (entry.timeline, entry.switch);
+        longer.entries[..until].iter().map(said).eq(shorter.entries.iter().map(said))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
     const THREE: &[u8] = b"1\t0/3000110\tno recovery target specified\n\n2\t0/5000000\tbefore 2024-03-15 12:00:00+00\n\n";
+
+    #[test]
+    fn c061_timelines_of_one_number_are_told_apart() {
+        let history = |timeline, entries: &[(u32, u64)]| {
+            let entry =
+                |(timeline, switch): &(u32, u64)| Entry { timeline: Timeline(*timeline), switch: Lsn(*switch), reason: String::new() };
+            History { timeline: Timeline(timeline), entries: entries.iter().map(entry).collect() }
+        };
+        let agree = |a: &History, b: &History| {
+            assert_eq!(a.agrees_with(b), b.agrees_with(a));
+            a.agrees_with(b)
+        };
+        let (ours, other) = (history(2, &[(1, 700)]), history(2, &[(1, 600)]));
+        assert!(agree(&ours, &ours) && !agree(&ours, &other));
+        // Later timelines that descend from the one or the other, and one that left timeline 1 by itself.
+        assert!(agree(&ours, &history(3, &[(1, 700), (2, 900)])) && !agree(&other, &history(3, &[(1, 700), (2, 900)])));
+        assert!(agree(&ours, &history(3, &[(1, 600)])));
+        assert!(agree(&ours, &History::root(Timeline(1))));
+        assert!(!agree(&ours, &history(2, &[])), "a cluster that began with timeline 2");
+    }
 
     #[test]
     fn c060_a_history_says_whose_byte_it_is() {

@@ -77,7 +77,8 @@ fn of_cluster(repository: &Repository, cluster: Cluster, trust: &Trust) -> Resul
     Ok(archive)
 }
 
-fn history(reader: &WalReader<'_>, timeline: Timeline) -> Result<History, WalError> {
+/// What is signed about a timeline's history.
+pub(super) fn history(reader: &WalReader<'_>, timeline: Timeline) -> Result<History, WalError> {
     let head = reader.head(WalFile::History(timeline))?;
     head.predicate.history(timeline).ok_or_else(|| {
         let key = WalFile::History(timeline).key(reader.cluster().system_id, reader.cluster().segment_size);

@@ -781,6 +781,47 @@ fn c061_a_server_that_left_our_history_is_refused_in_mode_sync() {
     desk.archive().equals_server(&new, 2, switch_of(&desk), end);
 }
 
+#[test]
+fn c061_another_timeline_of_the_same_number_is_not_followed() {
+    let old = server(Postgres::V16).start();
+    let desk = Desk::new();
+    let (mut first, mut second) = (standby(&desk, &old, "first"), standby(&desk, &old, "second"));
+    desk.configure(&two_hosts(&first, &second), "mode = \"stream\"");
+    let received = |standby: &Cluster, end| {
+        wait_for("the standby has it", || standby.psql("SELECT pg_last_wal_replay_lsn()").parse::<Lsn>().unwrap() >= end);
+    };
+    old.psql("CREATE TABLE early (n int)");
+    received(&second, flushed(&old));
+    second.stop(Stop::Fast);
+    // The second one never gets this, and does not hear of the promotion.
+    old.psql("CREATE TABLE late (n int)");
+    received(&first, flushed(&old));
+    drop(old);
+    promote(&first);
+    let mut receiving = desk.receive();
+    first.pgbench_init(1);
+    let end = flushed(&first);
+    receiving.wait_stored(end);
+    first.kill9();
+    second.start_again().unwrap();
+    promote(&second);
+    receiving.wait_for("it is refused", |desk| desk.has_event("refused"));
+    second.pgbench_init(2);
+    assert!(flushed(&second) > end);
+    assert_eq!(receiving.end(), Some(0));
+    // Neither what is in the spool nor what is in the repository lets it in.
+    for _ in 0..2 {
+        let files = desk.archive().files();
+        let mut receiving = desk.receive();
+        let pid = receiving.child.id();
+        receiving.wait_for("it is refused", |desk| desk.said().contains("NOT FOLLOWING") && desk.said().contains("another timeline 2"));
+        receiving.wait_for("it runs", |desk| desk.status().is_some_and(|status| status["pid"] == pid));
+        assert_eq!(receiving.end(), Some(0));
+        assert_eq!(desk.archive().files().len(), files.len());
+        fs::remove_dir_all(&desk.spool).unwrap();
+    }
+}
+
 /// Whether a commit comes back within some time.
 fn commits_within(cluster: &Cluster, limit: Duration) -> bool {
     let mut psql = cluster.program("psql");

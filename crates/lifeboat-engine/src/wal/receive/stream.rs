@@ -1,6 +1,6 @@
 //! The receiver itself: finds a server to follow, begins the stream where it has to begin, writes the spool, and acknowledges.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::fs::File;
 use std::io;
@@ -44,6 +44,8 @@ enum Broken {
     Spool,
     /// No server is there that we follow.
     Nobody,
+    /// This one is not followed, and why.
+    Refused(String),
     Fatal(ReceiveError),
 }
 
@@ -95,6 +97,8 @@ struct Place {
     open: Option<OpenSegment>,
     /// Histories that are in the spool or the repository.
     histories: HashSet<Timeline>,
+    /// Those of the repository that were looked at.
+    stored_histories: HashMap<Timeline, History>,
     /// The server no longer has what begins here.
     removed: Option<Position>,
     /// What no server that was followed had any more.
@@ -166,6 +170,7 @@ impl Receiver<'_> {
             again: None,
             open: None,
             histories: HashSet::new(),
+            stored_histories: HashMap::new(),
             removed: None,
             lost: Vec::new(),
             recreate: false,
@@ -208,7 +213,8 @@ impl Receiver<'_> {
                     }
                     self.tell_once(&mut place, Event::new(EventKind::Disconnected, error.to_string()));
                 }
-                Err(Broken::Spool | Broken::Nobody) => {}
+                // Whoever looks for the next server tells.
+                Err(Broken::Spool | Broken::Nobody | Broken::Refused(_)) => {}
             }
             self.heal(&mut place);
             wakeup.wait(pause);
@@ -367,7 +373,7 @@ impl Receiver<'_> {
             }
             match self.settle(place, &candidate, &connection, &facts) {
                 Ok(None) => return Ok(Followed { connection, facts }),
-                Ok(Some(reason)) => {
+                Ok(Some(reason)) | Err(Broken::Refused(reason)) => {
                     refused = true;
                     let text = format!("NOT FOLLOWING {}: {reason}", connection.endpoint());
                     self.tell_once(place, Event::new(EventKind::Refused, text).on(&host));
@@ -485,6 +491,9 @@ impl Receiver<'_> {
                 self.warn(format!("what was to be streamed again from {again} on is not in the history of this server"));
                 self.book().ledger.close_all(again.timeline);
             }
+        }
+        if facts.flushed < start.lsn {
+            return Ok(Some(format!("its WAL ends at {}, and there is WAL up to {position}", facts.flushed)));
         }
         if place.removed.take() == Some(start) {
             // After a failure of the spool what was to be streamed again is lost as well, as far as it is not there.
@@ -649,6 +658,7 @@ impl Receiver<'_> {
         }
         let bytes = connection.timeline_history(timeline)?;
         let history = History::parse(timeline, &bytes).map_err(|error| PgError::Protocol { reason: error.to_string() })?;
+        self.check_history(place, &history)?;
         if place.histories.insert(timeline) {
             self.spool.write_history(timeline, &bytes).map_err(|error| self.spool_error(error))?;
             let mut book = self.book();
@@ -660,6 +670,37 @@ impl Receiver<'_> {
             self.changed.notify_all();
         }
         Ok(history)
+    }
+
+    /// Compares a server's history with what the spool and the repository have of it and of the timelines that it tells of: of two standbys
+    /// that were promoted the same number may have come, and WAL of both in one timeline would be of use to nobody (c061).
+    fn check_history(&self, place: &mut Place, history: &History) -> Result<(), Broken> {
+        for timeline in history.ancestors().chain([history.timeline]).filter(|timeline| *timeline > Timeline(1)) {
+            let spooled = self.spool.history(timeline).map_err(|error| self.spool_error(error))?;
+            let known = match spooled.and_then(|bytes| History::parse(timeline, &bytes).ok()) {
+                Some(spooled) => spooled,
+                None => match place.stored_histories.get(&timeline) {
+                    Some(stored) => stored.clone(),
+                    None => {
+                        let reader = WalReader::new(self.repository, self.cluster, self.request.trust, Identities::default());
+                        // None, or nobody can tell: whoever stores this one compares them.
+                        let Ok(stored) = crate::wal::archive::history(&reader, timeline) else { continue };
+                        place.stored_histories.entry(timeline).or_insert(stored).clone()
+                    }
+                },
+            };
+            if !history.agrees_with(&known) {
+                let left = |history: &History| {
+                    history.parent().map_or_else(|| "none".to_owned(), |parent| format!("{} at {}", parent.timeline, parent.switch))
+                };
+                return Err(Broken::Refused(format!(
+                    "its history has another timeline {timeline} than that of which there is WAL, which left timeline {}; two servers were promoted: \
+                     find out which of them is yours, and give what is of the other a repository of its own",
+                    left(&known)
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Looks at the slot, and makes it where it is not there or of no use (c056).
