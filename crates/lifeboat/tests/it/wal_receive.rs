@@ -1609,6 +1609,48 @@ fn c058_a_spool_that_cannot_be_synced_is_not_believed() {
 }
 
 #[test]
+fn c058_what_waits_of_one_cluster_is_not_left_behind_for_another() {
+    let cluster = server(Postgres::V16).start();
+    let desk = Desk::new();
+    desk.configure(&cluster.dsn(), "");
+    let mut end = Lsn::INVALID;
+    let inside = Inside::new(&desk, closed(&desk));
+    inside.run(&inside.request(&cluster.dsn(), Mode::SyncSpool, &RealDisk), || {
+        cluster.psql("CREATE TABLE note (n int)");
+        end = flushed(&cluster);
+        wait_for("it is acknowledged", || desk.lsn("acknowledged") >= end);
+    });
+    let system_id = |cluster: &Cluster| cluster.psql("SELECT system_identifier FROM pg_control_system()").parse::<u64>().unwrap();
+    // The same address, and another cluster.
+    let other = server(Postgres::V15).start();
+    let receive = |dsn: &str| {
+        let request = inside.request(dsn, Mode::SyncSpool, &RealDisk);
+        receive::run(&inside.repository, &request, &Silent, &receive::Stop::default()).unwrap_err().to_string()
+    };
+    let text = receive(&other.dsn());
+    assert!(text.contains(&system_id(&cluster).to_string()) && text.contains(&system_id(&other).to_string()), "{text}");
+    assert_eq!(other.psql("SELECT count(*) FROM pg_replication_slots"), "0");
+    let output = Program::as_owner(&desk.home);
+    desk.configure(&other.dsn(), "");
+    let output = output.arg("--config").arg(desk.place("lifeboat.toml")).args(["wal", "receive", "--once"]).run().expect_code(1);
+    assert!(output.stderr.contains("lifeboat wal receive stores what waits"), "{output}");
+    // Of several hosts the one is taken that it is of, and while that is away nobody.
+    let both = two_hosts(&other, &cluster).replace(" target_session_attrs=read-write", "");
+    let connected = || desk.status().is_some_and(|status| status["state"] == "streaming");
+    inside.run(&inside.request(&both, Mode::SyncSpool, &RealDisk), || wait_for("it is found", connected));
+    drop(cluster);
+    let open = Inside::new(&desk, slow(&desk, Duration::ZERO));
+    open.run(&open.request(&both, Mode::SyncSpool, &RealDisk), || {
+        wait_for("it is stored", || desk.status().is_some_and(|status| status["state"] == "connecting" && status["waiting_bytes"] == 0));
+    });
+    assert!(desk.lsn("stored") >= end, "{} of {end}", desk.lsn("stored"));
+    // Then nothing holds it back.
+    let once = ReceiveRequest { once: true, ..open.request(&other.dsn(), Mode::SyncSpool, &RealDisk) };
+    receive::run(&open.repository, &once, &Silent, &receive::Stop::default()).unwrap();
+    assert_eq!(other.psql("SELECT count(*) FROM pg_replication_slots"), "1");
+}
+
+#[test]
 fn c058_what_was_acknowledged_before_the_spool_was_full_comes_to_the_repository_without_the_server() {
     let mut cluster = server(Postgres::V16).start();
     cluster.psql("CREATE TABLE note (n int)");

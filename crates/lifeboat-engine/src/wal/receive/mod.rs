@@ -182,7 +182,7 @@ pub enum ReceiveError {
     /// The repository has or gets other bytes of the same name, or takes nothing for a reason that time does not mend.
     #[error(transparent)]
     Wal(#[from] WalError),
-    /// The server is another cluster than before.
+    /// The server is another cluster than before, or than that whose WAL waits in the spool.
     #[error("receive WAL of cluster {expected}: the server is cluster {found}")]
     OtherCluster {
         /// In the spool.
@@ -558,7 +558,7 @@ pub fn run(
     let (waker, wakeup) = Wakeup::pair().map_err(spool_failed)?;
     *stop.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker.clone());
 
-    let Some(cluster) = identify(repository, request, &wakeup, stop)? else { return Ok(None) };
+    let Some((cluster, others)) = identify(repository, request, &wakeup, stop)? else { return Ok(None) };
     let root = directory(&request.spool, &repository.descriptor().repository.to_string(), cluster.system_id);
     let failed = |source| ReceiveError::Spool { path: root.display().to_string(), source };
     let spool = Spool::open(&root).map_err(failed)?.ok_or_else(|| ReceiveError::Locked { path: root.display().to_string() })?;
@@ -622,31 +622,60 @@ pub fn run(
     for suspect in &found.suspects {
         receiver.warn(format!("{suspect} could not be synced once; it goes when the segment is finished"));
     }
+    for other in others {
+        let place = directory(&request.spool, &repository.descriptor().repository.to_string(), other);
+        receiver.warn(format!("WAL of cluster {other} waits in {} too: this receiver does not store it", place.display()));
+    }
     receiver.run(found.segments, &wakeup)
 }
 
 /// Finds out of which cluster WAL is received: from the server, or, where none answers, from the one spool that this slot has. So what is
-/// in the spool of a server that is lost for good still comes to the repository.
-fn identify(repository: &Repository, request: &ReceiveRequest<'_>, wakeup: &Wakeup, stop: &Stop) -> Result<Option<Cluster>, ReceiveError> {
+/// in the spool of a server that is lost for good still comes to the repository. A server of another cluster than that whose WAL waits in the
+/// spool of this slot is not turned to: what was acknowledged would lie there, and nobody would look. Returns also the other clusters of
+/// which something waits.
+fn identify(
+    repository: &Repository,
+    request: &ReceiveRequest<'_>,
+    wakeup: &Wakeup,
+    stop: &Stop,
+) -> Result<Option<(Cluster, Vec<SystemId>)>, ReceiveError> {
     let mut pause = Duration::from_millis(200);
+    let id = repository.descriptor().repository.to_string();
     loop {
-        let failure = match stream::connect_any(&request.dsn) {
-            Ok((_, facts)) => return Ok(Some(Cluster { system_id: facts.system_id, segment_size: facts.segment_size })),
-            Err(error) => error,
-        };
-        let id = repository.descriptor().repository.to_string();
         let mut known = Vec::new();
         for system_id in spool::clusters(&request.spool, &id) {
-            let state = std::fs::read(directory(&request.spool, &id, system_id).join("state.json"));
+            let root = directory(&request.spool, &id, system_id);
+            let state = std::fs::read(root.join("state.json"));
             if let Some(state) = state.ok().and_then(|bytes| serde_json::from_slice::<SpoolState>(&bytes).ok())
                 && state.slot == request.slot
             {
-                known.push(Cluster { system_id, segment_size: state.segment_size });
+                known.push((Cluster { system_id, segment_size: state.segment_size }, spool::waits(&root)));
             }
         }
-        if let [cluster] = known[..] {
-            return Ok(Some(cluster));
+        let waiting = || known.iter().filter(|(_, waits)| *waits).map(|(cluster, _)| cluster.system_id);
+        let (mut found, mut failure) = (Vec::new(), None);
+        for answer in stream::ask_all(&request.dsn) {
+            match answer {
+                Ok(facts) => found.push(Cluster { system_id: facts.system_id, segment_size: facts.segment_size }),
+                Err(error) => failure = failure.or(Some(error)),
+            }
         }
+        let ours = found.iter().find(|cluster| waiting().any(|id| id == cluster.system_id));
+        let chosen = match (ours, found.first(), &known[..]) {
+            (Some(ours), _, _) => Some(*ours),
+            (None, Some(first), _) if waiting().next().is_none() => Some(*first),
+            // The host of that cluster may be the one that does not answer.
+            (None, _, [(cluster, _)]) if failure.is_some() => Some(*cluster),
+            (None, Some(first), _) => {
+                let expected = waiting().next().unwrap_or(first.system_id);
+                return Err(ReceiveError::OtherCluster { expected, found: first.system_id });
+            }
+            (None, None, _) => None,
+        };
+        if let Some(cluster) = chosen {
+            return Ok(Some((cluster, waiting().filter(|id| *id != cluster.system_id).collect())));
+        }
+        let failure = failure.expect("there is at least one candidate");
         if !failure.is_transient() || request.once {
             return Err(failure.into());
         }

@@ -114,6 +114,19 @@ pub(super) fn clusters(spool: &Path, repository: &str) -> Vec<SystemId> {
     names.filter(|id| directory(spool, repository, *id).join("state.json").is_file()).collect()
 }
 
+/// Whether something is in a receiver's spool that may not be in the repository: there are files, and the receiver did not end in order with
+/// all that it had stored, the open segment in pieces.
+pub(super) fn waits(root: &Path) -> bool {
+    let names =
+        |path: &Path| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let timelines: Vec<String> = names(root).filter(|name| name.len() == 8 && u32::from_str_radix(name, 16).is_ok()).collect();
+    let files: Vec<String> = timelines.iter().flat_map(|timeline| names(&root.join(timeline)).collect::<Vec<_>>()).collect();
+    let status = fs::read(root.join("status.json")).ok().and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
+    let is_stored = status.is_some_and(|status| status["state"] == "stopped" && status["waiting_bytes"] == 0);
+    let is_aside = |name: &String| name.ends_with(".suspect") || name.ends_with(".kept");
+    names(&root.join("gaps")).next().is_some() || files.iter().any(is_aside) || (!files.is_empty() && !is_stored)
+}
+
 impl Spool {
     /// Opens a spool, and makes it if need be. `None`: another receiver has it.
     pub(super) fn open(root: &Path) -> io::Result<Option<Self>> {

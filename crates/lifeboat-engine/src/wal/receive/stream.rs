@@ -117,19 +117,10 @@ struct Place {
     server_end: Option<Lsn>,
 }
 
-/// Connects to the first host that answers.
-pub(super) fn connect_any(dsn: &Dsn) -> Result<(Connection, ReplicationFacts), PgError> {
-    let mut failure = None;
-    for candidate in dsn.each_host() {
-        let opened = Connection::open(&candidate, Purpose::Replication);
-        match opened.and_then(|connection| connection.identify_system().map(|facts| (connection, facts))) {
-            Ok(found) => return Ok(found),
-            Err(error) => {
-                failure.get_or_insert(error);
-            }
-        }
-    }
-    Err(failure.expect("there is at least one candidate"))
+/// Which clusters answer, host by host, and why others do not.
+pub(super) fn ask_all(dsn: &Dsn) -> Vec<Result<ReplicationFacts, PgError>> {
+    let ask = |candidate: Dsn| Connection::open(&candidate, Purpose::Replication)?.identify_system();
+    dsn.each_host().into_iter().map(ask).collect()
 }
 
 /// The connection string for SQL on the very server that a replication connection has.

@@ -133,7 +133,10 @@ fn failure(error: ReceiveError) -> Failure {
         ReceiveError::Postgres(error) => return error.into(),
         ReceiveError::Locked { .. } => (EXIT_LEASED, "stop the other receiver, or give this one a spool of its own: wal.spool"),
         ReceiveError::Spool { .. } => (EXIT_FAILED, "make room, or choose another place for wal.spool: lifeboat config show"),
-        ReceiveError::OtherCluster { .. } => (EXIT_FAILED, "postgres.dsn names another cluster than before: lifeboat config show"),
+        ReceiveError::OtherCluster { .. } => (
+            EXIT_FAILED,
+            "postgres.dsn names another cluster than that whose WAL waits in wal.spool: lifeboat config show has both; lifeboat wal receive stores what waits when postgres.dsn names that cluster, or a host that does not answer",
+        ),
         ReceiveError::Diverged { .. } => (
             EXIT_UNVERIFIED,
             "two servers write the same timeline (a copy was promoted without recovery?): find out which of them is yours; lifeboat wal status shows what there is",
