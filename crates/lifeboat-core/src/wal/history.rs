@@ -144,9 +144,7 @@ impl History {
             && self.entries.len() == parent.entries.len() + 1
             && self.entries.iter().zip(&parent.entries).all(same)
     }
-}
 
-impl History {
     /// Whether both can be true: what they say of timelines that both know is the same. Two standbys that are promoted and know nothing of each
     /// other give their timelines the same number.
     pub fn agrees_with(&self, other: &Self) -> bool {
@@ -157,8 +155,10 @@ impl History {
             // Neither descends from the other: nothing to compare.
             None => return true,
         };
-        let said = |entry: &Entry| (entry.timeline, entry.switch);
-        longer.entries[..until].iter().map(said).eq(shorter.entries.iter().map(said))
+        // What it left before the shorter one's timeline began ends where it left it.
+        let left = longer.entries.get(until).map_or(Lsn(u64::MAX), |entry| entry.switch);
+        let told = shorter.entries.iter().map(|entry| (entry.timeline, entry.switch.min(left)));
+        longer.entries[..until].iter().map(|entry| (entry.timeline, entry.switch)).eq(told)
     }
 }
 
@@ -185,6 +185,7 @@ mod tests {
         // Later timelines that descend from the one or the other, and one that left timeline 1 by itself.
         assert!(agree(&ours, &history(3, &[(1, 700), (2, 900)])) && !agree(&other, &history(3, &[(1, 700), (2, 900)])));
         assert!(agree(&ours, &history(3, &[(1, 600)])));
+        assert!(agree(&ours, &history(3, &[(1, 500), (2, 500)])), "it stopped before timeline 2 began");
         assert!(agree(&ours, &History::root(Timeline(1))));
         assert!(!agree(&ours, &history(2, &[])), "a cluster that began with timeline 2");
     }
