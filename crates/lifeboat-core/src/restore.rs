@@ -741,9 +741,15 @@ pub fn auto_conf(existing: &str, settings: &[(String, String)], comment: &str) -
     }
     text.push_str(&format!("# {comment}\n"));
     for (key, value) in settings {
-        text.push_str(&format!("{key} = '{}'\n", value.replace('\'', "''")));
+        text.push_str(&format!("{key} = '{}'\n", in_quotes(value)));
     }
     text
+}
+
+/// A value as it stands between quotes in a configuration file, where a backslash begins an escape and a line ends everything
+/// (`GUC_STRING` and `DeescapeQuotedString`, `src/backend/utils/misc/guc-file.l`).
+fn in_quotes(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('\'', "''").replace('\n', "\\n")
 }
 
 /// `tablespace_map` for the places that tablespaces go to. PostgreSQL makes the links from it when
@@ -850,6 +856,37 @@ mod tests {
             text,
             "work_mem = '1MB'\n# before the restore: recovery_target_time = 'x'\n# before the restore:   restore_command='cp'\n# before the restore: Archive_Mode = on\n# restored\narchive_mode = 'off'\na = 'it''s'\n"
         );
+    }
+
+    /// As `DeescapeQuotedString` does: `''` and what a backslash stands before, by its escapes; no octal number is ever written.
+    fn read_by_postgresql(quoted: &str) -> String {
+        let (mut text, mut characters) = (String::new(), quoted.strip_prefix('\'').unwrap().strip_suffix('\'').unwrap().chars());
+        while let Some(character) = characters.next() {
+            text.push(match character {
+                '\n' => panic!("the value ends with its line: {quoted:?}"),
+                '\'' => characters.next().filter(|next| *next == '\'').expect("a quote in the middle is doubled"),
+                '\\' => match characters.next().expect("something is escaped") {
+                    'b' => '\u{8}',
+                    'f' => '\u{c}',
+                    'n' => '\n',
+                    'r' => '\r',
+                    't' => '\t',
+                    other => other,
+                },
+                other => other,
+            });
+        }
+        text
+    }
+
+    #[test]
+    fn a_setting_is_read_as_it_was_meant_whatever_is_in_it() {
+        let command = "'/srv/it'\\''s here/lifeboat' wal fetch %f %p";
+        for value in [r"release\build-7", "it's", r"\'", command, r"a\\b\", "two\nlines", ""] {
+            let text = auto_conf("", &[("a".into(), value.into())], "restored");
+            let quoted = text.strip_prefix("# restored\na = ").and_then(|rest| rest.strip_suffix('\n')).unwrap();
+            assert_eq!(read_by_postgresql(quoted), value, "{text}");
+        }
     }
 
     #[test]
