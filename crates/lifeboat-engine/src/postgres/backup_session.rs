@@ -86,7 +86,8 @@ impl BackupSession {
     ///
     /// # Errors
     /// [`PgError::Unsupported`] for a server before 13 and for a session borrowed from a pooler, [`PgError::Sql`]
-    /// where the role may not call the backup functions.
+    /// where the role may not call the backup functions, [`PgError::ClusterChanged`] where a standby's last restartpoint is on another
+    /// timeline than it replays.
     pub fn start(connection: Connection, options: &SessionOptions) -> Result<Self, PgError> {
         let version = connection.server_version();
         if version < OLDEST_SERVER_VERSION {
@@ -107,6 +108,11 @@ impl BackupSession {
         let fast = if options.fast { "true" } else { "false" };
         let start_lsn = connection.query(sql, &[Some(&clean_label(&options.label)), Some(fast)])?.one()?.parse("lsn")?;
         let Position { system_id, timeline, in_recovery } = unchanged(before, position(&connection)?)?;
+        if in_recovery {
+            // Said before anything is copied; the label says it for certain.
+            let rows = connection.query("SELECT timeline_id FROM pg_control_checkpoint()", &[])?;
+            one_timeline(Timeline(rows.one()?.parse("timeline_id")?), timeline)?;
+        }
         Ok(Self { connection, started: StartedBackup { start_lsn, timeline, in_recovery, system_id, wal_hold } })
     }
 
@@ -189,10 +195,25 @@ fn unchanged(before: Position, now: Position) -> Result<Position, PgError> {
     Err(PgError::ClusterChanged { reason })
 }
 
-/// The label must be of this very backup.
+/// A backup of a standby begins at its last restartpoint (`do_pg_backup_start` in `src/backend/access/transam/xlog.c`). Right behind a switch that is
+/// still on the timeline before, and then the backup begins on one and ends on another: neither history has all that makes it consistent.
+fn one_timeline(restartpoint: Timeline, replayed: Timeline) -> Result<(), PgError> {
+    if restartpoint == replayed {
+        return Ok(());
+    }
+    let reason = format!(
+        "the standby's last restartpoint is on timeline {restartpoint}, and it replays timeline {replayed}: try again after the next restartpoint"
+    );
+    Err(PgError::ClusterChanged { reason })
+}
+
+/// The label must be of this very backup, and begin on the timeline that it is said to be of.
 fn check_label(label: &[u8], started: &StartedBackup) -> Result<(), PgError> {
     let text = String::from_utf8_lossy(label);
     let start = text.lines().find_map(|line| line.strip_prefix("START WAL LOCATION: ")).and_then(|rest| rest.split(' ').next());
+    if let Some(timeline) = text.lines().find_map(|line| line.strip_prefix("START TIMELINE: ")?.trim().parse().ok()) {
+        one_timeline(Timeline(timeline), started.timeline)?;
+    }
     match start.and_then(|lsn| lsn.parse::<Lsn>().ok()) {
         Some(lsn) if lsn == started.start_lsn => Ok(()),
         Some(lsn) => Err(PgError::protocol(format!("a backup label for {lsn} after a start at {}", started.start_lsn))),
@@ -264,5 +285,22 @@ mod tests {
         assert!(check_label(b"START WAL LOCATION: 0/2000028 (file 000000010000000000000002)\n", &started).is_ok());
         assert!(check_label(b"START WAL LOCATION: 0/3000028 (file 000000010000000000000003)\n", &started).is_err());
         assert!(check_label(b"", &started).is_err());
+    }
+
+    #[test]
+    fn c038_a_backup_that_begins_on_another_timeline_than_it_is_of_is_refused() {
+        let started = StartedBackup {
+            start_lsn: Lsn(0x200_0028),
+            timeline: Timeline(2),
+            in_recovery: true,
+            system_id: SystemId(7),
+            wal_hold: WalHold::not_asked(),
+        };
+        let label = |timeline| format!("START WAL LOCATION: 0/2000028 (file 000000010000000000000002)\nSTART TIMELINE: {timeline}\n");
+        assert!(check_label(label(2).as_bytes(), &started).is_ok());
+        let refused = check_label(label(1).as_bytes(), &started).unwrap_err();
+        assert!(matches!(refused, PgError::ClusterChanged { .. }));
+        assert!(refused.to_string().ends_with("try again after the next restartpoint"), "{refused}");
+        assert!(one_timeline(Timeline(2), Timeline(2)).is_ok() && one_timeline(Timeline(1), Timeline(2)).is_err());
     }
 }
