@@ -301,6 +301,11 @@ fn wal_steps(
                 continue;
             }
         };
+        // What nobody can read may be younger than what is beside it.
+        if let Some(doubt) = archive.doubts().first() {
+            plan.warnings.push(format!("no WAL of cluster {system_id} goes, because it cannot be read: {doubt}"));
+            continue;
+        }
         let cluster = Cluster { system_id, segment_size: archive.segment_size() };
         let reader = WalReader::new(repository, cluster, settings.trust, Identities::default());
         let mut last: BTreeMap<Timeline, Timestamp> = BTreeMap::new();

@@ -407,13 +407,23 @@ pub struct Archive {
     listed_histories: std::collections::BTreeSet<Timeline>,
     /// Where it was begun, if it says so.
     begins: Option<Position>,
+    /// Files that are there and count as if they were not, and why.
+    doubts: Vec<String>,
 }
 
 impl Archive {
     /// An archive with nothing in it.
     pub fn new(system_id: SystemId, size: SegmentSize) -> Self {
         let (timelines, histories) = (BTreeMap::new(), BTreeMap::new());
-        Self { system_id, size, timelines, histories, listed_histories: std::collections::BTreeSet::new(), begins: None }
+        Self {
+            system_id,
+            size,
+            timelines,
+            histories,
+            listed_histories: std::collections::BTreeSet::new(),
+            begins: None,
+            doubts: Vec::new(),
+        }
     }
 
     /// The cluster.
@@ -475,6 +485,16 @@ impl Archive {
     /// Says where it was begun, as its `cluster.json` does.
     pub fn set_beginning(&mut self, begins: Option<Position>) {
         self.begins = begins;
+    }
+
+    /// Says of a file that was added why it does not count.
+    pub fn add_doubt(&mut self, doubt: String) {
+        self.doubts.push(doubt);
+    }
+
+    /// Files that are there and do not count, and why: for whoever is to be told.
+    pub fn doubts(&self) -> &[String] {
+        &self.doubts
     }
 
     /// Adds what is known to be lost.

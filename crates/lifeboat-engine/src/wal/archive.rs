@@ -3,13 +3,14 @@
 //! Nothing is decrypted for it, so a host that can only write can know how far recovery could go.
 
 use lifeboat_core::repository::layout;
-use lifeboat_core::wal::catalog::Archive;
+use lifeboat_core::wal::catalog::{Archive, Held};
 use lifeboat_core::wal::file::{GapRecord, WalFile};
 use lifeboat_core::wal::history::History;
 use lifeboat_core::wal::{SystemId, Timeline};
 
 use super::object::{WalError, WalReader};
 use super::{Cluster, cluster, list};
+use crate::causes;
 use crate::keys::Identities;
 use crate::repository::Repository;
 use crate::signing::Trust;
@@ -22,7 +23,9 @@ const MAX_GAP_BYTES: u64 = 64 << 10;
 ///
 /// # Errors
 ///
-/// A history file whose signature does not verify is an error: it says which WAL belongs together.
+/// A history file whose signature does not verify is an error: it says which WAL belongs together. A `.partial` whose end cannot be believed is
+/// none: it counts as a file of which nothing can be replayed, and [`Archive::doubts`] has it. One of years ago must not keep anybody from
+/// recovering along what came after it.
 pub fn load(repository: &Repository, system_id: SystemId, trust: &Trust) -> Result<Option<Archive>, WalError> {
     let Some(described) = cluster(repository, system_id)? else { return without_description(repository, system_id, trust) };
     let cluster = Cluster { system_id, segment_size: described.segment_size };
@@ -60,16 +63,31 @@ fn without_description(repository: &Repository, system_id: SystemId, trust: &Tru
 fn of_cluster(repository: &Repository, cluster: Cluster, trust: &Trust) -> Result<Archive, WalError> {
     let reader = WalReader::new(repository, cluster, trust, Identities::default());
     let mut archive = Archive::new(cluster.system_id, cluster.segment_size);
+    let mut partials = Vec::new();
     for (file, stored_bytes) in list(repository, cluster)? {
         archive.add(file, stored_bytes);
         match file {
             WalFile::History(timeline) => archive.add_history(history(&reader, timeline)?),
-            WalFile::Partial(segment) => {
-                let end = reader.head(file)?.predicate.summary.and_then(|summary| summary.end);
-                archive.set_partial_end(segment, end);
-            }
+            WalFile::Partial(segment) => partials.push(segment),
             _ => {}
         }
+    }
+    // Where the whole segment came later, it has all that the other one had.
+    partials.retain(|segment| archive.held(*segment) != Held::Whole);
+    for segment in partials {
+        let end = match reader.head(WalFile::Partial(segment)) {
+            Ok(head) => head.predicate.summary.and_then(|summary| summary.end),
+            Err(error) if error.damage().is_some() => {
+                archive.add_doubt(format!(
+                    "{} does not count: {}",
+                    WalFile::Partial(segment).file_name(cluster.segment_size),
+                    causes::joined(&error)
+                ));
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        archive.set_partial_end(segment, end);
     }
     for gap in gaps(repository, cluster.system_id)? {
         archive.add_gap(gap);
@@ -98,4 +116,86 @@ fn gaps(repository: &Repository, system_id: SystemId) -> Result<Vec<GapRecord>, 
         }
     }
     Ok(gaps)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use jiff::Timestamp;
+    use lifeboat_core::wal::file::WalPredicate;
+    use lifeboat_core::wal::{Lsn, Segment, SegmentSize};
+
+    use super::super::object::WalWriter;
+    use super::*;
+    use crate::backup::Protection;
+    use crate::signing::{KeyFileSigner, SigningKey};
+    use crate::store::MemoryStore;
+
+    pub(in super::super) const CLUSTER: Cluster = Cluster { system_id: SystemId(7), segment_size: SegmentSize::DEFAULT };
+
+    pub(in super::super) fn segment(timeline: u32, number: u64) -> Segment {
+        Segment { timeline: Timeline(timeline), number }
+    }
+
+    /// A repository in memory, and whose signatures count there.
+    pub(in super::super) struct Place {
+        pub(in super::super) repository: Repository,
+        signer: KeyFileSigner,
+        pub(in super::super) trust: Trust,
+    }
+
+    impl Place {
+        pub(in super::super) fn new() -> Self {
+            let signer = KeyFileSigner::new(SigningKey::generate().unwrap());
+            let trust = Trust::new([signer.public_key().clone()]);
+            let repository = Repository::init(Box::new(MemoryStore::default()), Timestamp::UNIX_EPOCH, "test").unwrap();
+            Self { repository, signer, trust }
+        }
+
+        fn writer(&self) -> WalWriter<'_> {
+            WalWriter::new(&self.repository, CLUSTER, &self.signer, &self.trust, &Protection::Plain, 1)
+        }
+
+        pub(in super::super) fn put(&self, file: WalFile, summary: Option<lifeboat_core::wal::record::Summary>) {
+            let predicate = WalPredicate { summary, ..WalPredicate::new(50, CLUSTER.segment_size) };
+            self.writer().put_bytes(file, &predicate, &[7; 50]).unwrap();
+        }
+
+        pub(in super::super) fn put_history(&self, timeline: u32, text: &str) {
+            self.writer().put_history(Timeline(timeline), text.as_bytes()).unwrap();
+        }
+
+        pub(in super::super) fn archive(&self) -> Result<Archive, WalError> {
+            of_cluster(&self.repository, CLUSTER, &self.trust)
+        }
+    }
+
+    #[test]
+    fn c051_a_partial_that_cannot_be_read_counts_for_nothing_and_is_told() {
+        let place = Place::new();
+        for file in [segment(1, 1), segment(2, 2), segment(2, 3)] {
+            place.put(WalFile::Segment(file), None);
+        }
+        place.put_history(2, "1\t0/2800000\tno recovery target specified\n");
+        let partial = WalFile::Partial(segment(1, 2));
+        let key = partial.key(CLUSTER.system_id, CLUSTER.segment_size);
+        place.repository.store().create(&key, b"one of years ago, and not as it was").unwrap();
+        let archive = place.archive().unwrap();
+        assert_eq!(archive.doubts().len(), 1);
+        assert!(archive.doubts()[0].starts_with("000000010000000000000002.partial does not count: "), "{:?}", archive.doubts());
+        // Recovery goes by what came after it.
+        let path = archive.path(Timeline(2)).unwrap();
+        assert_eq!(archive.reach(&path, Lsn(0x100_0028)).to, Lsn(0x400_0000));
+        // Where nothing came after it, that is a hole and not the end.
+        let own = archive.path(Timeline(1)).unwrap();
+        let reach = archive.reach(&own, Lsn(0x100_0028));
+        assert_eq!((reach.to, reach.stopped_by.is_some()), (Lsn(0x200_0000), true));
+        // Where the whole segment is there, nobody reads it.
+        place.put(WalFile::Segment(segment(1, 2)), None);
+        assert_eq!(place.archive().unwrap().doubts(), [] as [String; 0]);
+        // Of somebody who is trusted no more, it is the same.
+        let stranger = Place { repository: Place::new().repository, ..Place::new() };
+        stranger.put(partial, None);
+        let other = Place { trust: Place::new().trust, ..stranger };
+        assert_eq!(other.archive().unwrap().doubts().len(), 1);
+    }
 }

@@ -36,7 +36,7 @@ pub struct Survey {
     pub timelines: Vec<TimelineState>,
     /// Moments that can be gone back to.
     pub windows: Vec<Window>,
-    /// Backups that do not count, and why: unsigned, damaged.
+    /// Backups and files of WAL that do not count, and why: unsigned, damaged.
     pub not_counted: Vec<String>,
     /// Time of the last commit that the newest timeline's archive has.
     pub last_commit: Option<Timestamp>,
@@ -83,7 +83,8 @@ pub fn survey_with(
     backups: impl FnOnce() -> Result<(Vec<BackupPoint>, Vec<String>), RepositoryError>,
 ) -> Result<Option<Survey>, SurveyError> {
     let Some(archive) = archive::load(repository, system_id, trust)? else { return Ok(None) };
-    let (backups, not_counted) = backups()?;
+    let (backups, mut not_counted) = backups()?;
+    not_counted.extend_from_slice(archive.doubts());
     let cluster = super::Cluster { system_id, segment_size: archive.segment_size() };
     let reader = WalReader::new(repository, cluster, trust, Identities::default());
     let mut time = |timeline, lsn| last_commit_before(&archive, &reader, timeline, lsn);

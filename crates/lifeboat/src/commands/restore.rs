@@ -287,7 +287,7 @@ fn way(
     let Some(archive) = wal::archive::load(repository, system_id, trust)? else { return Ok(None) };
     let (backups, not_counted) = survey::backups(repository, system_id, trust)?;
     let explicit = word(restore) != "latest";
-    for problem in not_counted.iter().filter(|_| !explicit) {
+    for problem in not_counted.iter().filter(|_| !explicit).chain(archive.doubts()) {
         output::warn(problem);
     }
     let same_name = |id: &str| id.parse::<BackupId>().is_ok_and(|id| id.name() == newest.id.name());
