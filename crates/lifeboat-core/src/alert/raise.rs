@@ -193,7 +193,8 @@ fn of_finding(code: &str) -> (&'static str, &'static str) {
         "slot-lost" | "slot-at-risk" | "slot-unbounded" | "slot-missing" => ("slot-at-risk", ""),
         "clock-skew" => ("clock-skew", ""),
         "server-unreachable" => ("server-unreachable", ""),
-        // wal-level, archive-off, archive-command, archive-failing, archive-empty, archive-ahead, history-missing, and what is new.
+        // wal-level, archive-off, archive-command, archive-failing, archive-empty, archive-ahead, history-missing,
+        // no-backup-on-timeline, and what is new.
         _ => ("wal-stopped", ""),
     }
 }

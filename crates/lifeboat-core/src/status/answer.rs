@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::seen::{BackupSeen, BackupState, Observed, RunSeen, SignatureState};
+use super::seen::{BackupSeen, BackupState, Observed, RunSeen, SignatureState, WindowSeen};
 
 /// Whether a disaster now would be survived, as far as was seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,12 +110,21 @@ pub(crate) fn newest_whole(observed: &Observed) -> Option<&BackupSeen> {
     newest(observed, |backup| !database || backup.copy.is_some())
 }
 
+/// The moments along the timeline that the present lies on: the server's; where nobody knows it, the newest that there is WAL of. No other window
+/// has what is committed now. `None`: no backup leads along it, or nobody knows where it came from.
+fn present(observed: &Observed) -> Option<&WindowSeen> {
+    let wal = observed.wal.as_ref().filter(|wal| !wal.findings.iter().any(|finding| finding.code == "history-missing"))?;
+    let there = || wal.timelines.iter().filter(|one| one.to.is_some()).map(|one| one.timeline).max();
+    let timeline = observed.server.as_ref().and_then(|server| server.timeline).or_else(there)?;
+    wal.windows.iter().find(|window| window.timeline == timeline)
+}
+
 /// Answers.
 pub fn answer(observed: &Observed) -> Answer {
     let backup = newest_whole(observed);
     let (from, to) = span(observed, backup);
-    let complete =
-        observed.wal.as_ref().is_some_and(|wal| wal.lag_bytes == Some(0) && wal.windows.iter().any(|window| window.stopped_by.is_none()));
+    let complete = observed.wal.as_ref().is_some_and(|wal| wal.lag_bytes == Some(0))
+        && present(observed).is_some_and(|window| window.stopped_by.is_none());
     let rpo_seconds = match (backup, complete) {
         (None, _) => None,
         // Everything that the server has written is in the repository.
@@ -156,9 +165,10 @@ fn span(observed: &Observed, newest: Option<&BackupSeen>) -> (Option<Timestamp>,
     let backups = || observed.backups.iter().flatten().filter(|backup| backup.counts()).filter_map(covers);
     let windows = || observed.wal.iter().flat_map(|wal| &wal.windows);
     let from = windows().filter_map(|window| window.from.time).chain(backups()).min();
-    // The newest window only: one that a hole ended does not reach the present, whatever is behind the hole.
-    let reached = windows().filter_map(|window| window.to.time).max();
-    let last_commit = observed.wal.as_ref().filter(|wal| wal.windows.iter().any(|window| window.stopped_by.is_none()));
+    // What is on another timeline is not what was committed here. A window that a hole ended does not reach the present, whatever is behind it.
+    let present = present(observed);
+    let reached = present.and_then(|window| window.to.time);
+    let last_commit = observed.wal.as_ref().filter(|_| present.is_some_and(|window| window.stopped_by.is_none()));
     let last_commit = last_commit.and_then(|wal| wal.last_commit).filter(|_| reached.is_some());
     let to = [reached, last_commit, newest.and_then(covers)].into_iter().flatten().max();
     (from, to)
@@ -273,6 +283,53 @@ mod tests {
         }
         let kept = covers(newest_whole(&observed).unwrap()).unwrap();
         assert_eq!(answer(&observed).rpo_seconds, Some(seconds_between(kept, observed.at)), "as far as the newest backup");
+    }
+
+    /// All of a timeline is in the repository, and nothing leads to it.
+    #[test]
+    fn c076_moments_of_another_timeline_are_not_the_present() {
+        let on_timeline_2 = || {
+            let mut observed = samples::well();
+            observed.server.as_mut().unwrap().timeline = Some(2);
+            let wal = observed.wal.as_mut().unwrap();
+            let second = crate::status::TimelineSeen { timeline: 2, ..wal.timelines[0].clone() };
+            wal.timelines.push(second);
+            observed
+        };
+        let kept = |observed: &Observed| Some(seconds_between(covers(newest_whole(observed).unwrap()).unwrap(), observed.at));
+        // No backup leads along it.
+        let observed = on_timeline_2();
+        assert_eq!(answer(&observed).rpo_seconds, kept(&observed));
+        // Nor does one where no server was asked.
+        let asked = Observed { server: None, ..observed };
+        assert_eq!(answer(&asked).to, covers(newest_whole(&asked).unwrap()));
+        // One does, and a hole is behind it; the old primary's timeline has none.
+        let mut observed = on_timeline_2();
+        let wal = observed.wal.as_mut().unwrap();
+        let mut second = crate::status::WindowSeen { timeline: 2, ..wal.windows[0].clone() };
+        (second.stopped_by, second.to.time) = (Some("a segment is missing".into()), Some(samples::ago(20)));
+        wal.windows.push(second);
+        assert_eq!(answer(&observed).rpo_seconds, kept(&observed));
+        // All leads there; without its history nothing does.
+        let wal = observed.wal.as_mut().unwrap();
+        wal.windows[1].stopped_by = None;
+        assert_eq!(answer(&observed).rpo_seconds, Some(0));
+        let finding = crate::status::FindingSeen {
+            code: "history-missing".into(),
+            severity: crate::status::Severity::Critical,
+            message: String::new(),
+            hint: String::new(),
+        };
+        observed.wal.as_mut().unwrap().findings.push(finding);
+        assert_eq!(answer(&observed).rpo_seconds, kept(&observed));
+        // A clone's timeline is newer than the server's, and says nothing of it.
+        let mut observed = on_timeline_2();
+        observed.server.as_mut().unwrap().timeline = Some(1);
+        let wal = observed.wal.as_mut().unwrap();
+        wal.windows[0].to.time = Some(samples::ago(20));
+        (wal.lag_bytes, wal.last_commit) = (Some(1), Some(samples::ago(20)));
+        wal.windows.push(crate::status::WindowSeen { timeline: 2, ..samples::well().wal.unwrap().windows[0].clone() });
+        assert_eq!(answer(&observed).rpo_seconds, kept(&observed));
     }
 
     #[test]

@@ -543,6 +543,12 @@ impl Archive {
         self.timelines.get(&timeline).is_some_and(|held| held.last().is_some())
     }
 
+    /// Along which timeline the present lies: the server's; where none was asked, the newest that there is WAL of. What is committed on
+    /// another one is another server's, whatever its number.
+    pub fn present(&self, server: Option<Timeline>) -> Option<Timeline> {
+        server.or_else(|| self.timelines().into_iter().rev().find(|timeline| self.has_wal(*timeline)))
+    }
+
     /// Whether there is WAL of a timeline in segments behind the one that ends at `lsn`.
     pub fn goes_on_behind(&self, timeline: Timeline, lsn: Lsn) -> bool {
         let last = Segment::ending_at(timeline, lsn, self.size).number;
@@ -972,6 +978,17 @@ impl Archive {
         windows
     }
 
+    /// The moments that can be gone back to along one timeline, also where a younger one has told of them already. `None`: no backup leads
+    /// there, or nobody knows where it came from.
+    pub fn window_along(
+        &self,
+        timeline: Timeline,
+        backups: &[BackupPoint],
+        time: &mut dyn FnMut(Timeline, Lsn) -> Option<Timestamp>,
+    ) -> Option<Window> {
+        self.window(self.path(timeline).ok()?, backups, time)
+    }
+
     /// What the archive itself tells of why it has a gap.
     pub fn story(&self, gap: &Gap) -> GapStory {
         let Some(to) = gap.to else { return GapStory::Gone };
@@ -1209,6 +1226,24 @@ mod tests {
         archive.add(WalFile::Segment(segment(1, 1)), 1);
         assert_eq!(archive.gaps(Timeline(1)), []);
         assert_eq!(archive.reach(&archive.path(Timeline(1)).unwrap(), lsn(0)).to, lsn(12));
+    }
+
+    #[test]
+    fn the_present_is_the_servers_whatever_a_clone_commits() {
+        let archive = three().archive();
+        assert_eq!((archive.present(Some(Timeline(1))), archive.present(None)), (Some(Timeline(1)), Some(Timeline(2))));
+        assert_eq!(Archive::new(SystemId(7), model::size()).present(None), None);
+        // A clone goes on where the server's WAL ends, so that its window tells of all the server's moments.
+        let files = (0..3).map(|number| (1, number, model::Kind::Whole)).chain((3..5).map(|number| (2, number, model::Kind::Whole)));
+        let clone = World { branches: vec![(1, 12)], files: files.collect(), lost: Vec::new() }.archive();
+        let backups = [model::backup("a", 1, 0, 1)];
+        let windows = clone.windows(&backups, &mut |_, _| None);
+        assert_eq!(windows.iter().map(|window| window.path.timeline()).collect::<Vec<_>>(), [Timeline(2)]);
+        let own = clone.window_along(Timeline(1), &backups, &mut |_, _| None).unwrap();
+        assert_eq!((own.to.lsn, own.stopped_by), (lsn(12), None));
+        // The switch is before the backup was consistent: it is of the branch that was left.
+        assert_eq!(archive.window_along(Timeline(2), &[model::backup("a", 1, 9, 12)], &mut |_, _| None), None);
+        assert_eq!(archive.window_along(Timeline(3), &backups, &mut |_, _| None), None, "of unknown origin");
     }
 
     #[test]

@@ -110,6 +110,8 @@ pub struct WalFacts<'a> {
     pub archive_end: Option<Lsn>,
     /// Why what the archive has of the server's timeline cannot be replayed, in words: a history file is missing.
     pub no_way: Option<String>,
+    /// There are backups, and none leads along the server's timeline, of which the archive has WAL.
+    pub stranded: bool,
     /// Latest time of a commit that the archive has.
     pub last_commit: Option<Timestamp>,
     /// Gaps behind the oldest backup.
@@ -394,6 +396,18 @@ pub fn assess(facts: &WalFacts<'_>) -> Vec<WalFinding> {
             }
         }
     }
+    if facts.stranded {
+        // c076: the segments arrive, and yet nothing leads to them.
+        say(
+            "no-backup-on-timeline",
+            Critical,
+            format!(
+                "no backup leads along timeline {}: what is committed on it reaches the repository, and cannot be brought back",
+                server.timeline
+            ),
+            "take one now: lifeboat backup",
+        );
+    }
     if let Some(why) = facts.no_way.as_ref().filter(|_| facts.archive_end.is_some()) {
         // c051: the segments arrive, and yet recovery cannot go by them.
         say(
@@ -510,6 +524,7 @@ mod tests {
             server_trouble: None,
             archive_end: Some(Lsn(0x300_0000)),
             no_way: None,
+            stranded: false,
             last_commit: Some("2024-03-15T11:59:00Z".parse().unwrap()),
             gaps: Vec::new(),
             receives: false,
@@ -702,6 +717,16 @@ mod tests {
         assert!(assess(&lost)[0].hint.contains("lifeboat wal push pg_wal/00000002.history"));
         // Nothing of the timeline is there at all: that says more.
         assert_eq!(codes(&WalFacts { archive_end: None, no_way: why, ..facts(&server) }), ["archive-empty"]);
+    }
+
+    #[test]
+    fn c076_a_timeline_along_which_no_backup_leads_is_told_though_all_of_it_arrives() {
+        let server = ServerWal { timeline: Timeline(2), ..server() };
+        let stranded = WalFacts { stranded: true, ..facts(&server) };
+        assert_eq!(codes(&stranded), ["no-backup-on-timeline"]);
+        let finding = &assess(&stranded)[0];
+        assert_eq!((finding.severity, finding.hint.as_str()), (Severity::Critical, "take one now: lifeboat backup"));
+        assert!(finding.message.starts_with("no backup leads along timeline 2"), "{finding:?}");
     }
 
     #[test]

@@ -225,6 +225,14 @@ pub enum Reason {
         /// Where it ended.
         to: Lsn,
     },
+    /// What was committed on a newer timeline would be left out without a word.
+    #[error("no backup leads along timeline {newer}, which has WAL: recovery along timeline {older} leaves out what was committed there")]
+    PassedOver {
+        /// The newer one.
+        newer: Timeline,
+        /// The one that recovery would go along.
+        older: Timeline,
+    },
     /// More than one restore point has this name.
     #[error("there are {} restore points of that name ({}); PostgreSQL would stop at the first", .0.len(), places_of(.0))]
     Ambiguous(Vec<Located>),
@@ -262,6 +270,9 @@ struct Route<'b> {
     path: Path,
     /// On the path, newest first.
     backups: Vec<&'b BackupPoint>,
+    /// The newest timeline that has WAL and along which none of the backups leads. Each of them is consistent only behind the place where it
+    /// branched off, so whatever is recovered to leaves out what was committed there.
+    passed: Option<Timeline>,
 }
 
 fn route<'b>(backups: &'b [BackupPoint], archive: &Archive, request: &RecoveryRequest) -> Result<Route<'b>, Reason> {
@@ -282,7 +293,7 @@ fn route<'b>(backups: &'b [BackupPoint], archive: &Archive, request: &RecoveryRe
         TimelineChoice::Number(timeline) => {
             let path = archive.path(timeline)?;
             let backups = on(&path);
-            if backups.is_empty() { Err(Reason::NotOnTimeline(timeline)) } else { Ok(Route { path, backups }) }
+            if backups.is_empty() { Err(Reason::NotOnTimeline(timeline)) } else { Ok(Route { path, backups, passed: None }) }
         }
         TimelineChoice::Current => {
             // Without its history a timeline is at least itself, from the backup on.
@@ -291,19 +302,23 @@ fn route<'b>(backups: &'b [BackupPoint], archive: &Archive, request: &RecoveryRe
                 other => Err(other),
             })?;
             let backups = on(&path);
-            if backups.is_empty() { Err(Reason::NotOnTimeline(newest)) } else { Ok(Route { path, backups }) }
+            if backups.is_empty() { Err(Reason::NotOnTimeline(newest)) } else { Ok(Route { path, backups, passed: None }) }
         }
         TimelineChoice::Latest => {
             let mut timelines = archive.timelines();
             timelines.extend(all.iter().map(|backup| backup.timeline));
             timelines.sort_unstable();
             timelines.dedup();
+            let mut passed = None;
             for timeline in timelines.into_iter().rev() {
                 match archive.path(timeline) {
                     Ok(path) => {
                         let backups = on(&path);
                         if !backups.is_empty() {
-                            return Ok(Route { path, backups });
+                            return Ok(Route { path, backups, passed });
+                        }
+                        if archive.has_wal(timeline) {
+                            passed = passed.or(Some(timeline));
                         }
                     }
                     // c076: whether it descends from a backup's timeline cannot be told, so which is the latest cannot either.
@@ -538,12 +553,44 @@ pub fn choose(
                 if backup.degraded {
                     choice.notes.push(format!("only degraded backup {} reaches it", backup.id));
                 }
+                match (route.passed, &request.backup) {
+                    (None, _) => {}
+                    (Some(newer), None) => return Err(passed_over(&choice, newer, request)),
+                    (Some(newer), Some(_)) => choice.notes.push(format!(
+                        "timeline {newer} has WAL, and backup {} does not lead there: what was committed on it does not come back",
+                        backup.id
+                    )),
+                }
                 return Ok(choice);
             }
             Err(reason) => reasons.push(reason),
         }
     }
-    Err(explain(&route, archive, request, evidence, reasons))
+    let mut refused = explain(&route, archive, request, evidence, reasons);
+    for nearest in refused.nearest.iter_mut().filter(|nearest| route.passed.is_some() && nearest.backup.is_none()) {
+        // Asked for without it, it would be refused as well.
+        nearest.flags = format!("--target-timeline {} {}", route.path.timeline(), nearest.flags).trim_end().to_owned();
+    }
+    Err(refused)
+}
+
+/// c076: "the latest" would be what was before a newer timeline, and nobody would be told. Whoever means the older one says so.
+fn passed_over(choice: &Choice, newer: Timeline, request: &RecoveryRequest) -> Box<Unreachable> {
+    let older = choice.timeline;
+    let mut flags = format!("--target-timeline {older}");
+    match &request.target {
+        Target::Latest | Target::Immediate => {}
+        Target::Time(time) => flags.push_str(&format!(" --target-time {time}")),
+        Target::Lsn(lsn) => flags.push_str(&format!(" --target-lsn {lsn}")),
+        Target::TransactionId(xid) => flags.push_str(&format!(" --target-xid {xid}")),
+        Target::Name(name) => flags.push_str(&format!(" --target-name {name:?}")),
+    }
+    if !request.inclusive {
+        flags.push_str(" --exclusive");
+    }
+    let time = choice.located.as_ref().and_then(|located| located.time);
+    let along = Reachable { backup: None, flags, lsn: choice.end, time };
+    refuse(&request.target, Reason::PassedOver { newer, older }, vec![along, at_once(&choice.backup)], Vec::new())
 }
 
 /// Whether this backup leads to the target along this history, and how.
@@ -960,11 +1007,13 @@ mod tests {
         // Timeline 3 left 1 at 20: a backup from before is on all three; one of timeline 2 is on 2 alone.
         let choice = choose(&points(&[(1, 1, 3)]), &archive, &to(Target::Latest), &Evidence::default()).unwrap();
         assert_eq!((choice.timeline, choice.end), (Timeline(3), lsn(28)));
-        let choice = choose(&points(&[(2, 11, 12)]), &archive, &to(Target::Latest), &Evidence::default()).unwrap();
+        let request = RecoveryRequest { timeline: TimelineChoice::Number(Timeline(2)), ..to(Target::Latest) };
+        let choice = choose(&points(&[(2, 11, 12)]), &archive, &request, &Evidence::default()).unwrap();
         assert_eq!((choice.timeline, choice.end), (Timeline(2), lsn(20)));
         let request = RecoveryRequest { backup: Some("b1".into()), ..to(Target::Latest) };
         let choice = choose(&points(&[(1, 1, 3), (2, 11, 12)]), &archive, &request, &Evidence::default()).unwrap();
         assert_eq!(choice.timeline, Timeline(2));
+        assert!(choice.notes.iter().any(|note| note.contains("timeline 3 has WAL, and backup b1 does not lead there")), "{choice:?}");
         let request = RecoveryRequest { timeline: TimelineChoice::Number(Timeline(2)), ..to(Target::Latest) };
         let choice = choose(&points(&[(1, 1, 3)]), &archive, &request, &Evidence::default()).unwrap();
         assert_eq!(choice.legs.iter().map(|leg| leg.timeline.0).collect::<Vec<_>>(), [1, 2]);
@@ -972,6 +1021,30 @@ mod tests {
         let request = RecoveryRequest { timeline: TimelineChoice::Number(Timeline(3)), ..to(Target::Latest) };
         let refused = choose(&points(&[(2, 11, 12)]), &archive, &request, &Evidence::default()).unwrap_err();
         assert_eq!(refused.reason, Reason::NotOnTimeline(Timeline(3)));
+    }
+
+    #[test]
+    fn c076_a_newer_timeline_along_which_no_backup_leads_is_not_left_out_without_a_word() {
+        // A standby was promoted at 10, before the only backup was consistent.
+        let files = (0..6).map(|number| (1, number, Kind::Whole)).chain((2..5).map(|number| (2, number, Kind::Whole)));
+        let archive = World { branches: vec![(1, 10)], files: files.collect(), lost: vec![] }.archive();
+        let points = points(&[(1, 9, 12)]);
+        let of = |request: &RecoveryRequest, unit| choose(&points, &archive, request, &evidence(vec![record(1, unit)]));
+        let refused = of(&to(Target::Latest), 20).unwrap_err();
+        assert_eq!(refused.reason, Reason::PassedOver { newer: Timeline(2), older: Timeline(1) });
+        assert_eq!(
+            refused.nearest.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["latest --target-timeline 1 (LSN 0/600000)", "b0 --target-immediate (LSN 0/300000 of 2023-11-14T22:13:32Z)"]
+        );
+        let request = RecoveryRequest { inclusive: false, ..to(Target::Lsn(lsn(20))) };
+        let refused = of(&request, 20).unwrap_err();
+        assert_eq!(refused.nearest[0].flags, format!("--target-timeline 1 --target-lsn {} --exclusive", lsn(20)));
+        let chosen = of(&RecoveryRequest { timeline: TimelineChoice::Number(Timeline(1)), ..request }, 20).unwrap();
+        assert_eq!((chosen.timeline, chosen.end), (Timeline(1), lsn(20)));
+        assert_eq!(of(&to(Target::Immediate), 20).unwrap().timeline, Timeline(1));
+        // What can be reached instead is named so that it can.
+        let refused = choose(&points, &archive, &to(Target::Lsn(lsn(99))), &evidence(vec![])).unwrap_err();
+        assert_eq!(refused.nearest.last().unwrap().flags, "--target-timeline 1");
     }
 
     #[test]

@@ -38,8 +38,12 @@ pub struct Survey {
     pub windows: Vec<Window>,
     /// Backups and files of WAL that do not count, and why: unsigned, damaged.
     pub not_counted: Vec<String>,
-    /// Time of the last commit that the newest timeline's archive has.
+    /// Time of the last commit that the archive has of the timeline on which the present lies ([`Archive::present`]).
     pub last_commit: Option<Timestamp>,
+    #[serde(skip)]
+    present: Option<Timeline>,
+    #[serde(skip)]
+    has_backups: bool,
     #[serde(skip)]
     archive: Archive,
 }
@@ -48,6 +52,16 @@ impl Survey {
     /// Where the archive of a timeline ends.
     pub fn end(&self, timeline: Timeline) -> Option<Lsn> {
         self.timelines.iter().find(|state| state.timeline == timeline).and_then(|state| state.last)
+    }
+
+    /// There are backups, and none leads along the timeline on which the present lies: what is committed on it cannot be brought back, though
+    /// it arrives. (That its history is missing is another thing, and so is that there is no backup yet.)
+    pub fn is_stranded(&self) -> bool {
+        self.has_backups
+            && self.present.is_some_and(|present| {
+                let leads = self.windows.iter().any(|window| window.path.timeline() == present);
+                !leads && self.archive.has_wal(present) && self.archive.path(present).is_ok()
+            })
     }
 
     /// The archive itself.
@@ -70,15 +84,21 @@ pub fn backups(repository: &Repository, system_id: SystemId, trust: &Trust) -> R
     Ok((points, not_counted))
 }
 
-/// Looks at what a repository has of a cluster. `None`: no WAL of it.
-pub fn survey(repository: &Repository, system_id: SystemId, trust: &Trust) -> Result<Option<Survey>, SurveyError> {
-    survey_with(repository, system_id, trust, || backups(repository, system_id, trust))
+/// Looks at what a repository has of a cluster whose server, if one was asked, is on this timeline. `None`: no WAL of it.
+pub fn survey(
+    repository: &Repository,
+    system_id: SystemId,
+    server: Option<Timeline>,
+    trust: &Trust,
+) -> Result<Option<Survey>, SurveyError> {
+    survey_with(repository, system_id, server, trust, || backups(repository, system_id, trust))
 }
 
 /// The same for whoever has looked at the backups already: `backups` are those that [`backups`] would find.
 pub fn survey_with(
     repository: &Repository,
     system_id: SystemId,
+    server: Option<Timeline>,
     trust: &Trust,
     backups: impl FnOnce() -> Result<(Vec<BackupPoint>, Vec<String>), RepositoryError>,
 ) -> Result<Option<Survey>, SurveyError> {
@@ -88,11 +108,18 @@ pub fn survey_with(
     let cluster = super::Cluster { system_id, segment_size: archive.segment_size() };
     let reader = WalReader::new(repository, cluster, trust, Identities::default());
     let mut time = |timeline, lsn| last_commit_before(&archive, &reader, timeline, lsn);
-    let windows = archive.windows(&backups, &mut time);
+    let mut windows = archive.windows(&backups, &mut time);
     let timelines = archive.state();
-    let last_commit =
-        timelines.iter().rev().find_map(|state| state.last.map(|last| (state.timeline, last))).and_then(|(t, last)| time(t, last));
-    Ok(Some(Survey { system_id, timelines, windows, not_counted, last_commit, archive }))
+    let present = archive.present(server);
+    // A clone's, which began where the server's archive ends, tells of the server's moments; and is not how they are gone back to.
+    if let Some(present) = present.filter(|present| !windows.iter().any(|window| window.path.timeline() == *present)) {
+        windows.extend(archive.window_along(present, &backups, &mut time));
+        windows.sort_by_key(|window| window.path.timeline());
+    }
+    let end = timelines.iter().find(|state| Some(state.timeline) == present).and_then(|state| state.last);
+    let last_commit = present.zip(end).and_then(|(present, end)| time(present, end));
+    let has_backups = !backups.is_empty();
+    Ok(Some(Survey { system_id, timelines, windows, not_counted, last_commit, present, has_backups, archive }))
 }
 
 /// Time of the last commit that is known to be before `lsn` on a timeline. Only what is signed is believed; what cannot be read tells nothing.

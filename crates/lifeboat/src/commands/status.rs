@@ -307,7 +307,9 @@ fn wal_seen(
     asked: Option<&Result<wal_status::ServerWal, String>>,
 ) -> Result<Option<WalSeen>, String> {
     let server = asked.and_then(|asked| asked.as_ref().ok());
-    let survey = survey_with(repository, system_id, trust, || Ok((points.to_vec(), Vec::new()))).map_err(|error| chain(&error))?;
+    let timeline = server.filter(|server| server.system_id == system_id).map(|server| server.timeline);
+    let survey =
+        survey_with(repository, system_id, timeline, trust, || Ok((points.to_vec(), Vec::new()))).map_err(|error| chain(&error))?;
     let known = survey.map(|survey| wal_command::beside(settings, repository, survey));
     let findings = wal_status::assess(&wal_command::facts(settings, asked, known.as_ref()));
     let findings = findings.into_iter().filter(|finding| finding.code != "server-unreachable").map(|finding| FindingSeen {

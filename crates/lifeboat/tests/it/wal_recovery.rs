@@ -455,8 +455,8 @@ fn c063_a_hole_before_the_first_backup_is_no_finding() {
 fn c076_branches_of_history_are_told_apart() {
     let place = Place::new();
     let cluster = place.server(Postgres::V18);
-    place.backup();
-    let early = Place::beat(&cluster, 1);
+    let early = place.backup();
+    Place::beat(&cluster, 1);
     place.archive(&cluster);
     let fork = Place::beat(&cluster, 2);
     place.archive(&cluster);
@@ -487,6 +487,36 @@ fn c076_branches_of_history_are_told_apart() {
     assert_eq!(moments, "1,2,3,4");
     let (moments, _) = place.recovered("two", &["latest", "--target-timeline", "2"]);
     assert_eq!(moments, "1,2,12");
+    // A backup of the new branch's parent, behind the fork, cannot lead to the new branch.
+    let late = place.backup();
+    let error = refused(&place, &[&late, "--target-timeline", "2"]);
+    assert!(error.contains("history of timeline 2"), "{error}");
+    // Alone, it leads to the old branch only: what was committed on the new one is not left out without a word.
+    fs::remove_dir_all(place.path("repository").join(&early)).unwrap();
+    let error = refused(&place, &["latest"]);
+    assert!(error.contains("no backup leads along timeline 2") && error.contains("restore latest --target-timeline 1"), "{error}");
+    let (moments, _) = place.recovered("left", &["latest", "--target-timeline", "1"]);
+    assert_eq!(moments, "1,2,3,4");
+    let data = place.path("named").display().to_string();
+    let dry = place.lifeboat(&["restore", &late, "--dry-run", "--pgdata", &data]).run().success();
+    assert!(dry.stderr.contains("what was committed on it does not come back"), "{dry}");
+    // The server itself is on the old branch, and a backup leads there.
+    let status = place.lifeboat(&["wal", "status", "--json"]).run();
+    assert!(!status.stdout.contains("no-backup-on-timeline"), "{status}");
+}
+
+#[test]
+fn c076_a_moment_before_a_branch_is_reached_along_the_old_timeline() {
+    let place = Place::new();
+    let cluster = place.server(Postgres::V18);
+    place.backup();
+    let early = Place::beat(&cluster, 1);
+    place.archive(&cluster);
+    let fork = Place::beat(&cluster, 2);
+    place.archive(&cluster);
+    fs::create_dir(place.path("standby")).unwrap();
+    place.write("standby/00000002.history", &format!("1\t{fork}\tno recovery target specified\n"));
+    place.lifeboat(&["wal", "push"]).arg(place.path("standby/00000002.history")).run().success();
     // A moment before the fork: along the old timeline, so that the history of the new one does not go back behind what it left.
     let output = place.restore("early", &["latest", "--target-lsn", &early, "--exclusive", "--archive-mode", "preserve"]).success();
     {
@@ -512,10 +542,6 @@ fn c076_branches_of_history_are_told_apart() {
     place.lifeboat(&["wal", "push"]).arg(place.path("elsewhere/00000004.history")).run().success();
     let (moments, _) = place.recovered("fourth", &["latest", "--target-timeline", "4"]);
     assert_eq!(moments, "1");
-    // A backup of the new branch's parent, behind the fork, cannot lead to the new branch.
-    let late = place.backup();
-    let error = refused(&place, &[&late, "--target-timeline", "2"]);
-    assert!(error.contains("history of timeline 2"), "{error}");
 }
 
 #[test]

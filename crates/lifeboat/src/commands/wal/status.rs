@@ -53,8 +53,15 @@ pub(crate) struct Known {
 }
 
 /// What is known of a cluster, if the repository has WAL of it.
-fn known(settings: &Settings, repository: &Repository, system_id: SystemId, trust: &Trust) -> Result<Option<Known>, Failure> {
-    Ok(survey(repository, system_id, trust)?.map(|survey| beside(settings, repository, survey)))
+fn known(
+    settings: &Settings,
+    repository: &Repository,
+    system_id: SystemId,
+    server: Option<&ServerWal>,
+    trust: &Trust,
+) -> Result<Option<Known>, Failure> {
+    let timeline = server.filter(|server| server.system_id == system_id).map(|server| server.timeline);
+    Ok(survey(repository, system_id, timeline, trust)?.map(|survey| beside(settings, repository, survey)))
 }
 
 /// With what this host knows beside the repository.
@@ -78,7 +85,8 @@ pub(super) fn run(command: &WalStatus, settings: &Settings, out: &Output) -> Res
     };
     let (mut known, mut damage) = (Vec::new(), Vec::new());
     for system_id in system_ids {
-        let Some(mut one) = self::known(settings, &repository, system_id, &trust)? else { continue };
+        let asked = server.as_ref().and_then(|server| server.as_ref().ok());
+        let Some(mut one) = self::known(settings, &repository, system_id, asked, &trust)? else { continue };
         if command.verify {
             let spool = wal::spool_of(&settings.wal_spool.value, &repository, system_id);
             let cluster = Cluster { system_id, segment_size: one.survey.archive().segment_size() };
@@ -124,7 +132,7 @@ pub(crate) fn findings(settings: &Settings, repository: &Repository, trust: &Tru
     let Some(dsn) = &settings.dsn else { return Ok(Vec::new()) };
     let server = ask(dsn.value.as_str());
     let known = match &server {
-        Ok(server) => known(settings, repository, server.system_id, trust)?,
+        Ok(asked) => known(settings, repository, asked.system_id, Some(asked), trust)?,
         Err(_) => None,
     };
     Ok(assess(&facts(settings, Some(&server), known.as_ref())))
@@ -155,6 +163,7 @@ pub(crate) fn facts<'a>(settings: &'a Settings, server: Option<&'a Result<Server
         server_trouble: server.and_then(|server| server.as_ref().err().cloned()),
         archive_end: survey.zip(timeline).and_then(|(survey, timeline)| survey.end(timeline)),
         no_way: survey.zip(timeline).and_then(|(survey, timeline)| Some(survey.archive().path(timeline).err()?.to_string())),
+        stranded: survey.filter(|_| timeline.is_some()).is_some_and(Survey::is_stranded),
         last_commit: survey.and_then(|survey| survey.last_commit),
         gaps: survey.map(gaps).unwrap_or_default(),
         receives: settings.wal_mode.value != WalMode::Archive,
@@ -273,6 +282,7 @@ fn lag(server: &ServerWal, survey: &Survey) -> String {
     let bytes = end.map(|end| server.position.0.saturating_sub(end.0));
     let mut text = format!("server at {} on timeline {}", server.position, server.timeline);
     match bytes {
+        Some(0) if survey.is_stranded() => text.push_str(": everything is in the repository, and no backup leads there\n"),
         Some(0) => text.push_str(": everything is in the repository\n"),
         Some(bytes) => text.push_str(&format!(": {} behind it in the repository\n", output::bytes(bytes))),
         None => text.push_str(": nothing of it is in the repository\n"),
