@@ -168,9 +168,9 @@ fn span(observed: &Observed, newest: Option<&BackupSeen>) -> (Option<Timestamp>,
     // What is on another timeline is not what was committed here. A window that a hole ended does not reach the present, whatever is behind it.
     let present = present(observed);
     let reached = present.and_then(|window| window.to.time);
-    let last_commit = observed.wal.as_ref().filter(|_| present.is_some_and(|window| window.stopped_by.is_none()));
-    let last_commit = last_commit.and_then(|wal| wal.last_commit).filter(|_| reached.is_some());
-    let to = [reached, last_commit, newest.and_then(covers)].into_iter().flatten().max();
+    let reaches = observed.wal.as_ref().filter(|_| present.is_some_and(|window| window.stopped_by.is_none()));
+    let kept = reaches.and_then(|wal| wal.kept_until.max(wal.last_commit));
+    let to = [reached, kept, newest.and_then(covers)].into_iter().flatten().max();
     (from, to)
 }
 
@@ -283,6 +283,20 @@ mod tests {
         }
         let kept = covers(newest_whole(&observed).unwrap()).unwrap();
         assert_eq!(answer(&observed).rpo_seconds, Some(seconds_between(kept, observed.at)), "as far as the newest backup");
+    }
+
+    /// What is missing is 96 bytes that the server wrote for itself.
+    #[test]
+    fn what_was_not_committed_is_not_lost() {
+        let mut observed = samples::well();
+        let wal = observed.wal.as_mut().unwrap();
+        (wal.lag_bytes, wal.last_commit, wal.windows[0].to.time) = (Some(96), Some(samples::ago(26)), Some(samples::ago(26)));
+        assert_eq!(answer(&observed).to, covers(newest_whole(&observed).unwrap()), "for all that anybody knows");
+        observed.wal.as_mut().unwrap().kept_until = Some(samples::at());
+        assert_eq!((answer(&observed).rpo_seconds, answer(&observed).to), (Some(0), Some(samples::at())));
+        // Of a window that reaches the present it says something, and of no other.
+        observed.wal.as_mut().unwrap().windows[0].stopped_by = Some("a segment is missing".into());
+        assert_ne!(answer(&observed).rpo_seconds, Some(0));
     }
 
     /// All of a timeline is in the repository, and nothing leads to it.

@@ -158,6 +158,7 @@ fn wal() -> WalSeen {
             backups: 2,
         }],
         last_commit: Some(at()),
+        kept_until: None,
         lag_bytes: Some(0),
         ready: Some(0),
         slots: vec![SlotSeen {

@@ -359,6 +359,10 @@ pub struct WalSeen {
     /// Time of the last commit in the repository.
     #[serde(default)]
     pub last_commit: Option<Timestamp>,
+    /// Nothing that was committed before is missing in the repository, as far as anybody knows; later than the last commit, where nothing was
+    /// committed in between. `None`: nobody knows.
+    #[serde(default)]
+    pub kept_until: Option<Timestamp>,
     /// WAL that the server has and the repository does not; `None`: the server was not asked, or the repository has nothing of its timeline.
     #[serde(default)]
     pub lag_bytes: Option<u64>,

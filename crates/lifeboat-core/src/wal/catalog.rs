@@ -567,6 +567,27 @@ impl Archive {
         lsn.0 / self.size.bytes()
     }
 
+    /// The files whose summaries tell when something before `lsn` was committed on the history of a timeline, of so many segments, the newest
+    /// first: whole segments that end there, and each `.partial` whose records do. What goes on behind it may tell of what is behind it, or of the
+    /// branch that was left.
+    pub fn files_before(&self, timeline: Timeline, lsn: Lsn, segments: u64) -> Vec<WalFile> {
+        let path = self.path(timeline).unwrap_or_else(|_| Path::alone(timeline));
+        let newest = Segment::ending_at(timeline, lsn, self.size).number;
+        let mut files = Vec::new();
+        for number in (newest.saturating_sub(segments.saturating_sub(1))..=newest).rev() {
+            for leg in path.legs.iter().rev().filter(|leg| self.number(leg.from) <= number) {
+                let (segment, until) = (Segment { timeline: leg.timeline, number }, leg.ends_at().min(lsn));
+                let Some(held) = self.timelines.get(&leg.timeline) else { continue };
+                if held.whole.contains(number) && self.end(number) <= until.0 {
+                    files.push(WalFile::Segment(segment));
+                } else if held.partials.get(&number).is_some_and(|end| end.is_some_and(|end| end <= until)) {
+                    files.push(WalFile::Partial(segment));
+                }
+            }
+        }
+        files
+    }
+
     /// How far pieces and `.partial` of a segment go from its beginning on.
     fn joined(&self, held: &Holdings, segment: Segment) -> u64 {
         let start = self.start(segment.number);
@@ -1244,6 +1265,26 @@ mod tests {
         // The switch is before the backup was consistent: it is of the branch that was left.
         assert_eq!(archive.window_along(Timeline(2), &[model::backup("a", 1, 9, 12)], &mut |_, _| None), None);
         assert_eq!(archive.window_along(Timeline(3), &backups, &mut |_, _| None), None, "of unknown origin");
+    }
+
+    #[test]
+    fn the_last_commit_is_looked_for_along_the_history_and_nowhere_else() {
+        // Timeline 2 left 1 at 10, in the middle of segment 2; the old primary went on.
+        let files = |archive: &Archive, timeline, unit, segments| {
+            let files = archive.files_before(Timeline(timeline), lsn(unit), segments);
+            files.iter().map(|file| file.file_name(model::size())[7..].replacen("000000000000", "/", 1)).collect::<Vec<_>>()
+        };
+        let archive = three().archive();
+        assert_eq!(files(&archive, 2, 20, 9), ["2/0004", "2/0003", "2/0002", "1/0001", "1/0000"]);
+        assert_eq!(files(&archive, 2, 20, 2), ["2/0004", "2/0003"]);
+        assert_eq!(files(&archive, 2, 18, 9), ["2/0003", "2/0002", "1/0001", "1/0000"], "what goes on behind it");
+        assert_eq!(files(&archive, 1, 10, 9), ["1/0001", "1/0000"]);
+        // Right behind a promotion nothing of the new timeline is whole.
+        let open = [(2, 2, model::Kind::Piece(0, 3)), (1, 2, model::Kind::Partial(2)), (1, 1, model::Kind::Whole)];
+        let archive = World { files: open.to_vec(), ..three() }.archive();
+        assert_eq!(files(&archive, 2, 11, 9), ["1/0002.partial", "1/0001"]);
+        assert_eq!(files(&archive, 2, 9, 9), ["1/0001"], "its records go on behind it");
+        assert_eq!(archive.files_before(Timeline(9), lsn(11), 9), [], "of unknown origin");
     }
 
     #[test]

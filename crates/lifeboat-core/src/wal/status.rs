@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::catalog::GapStory;
-use super::{Lsn, SystemId, Timeline};
+use super::{Lsn, SegmentSize, SystemId, Timeline};
 
 /// What a server says of its WAL.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -114,6 +114,10 @@ pub struct WalFacts<'a> {
     pub stranded: bool,
     /// Latest time of a commit that the archive has.
     pub last_commit: Option<Timestamp>,
+    /// When the piece was signed with which the archive of the server's timeline ends; `None`: it ends with a segment.
+    pub last_piece: Option<Timestamp>,
+    /// Bytes in a segment of the archive.
+    pub segment_size: Option<SegmentSize>,
     /// Gaps behind the oldest backup.
     pub gaps: Vec<GapSeen>,
     /// The receiver runs in this mode, by the configuration: `stream` or `sync`.
@@ -161,6 +165,8 @@ pub struct ReceiverSeen {
     pub degraded: bool,
     /// It is connected to a server.
     pub connected: bool,
+    /// When everything that it had received was in the repository; `None`: it is not.
+    pub caught_up: Option<Timestamp>,
     /// Why the repository takes nothing from it, and has not for a while.
     pub store_trouble: Option<String>,
     /// Why its spool takes nothing, and has not for a while.
@@ -216,6 +222,49 @@ const TROUBLE_LASTS: Duration = Duration::from_secs(30);
 /// How far clocks may differ.
 const SKEW: Duration = Duration::from_secs(60);
 
+fn is_up(receiver: &ReceiverSeen) -> bool {
+    receiver.connected && receiver.age_seconds <= RECEIVER_SILENT_SECONDS
+}
+
+fn archives(server: &ServerWal) -> bool {
+    server.archive_mode != "off" && server.archiver_set != Some(false)
+}
+
+fn is_failing(archiver: &Archiver) -> bool {
+    match (archiver.last_failed_time, archiver.last_archived_time) {
+        (Some(failed), Some(archived)) => failed > archived,
+        (failed, _) => failed.is_some(),
+    }
+}
+
+/// The moment before which nothing is missing in the archive, as far as anybody knows: that of the last commit there, or a later one where it is known
+/// that nothing was committed in between. A missing byte is not yet a missing commit.
+pub fn kept_until(facts: &WalFacts<'_>) -> Option<Timestamp> {
+    let (Some(server), Some(end)) = (facts.server, facts.archive_end) else { return facts.last_commit };
+    // Whoever is further behind may be storing what is hours old.
+    let is_near = server.position.0.saturating_sub(end.0) <= LAG_WARNING_BYTES;
+    // Pieces say nothing of commits; what is in one was written before it was signed.
+    let piece = facts.last_piece.filter(|_| is_near);
+    let receiver = facts.receiver.as_ref().filter(|seen| facts.receives && is_near && is_up(seen) && seen.store_trouble.is_none());
+    [facts.last_commit, piece, receiver.and_then(|seen| seen.caught_up), quiet_since(server, end, facts.segment_size?)]
+        .into_iter()
+        .flatten()
+        .max()
+}
+
+/// Since when a server that archives has committed nothing, or later. A segment with anything in it but what the server notes for itself is ended
+/// after `archive_timeout`, and archived (`CheckArchiveTimeout` in `src/backend/postmaster/checkpointer.c`, which goes by
+/// `GetLastImportantRecPtr`); a record about running transactions ends none, and stays in the open segment for as long as nothing else is
+/// written.
+fn quiet_since(server: &ServerWal, end: Lsn, size: SegmentSize) -> Option<Timestamp> {
+    let all_archived = end.0 % size.bytes() == 0 && server.position.0 / size.bytes() == end.0 / size.bytes();
+    let works = archives(server) && server.ready.unwrap_or(0) == 0 && !server.archiver.as_ref().is_some_and(is_failing);
+    if !all_archived || !works || server.in_recovery || server.archive_timeout_seconds == 0 {
+        return None;
+    }
+    server.now.checked_sub(Duration::from_secs(server.archive_timeout_seconds.into())).ok()
+}
+
 /// What is wrong.
 pub fn assess(facts: &WalFacts<'_>) -> Vec<WalFinding> {
     let mut findings = Vec::new();
@@ -233,7 +282,7 @@ pub fn assess(facts: &WalFacts<'_>) -> Vec<WalFinding> {
         };
         say("gap", severity, text.clone(), hint);
     }
-    let receiver_up = facts.receiver.as_ref().is_some_and(|seen| seen.connected && seen.age_seconds <= RECEIVER_SILENT_SECONDS);
+    let receiver_up = facts.receiver.as_ref().is_some_and(is_up);
     if facts.receives && !receiver_up {
         let how = match &facts.receiver {
             None => "it has never run here".to_owned(),
@@ -305,7 +354,7 @@ pub fn assess(facts: &WalFacts<'_>) -> Vec<WalFinding> {
             "set wal_level = replica and restart the server",
         );
     }
-    let archives = server.archive_mode != "off" && server.archiver_set != Some(false);
+    let archives = archives(server);
     if !facts.receives {
         if server.archive_mode == "off" {
             say(
@@ -332,11 +381,7 @@ pub fn assess(facts: &WalFacts<'_>) -> Vec<WalFinding> {
         }
     }
     if let Some(archiver) = server.archiver.as_ref().filter(|_| archives) {
-        let failing = match (archiver.last_failed_time, archiver.last_archived_time) {
-            (Some(failed), Some(archived)) => failed > archived,
-            (failed, _) => failed.is_some(),
-        };
-        if failing {
+        if is_failing(archiver) {
             let file = archiver.last_failed.as_deref().unwrap_or("a file");
             say(
                 "archive-failing",
@@ -374,7 +419,7 @@ pub fn assess(facts: &WalFacts<'_>) -> Vec<WalFinding> {
         }
         Some(end) => {
             let bytes = server.position.0.saturating_sub(end.0);
-            let behind = facts.last_commit.map(|time| server.now.duration_since(time).unsigned_abs());
+            let behind = kept_until(facts).map(|time| server.now.duration_since(time).unsigned_abs());
             if bytes > 0 && behind.is_some_and(|behind| behind > facts.rpo) {
                 let seconds = behind.unwrap_or_default().as_secs();
                 say(
@@ -385,6 +430,13 @@ pub fn assess(facts: &WalFacts<'_>) -> Vec<WalFinding> {
                         facts.rpo.as_secs()
                     ),
                     "see why WAL does not arrive: the server's log, lifeboat wal status",
+                );
+            } else if bytes > 0 && behind.is_none() {
+                say(
+                    "lag",
+                    Warning,
+                    format!("{bytes} bytes of WAL are missing, and nobody knows how old the last commit in the repository is"),
+                    "see how old the last segment there is: lifeboat wal status; a backup has a time: lifeboat backup",
                 );
             } else if bytes > LAG_WARNING_BYTES {
                 say(
@@ -526,6 +578,8 @@ mod tests {
             no_way: None,
             stranded: false,
             last_commit: Some("2024-03-15T11:59:00Z".parse().unwrap()),
+            last_piece: None,
+            segment_size: Some(SegmentSize::DEFAULT),
             gaps: Vec::new(),
             receives: false,
             synchronous: Synchronous::No,
@@ -564,7 +618,8 @@ mod tests {
     #[test]
     fn a_receiver_that_streams_and_can_store_nothing_is_told() {
         let server = server();
-        let seen = ReceiverSeen { age_seconds: 1, degraded: false, connected: true, store_trouble: None, spool_trouble: None };
+        let seen =
+            ReceiverSeen { age_seconds: 1, degraded: false, connected: true, caught_up: None, store_trouble: None, spool_trouble: None };
         let with =
             |synchronous, seen: ReceiverSeen| assess(&WalFacts { receives: true, synchronous, receiver: Some(seen), ..facts(&server) });
         let of = |seen| with(Synchronous::Repository, seen);
@@ -623,10 +678,24 @@ mod tests {
                 safe_wal_bytes: None,
             };
             let server = ServerWal { slots: vec![slot], ..server() };
-            let up = Some(ReceiverSeen { age_seconds: 1, degraded: false, connected: true, store_trouble: None, spool_trouble: None });
+            let up = Some(ReceiverSeen {
+                age_seconds: 1,
+                degraded: false,
+                connected: true,
+                caught_up: None,
+                store_trouble: None,
+                spool_trouble: None,
+            });
             assert_eq!(codes(&WalFacts { receives: true, receiver: up, ..facts(&server) }), [code]);
         }
-        let up = Some(ReceiverSeen { age_seconds: 1, degraded: false, connected: true, store_trouble: None, spool_trouble: None });
+        let up = Some(ReceiverSeen {
+            age_seconds: 1,
+            degraded: false,
+            connected: true,
+            caught_up: None,
+            store_trouble: None,
+            spool_trouble: None,
+        });
         assert_eq!(codes(&WalFacts { receives: true, receiver: up, ..facts(&server()) }), ["slot-missing"]);
     }
 
@@ -683,6 +752,76 @@ mod tests {
         assert_eq!(codes(&WalFacts { archive_end: None, ..facts(&server) }), ["archive-empty"]);
     }
 
+    /// The server notes once more which transactions run, and then nothing for days.
+    #[test]
+    fn c065_a_quiet_server_whose_segments_are_all_there_misses_no_objective() {
+        let server = ServerWal { position: Lsn(0x300_0060), ..server() };
+        let day_old = Some("2024-03-14T10:00:00Z".parse().unwrap());
+        let told = |server: &ServerWal| codes(&WalFacts { last_commit: day_old, ..facts(server) });
+        assert_eq!(told(&server), [""; 0]);
+        assert_eq!(kept_until(&WalFacts { last_commit: day_old, ..facts(&server) }), Some("2024-03-15T11:59:00Z".parse().unwrap()));
+        assert_eq!(told(&ServerWal { ready: None, ..server.clone() }), [""; 0], "the role may not look");
+        // Otherwise a commit may be in what is missing.
+        let failing =
+            Archiver { last_archived: None, last_archived_time: None, last_failed: None, last_failed_time: day_old, failed_count: 1 };
+        for (other, code) in [
+            (ServerWal { archive_timeout_seconds: 0, ..server.clone() }, "archive-timeout"),
+            (ServerWal { archive_mode: "off".into(), ..server.clone() }, "archive-off"),
+            (ServerWal { archiver: Some(failing), ..server.clone() }, "archive-failing"),
+        ] {
+            assert_eq!(told(&other), [code, "rpo"]);
+        }
+        for other in [
+            ServerWal { ready: Some(1), ..server.clone() },
+            ServerWal { position: Lsn(0x400_0060), ..server.clone() },
+            ServerWal { in_recovery: true, standby: Some(Standby { streams: true, replayed: None }), ..server.clone() },
+        ] {
+            assert_eq!(told(&other), ["rpo"]);
+        }
+        let open = WalFacts { archive_end: Some(Lsn(0x300_0020)), last_commit: day_old, ..facts(&server) };
+        assert_eq!(codes(&open), ["rpo"], "a piece of the segment is there, and not the rest");
+    }
+
+    #[test]
+    fn c058_what_was_streamed_a_moment_ago_is_no_day_old() {
+        let slot = Slot {
+            name: "lifeboat".into(),
+            physical: true,
+            active: true,
+            wal_status: Some("reserved".into()),
+            restart_lsn: None,
+            safe_wal_bytes: None,
+        };
+        let server = ServerWal { position: Lsn(0x900_0060), archive_timeout_seconds: 0, slots: vec![slot], ..server() };
+        let seen =
+            ReceiverSeen { age_seconds: 1, degraded: false, connected: true, caught_up: None, store_trouble: None, spool_trouble: None };
+        let time = |text: &str| Some(text.parse().unwrap());
+        let base = WalFacts {
+            receives: true,
+            receiver: Some(seen.clone()),
+            archive_end: Some(Lsn(0x900_0020)),
+            last_commit: time("2024-03-14T10:00:00Z"),
+            ..facts(&server)
+        };
+        assert_eq!(codes(&base), ["rpo"]);
+        let fresh = WalFacts { last_piece: time("2024-03-15T11:59:58Z"), ..base.clone() };
+        assert_eq!((codes(&fresh), kept_until(&fresh)), (vec![], fresh.last_piece));
+        // Far behind, it may be storing what is a day old.
+        assert_eq!(codes(&WalFacts { archive_end: Some(Lsn(0x600_0000)), ..fresh.clone() }), ["rpo"]);
+        assert_eq!(codes(&WalFacts { last_piece: time("2024-03-15T10:00:00Z"), ..base.clone() }), ["rpo"]);
+        // A commit after hours in which there was none: all before it is there.
+        let caught_up = |seen: ReceiverSeen| {
+            codes(&WalFacts { receiver: Some(ReceiverSeen { caught_up: time("2024-03-15T11:59:59Z"), ..seen }), ..base.clone() })
+        };
+        assert_eq!(caught_up(seen.clone()), [""; 0]);
+        assert_eq!(caught_up(ReceiverSeen { age_seconds: 31, ..seen.clone() }), ["receiver-down", "rpo"]);
+        assert_eq!(caught_up(ReceiverSeen { store_trouble: Some("no space".into()), ..seen }), ["store-failing", "rpo"]);
+        // Nobody knows is not well.
+        let unknown = WalFacts { last_commit: None, ..base };
+        assert_eq!(codes(&unknown), ["lag"]);
+        assert!(assess(&unknown)[0].message.contains("nobody knows how old the last commit"));
+    }
+
     #[test]
     fn c059_a_synchronous_promise_that_nobody_keeps_is_told() {
         let slot = Slot {
@@ -695,7 +834,7 @@ mod tests {
         };
         let server = ServerWal { slots: vec![slot], ..server() };
         let seen = |connected, degraded, age_seconds| {
-            Some(ReceiverSeen { age_seconds, degraded, connected, store_trouble: None, spool_trouble: None })
+            Some(ReceiverSeen { age_seconds, degraded, connected, caught_up: None, store_trouble: None, spool_trouble: None })
         };
         let sync = WalFacts { receives: true, synchronous: Synchronous::Spool, receiver: seen(true, false, 0), ..facts(&server) };
         assert_eq!(codes(&sync), ["not-synchronous"]);

@@ -117,6 +117,7 @@ fn wal(at: Timestamp) -> WalSeen {
             window(2, moment("0/8000000", 2 * DAY), moment("1/7A000060", 4), None),
         ],
         last_commit: Some(ago(at, 4)),
+        kept_until: None,
         lag_bytes: Some(12_345),
         ready: Some(3),
         slots: vec![slot("lifeboat", true, "reserved", Some(1 << 30)), slot("forgotten", false, "lost", None)],

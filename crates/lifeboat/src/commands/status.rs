@@ -311,7 +311,8 @@ fn wal_seen(
     let survey =
         survey_with(repository, system_id, timeline, trust, || Ok((points.to_vec(), Vec::new()))).map_err(|error| chain(&error))?;
     let known = survey.map(|survey| wal_command::beside(settings, repository, survey));
-    let findings = wal_status::assess(&wal_command::facts(settings, asked, known.as_ref()));
+    let facts = wal_command::facts(settings, asked, known.as_ref());
+    let (findings, kept_until) = (wal_status::assess(&facts), wal_status::kept_until(&facts));
     let findings = findings.into_iter().filter(|finding| finding.code != "server-unreachable").map(|finding| FindingSeen {
         code: finding.code.to_owned(),
         severity: match finding.severity {
@@ -332,6 +333,7 @@ fn wal_seen(
         timelines: survey.map(look::timelines).unwrap_or_default(),
         windows: survey.map(look::windows).unwrap_or_default(),
         last_commit: survey.and_then(|survey| survey.last_commit),
+        kept_until,
         // What a standby that follows nobody has is not what there is.
         lag_bytes: server.filter(|server| server.is_at_the_end()).zip(end).map(|(server, end)| server.position.0.saturating_sub(end.0)),
         ready: server.and_then(|server| server.ready),

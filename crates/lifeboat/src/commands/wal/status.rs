@@ -153,6 +153,7 @@ pub(crate) fn facts<'a>(settings: &'a Settings, server: Option<&'a Result<Server
         store_trouble: lasting(receiver.store_trouble.as_ref(), receiver.stored_at, now),
         spool_trouble: lasting(receiver.spool_trouble.as_ref(), receiver.spooled_at, now),
         degraded: receiver.degraded,
+        caught_up: (receiver.received > Lsn::INVALID && receiver.stored >= receiver.received).then_some(receiver.updated),
         connected: matches!(receiver.state.as_str(), "streaming" | "paused"),
     });
     let asked = server.and_then(|server| server.as_ref().ok());
@@ -165,6 +166,8 @@ pub(crate) fn facts<'a>(settings: &'a Settings, server: Option<&'a Result<Server
         no_way: survey.zip(timeline).and_then(|(survey, timeline)| Some(survey.archive().path(timeline).err()?.to_string())),
         stranded: survey.filter(|_| timeline.is_some()).is_some_and(Survey::is_stranded),
         last_commit: survey.and_then(|survey| survey.last_commit),
+        last_piece: survey.filter(|_| timeline.is_some()).and_then(|survey| survey.last_piece),
+        segment_size: survey.map(|survey| survey.archive().segment_size()),
         gaps: survey.map(gaps).unwrap_or_default(),
         receives: settings.wal_mode.value != WalMode::Archive,
         synchronous: match (settings.wal_mode.value, settings.wal_durability.value) {
