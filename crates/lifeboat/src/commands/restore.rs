@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use lifeboat_core::policy::{Operation, PlanFacts, TargetFacts};
 use lifeboat_core::repository::Sha256;
 use lifeboat_core::repository::backup_id::BackupId;
-use lifeboat_core::repository::manifest::{CopyMethod, KeyPurpose};
+use lifeboat_core::repository::manifest::{CopyMethod, KeyPurpose, Manifest};
 use lifeboat_core::restore::{self as planning, ArchiveMode, ArchiveRecovery, RestorePlan, RestoreRequest, Target};
 use lifeboat_core::verify::{Finding, FindingKind, verdict};
 use lifeboat_core::wal::catalog::{Archive, BackupPoint, Held};
@@ -87,11 +87,42 @@ pub(super) fn run(restore: &Restore, settings: &Settings, out: &Output) -> Resul
 
 /// The backup that was typed.
 fn find(restore: &Restore, settings: &Settings, repository: &Repository) -> Result<BackupId, Failure> {
-    let wanted = |manifest: &lifeboat_core::repository::manifest::Manifest| {
+    let wanted = |manifest: &Manifest| {
         let database = manifest.postgres.as_ref().is_some_and(|postgres| postgres.copy != CopyMethod::Recorded);
         (restore.pgdata.is_none() || database) && (restore.artifacts.is_none() || manifest.artifacts.is_some())
     };
+    // A dump has one moment: it is taken where there is nothing else, or where it was named.
+    if word(restore) == "latest" && request(restore)?.target != Target::Latest {
+        let found = session::find_backup(repository, settings, "latest", |manifest| wanted(manifest) && is_physical(manifest));
+        if restore.pgdata.is_some() && found.is_ok() {
+            return found;
+        }
+    }
     session::find_backup(repository, settings, word(restore), wanted)
+}
+
+fn is_physical(manifest: &Manifest) -> bool {
+    manifest.postgres.as_ref().is_some_and(|postgres| postgres.physical.is_some())
+}
+
+/// The physical backup from which "the latest" is recovered, though a dump is newer than it: where the WAL behind it goes on behind the dump.
+fn beyond_dump(
+    restore: &Restore,
+    settings: &Settings,
+    repository: &Repository,
+    trust: &Trust,
+    dump: &VerifiedBackup,
+) -> Result<Option<VerifiedBackup>, Failure> {
+    let is_dump = dump.manifest.postgres.as_ref().is_some_and(|postgres| postgres.copy == CopyMethod::Logical);
+    if !is_dump || word(restore) != "latest" || restore.pgdata.is_none() || restore.standalone {
+        return Ok(None);
+    }
+    let wanted = |manifest: &Manifest| is_physical(manifest) && (restore.artifacts.is_none() || manifest.artifacts.is_some());
+    let Ok(id) = session::find_backup(repository, settings, "latest", wanted) else { return Ok(None) };
+    let backup = opened_backup::open(repository, &id, trust)?;
+    let Some(system_id) = backup.manifest.postgres.as_ref().and_then(|postgres| postgres.system_id) else { return Ok(None) };
+    let Some(survey) = survey::survey(repository, system_id, None, trust)? else { return Ok(None) };
+    Ok((survey.last_commit.max(survey.last_piece) > Some(dump.manifest.started)).then_some(backup))
 }
 
 fn word(restore: &Restore) -> &str {
@@ -105,14 +136,18 @@ pub(super) fn planned(
     repository: &Repository,
 ) -> Result<(VerifiedBackup, RestorePlan, Option<String>), Failure> {
     let mut request = request(restore)?;
-    let mut id = find(restore, settings, repository)?;
+    let id = find(restore, settings, repository)?;
     let trust = session::trust(settings)?;
     let mut backup = opened_backup::open(repository, &id, &trust)?;
+    if let Some(physical) = beyond_dump(restore, settings, repository, &trust, &backup)? {
+        backup = physical;
+    }
     warn_if_expired(repository, &backup, &trust)?;
     let way = way(restore, settings, repository, &trust, &backup, &request)?;
     let mut probe = None;
     if let Some(way) = way {
-        id = way.recovery.choice.backup.id.parse().map_err(|error| Failure::usage(format!("{error}")).hint("lifeboat list"))?;
+        let id: BackupId =
+            way.recovery.choice.backup.id.parse().map_err(|error| Failure::usage(format!("{error}")).hint("lifeboat list"))?;
         if id != backup.id {
             backup = opened_backup::open(repository, &id, &trust)?;
             warn_if_expired(repository, &backup, &trust)?;

@@ -213,6 +213,36 @@ fn c078_every_kind_of_target_is_reached_from_the_right_backup() {
     }
 }
 
+/// A dump has one moment, and WAL goes on behind it.
+#[test]
+fn c078_a_newer_dump_is_in_nobodys_way() {
+    let place = Place::new();
+    let cluster = place.server(Postgres::V15);
+    let physical = place.backup();
+    let dump = || {
+        let output = place.lifeboat(&["backup", "--copy", "logical", "--json"]).run().success();
+        output.json()["backup"].as_str().expect("a backup id").to_owned()
+    };
+    Place::beat(&cluster, 1);
+    let time = now(&cluster);
+    Place::beat(&cluster, 2);
+    let first = dump();
+    Place::beat(&cluster, 3);
+    place.archive(&cluster);
+    let (moments, document) = place.recovered("time", &["latest", "--target-time", &time]);
+    assert_eq!((moments.as_str(), document["backup"].as_str()), ("1", Some(physical.as_str())));
+    let (moments, document) = place.recovered("latest", &["latest"]);
+    assert_eq!((moments.as_str(), document["backup"].as_str()), ("1,2,3", Some(physical.as_str())));
+    // By its name, on its own, or where the WAL ends before it, it is taken all the same.
+    let last = dump();
+    let chosen = |words: &[&str]| {
+        let data = place.path("chosen").display().to_string();
+        let output = place.lifeboat(&[&["restore", "--dry-run", "--json", "--pgdata", &data], words].concat()).run().success();
+        output.json()["plan"]["backup"].as_str().expect("a backup id").to_owned()
+    };
+    assert_eq!([chosen(&[&first]), chosen(&["latest", "--standalone"]), chosen(&["latest"])], [first, last.clone(), last]);
+}
+
 /// What was refused, and that nothing was written.
 fn refused(place: &Place, words: &[&str]) -> String {
     let output = place.restore("nothing", words).expect_code(22);
