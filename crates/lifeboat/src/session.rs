@@ -22,7 +22,7 @@ use lifeboat_engine::signing::{
     StampConfig, StampedSigner, TransitConfig, TransitSigner, Trust, TrustedKey, ambient_token,
 };
 use lifeboat_engine::store::probe::{self, Depth, Examination};
-use lifeboat_engine::store::{self, Access, Member, Note, Store};
+use lifeboat_engine::store::{self, Access, Member, Note, OpenLater, Store};
 use zeroize::Zeroizing;
 
 use crate::config::{KeyPlace, KeySource, RepositorySettings, Secret as Reference, Settings, TimestampPart, Token, UserKeys};
@@ -95,9 +95,20 @@ pub(crate) fn repository_url(settings: &Settings) -> Result<&str, Failure> {
 
 /// Opens the repository that the settings name, for writing: the primary decides, replicas get what is written.
 pub(crate) fn open_repository(settings: &Settings) -> Result<Repository, Failure> {
-    match settings.repositories.used.as_slice() {
-        [] | [_] => alone(primary(settings)?),
-        _ => open_everywhere(settings, Access::Write),
+    primary(settings)?;
+    open_places(&settings.repositories.used, &settings.wal_spool.value)
+}
+
+/// How that is done, for who has to do it again while the repository does not answer.
+pub(crate) fn open_later(settings: &Settings) -> OpenLater {
+    let (used, spool) = (settings.repositories.used.clone(), settings.wal_spool.value.clone());
+    Box::new(move || open_places(&used, &spool).map_err(|failure| failure.message))
+}
+
+fn open_places(used: &[RepositorySettings], spool: &Path) -> Result<Repository, Failure> {
+    match used {
+        [one] => alone(one),
+        _ => Ok(store::open_members(members(used), Access::Write, spool, Box::new(|note: &Note| output::warn(&note.to_string())))?),
     }
 }
 
@@ -126,13 +137,16 @@ fn open_everywhere(settings: &Settings, access: Access) -> Result<Repository, Fa
 
 fn open_watched(settings: &Settings, access: Access, watch: Box<dyn Fn(&Note) + Send + Sync>) -> Result<Repository, Failure> {
     primary(settings)?;
+    Ok(store::open_members(members(&settings.repositories.used), access, &settings.wal_spool.value, watch)?)
+}
+
+fn members(used: &[RepositorySettings]) -> Vec<Member> {
     let member = |one: &RepositorySettings| {
         let place = one.clone();
         let open = Box::new(move || place.open());
         Member { name: one.name.value.clone(), url: one.url.value.clone(), part: one.part.value, open }
     };
-    let members = settings.repositories.used.iter().map(member).collect();
-    Ok(store::open_members(members, access, &settings.wal_spool.value, watch)?)
+    used.iter().map(member).collect()
 }
 
 /// Changes what a place is seen as, by its number: 0 is the primary. An error is that of a place that cannot be opened.
@@ -485,6 +499,40 @@ impl Signer for LazySigner<'_> {
 
     fn describe(&self) -> String {
         self.opened().map_or_else(|failure| failure.message.clone(), |signer| signer.describe())
+    }
+}
+
+/// Who signs for a process that outlives trouble of the service that does: it is opened when it is there, and tried again as often as it is asked.
+pub(crate) struct PatientSigner<'a> {
+    settings: &'a Settings,
+    opened: OnceLock<Box<dyn Signer>>,
+}
+
+impl<'a> PatientSigner<'a> {
+    pub(crate) fn new(settings: &'a Settings) -> Self {
+        Self { settings, opened: OnceLock::new() }
+    }
+
+    pub(crate) fn open(&self) -> Result<&dyn Signer, Failure> {
+        if self.opened.get().is_none() {
+            // Another thread that was faster opened the same.
+            let _ = self.opened.set(signer(self.settings)?);
+        }
+        Ok(&**self.opened.get().expect("set above"))
+    }
+}
+
+impl Signer for PatientSigner<'_> {
+    fn sign_statement(&self, statement: &[u8]) -> Result<String, SignError> {
+        self.open().map_err(|failure| SignError::Signer(failure.message))?.sign_statement(statement)
+    }
+
+    fn public_key(&self) -> Option<PublicKey> {
+        self.open().ok()?.public_key()
+    }
+
+    fn describe(&self) -> String {
+        self.open().map_or_else(|failure| failure.message, |signer| signer.describe())
     }
 }
 

@@ -4,6 +4,7 @@
 //! trait blocks: those who copy are threads with bounded queues, and a store that waits on a network
 //! runs its own waiting inside (see docs/decisions/0004).
 
+mod awaited;
 mod clouds;
 mod copies;
 mod fault;
@@ -21,6 +22,7 @@ use std::ops::Range;
 
 use lifeboat_core::repository::layout::Key;
 
+pub use awaited::{OpenLater, await_repository};
 pub use clouds::CloudStore;
 pub use copies::{Alone, Note, NoteKind, first_good};
 pub(crate) use copies::{View, other_copy};

@@ -23,7 +23,7 @@ use lifeboat_engine::backup::Protection;
 use lifeboat_engine::keys::Identities;
 use lifeboat_engine::postgres::Dsn;
 use lifeboat_engine::repository::Repository;
-use lifeboat_engine::signing::{KeyFileSigner, Trust};
+use lifeboat_engine::signing::{KeyFileSigner, PublicKey, SignError, Signer, Trust};
 use lifeboat_engine::store::{self, Listed, LocalStore, ObjectWriter, Store, StoreError};
 use lifeboat_engine::wal::receive::{self, Disk, Mode, RealDisk, ReceiveRequest, Watcher};
 use lifeboat_engine::wal::{self, WalReader};
@@ -895,6 +895,50 @@ fn c059_commits_wait_or_go_on_as_chosen_when_the_repository_is_away() {
     }
 }
 
+#[test]
+fn c059_a_receiver_that_starts_while_the_repository_is_away_keeps_its_promise() {
+    let cluster = server(Postgres::V18).start();
+    cluster.psql("CREATE TABLE note (n int)");
+    let desk = Desk::new();
+    desk.configure(&cluster.dsn(), "mode = \"sync\"");
+    desk.program().arg("--create-slot-only").run().success();
+    let start = slot_start(&cluster);
+    let away = desk.place("away");
+    fs::rename(desk.repository(), &away).unwrap();
+    // Without a spool of it nobody knows whose WAL it would be.
+    desk.program().run().expect_code(10);
+    fs::rename(&away, desk.repository()).unwrap();
+    let mut receiving = desk.receive();
+    receiving.wait_connected();
+    cluster.psql("ALTER SYSTEM SET synchronous_standby_names = 'lifeboat'");
+    cluster.psql("SELECT pg_reload_conf()");
+    receiving.wait_for("a synchronous standby", |_| cluster.psql("SELECT sync_state FROM pg_stat_replication") == "sync");
+    assert!(commits_within(&cluster, DEADLINE));
+    receiving.kill9();
+
+    fs::rename(desk.repository(), &away).unwrap();
+    desk.program().arg("--once").run().expect_code(10);
+    let mut receiving = desk.receive();
+    receiving.wait_connected();
+    assert!(commits_within(&cluster, DEADLINE), "commits go on");
+    cluster.psql("CREATE TABLE filler AS SELECT repeat(md5(n::text), 30) FROM generate_series(1, 3000) n");
+    let end = flushed(&cluster);
+    receiving.wait_for("that is told", |desk| desk.has_event("store-failing"));
+    // Where it stood is something else.
+    Program::as_owner(&desk.home).args(["init", "--repository"]).arg(desk.repository()).run().success();
+    receiving.wait_for("that is seen", |desk| {
+        desk.status().is_some_and(|status| status["store_trouble"].as_str().is_some_and(|text| text.contains("it is repository")))
+    });
+    fs::remove_dir_all(desk.repository()).unwrap();
+    fs::rename(&away, desk.repository()).unwrap();
+    receiving.wait_stored(end);
+    receiving.wait_for("that is told", |desk| desk.has_event("store-back"));
+    assert_eq!(receiving.end(), Some(0), "{}", desk.said());
+    let archive = desk.archive();
+    archive.equals_server(&cluster, 1, start, end);
+    assert_eq!(archive.gaps(), []);
+}
+
 /// A receiver inside the test, for stores and disks that misbehave.
 struct Inside<'d> {
     desk: &'d Desk,
@@ -1049,6 +1093,87 @@ fn slow(desk: &Desk, pause: Duration) -> Box<dyn Store> {
 /// One that can be read, and takes nothing.
 fn closed(desk: &Desk) -> Box<dyn Store> {
     Box::new(slow_store(desk, Duration::ZERO, true))
+}
+
+/// A service that signs, and is away now and then.
+struct AwaySigner<'s> {
+    inner: &'s KeyFileSigner,
+    away: AtomicBool,
+}
+
+impl Signer for AwaySigner<'_> {
+    fn sign_statement(&self, statement: &[u8]) -> Result<String, SignError> {
+        match self.away.load(Ordering::SeqCst) {
+            true => Err(SignError::Denied("the token has expired".to_owned())),
+            false => self.inner.sign_statement(statement),
+        }
+    }
+
+    fn public_key(&self) -> Option<PublicKey> {
+        Signer::public_key(self.inner)
+    }
+
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+}
+
+#[test]
+fn c059_commits_go_on_while_nobody_signs() {
+    let cluster = server(Postgres::V16).start();
+    cluster.psql("CREATE TABLE note (n int)");
+    let desk = Desk::new();
+    desk.configure(&cluster.dsn(), "mode = \"sync\"");
+    desk.program().arg("--create-slot-only").run().success();
+    let start = slot_start(&cluster);
+    cluster.psql("ALTER SYSTEM SET synchronous_standby_names = 'lifeboat'");
+    cluster.psql("SELECT pg_reload_conf()");
+    let inside = Inside::new(&desk, slow(&desk, Duration::ZERO));
+    let signer = AwaySigner { inner: &inside.signer, away: AtomicBool::new(true) };
+    let mut request = inside.request(&cluster.dsn(), Mode::SyncSpool, &RealDisk);
+    request.signer = &signer;
+    inside.run(&request, || {
+        assert!(commits_within(&cluster, DEADLINE));
+        wait_for("that is told", || desk.has_event("store-failing"));
+        assert!(commits_within(&cluster, DEADLINE) && !desk.has_event("stopped"));
+        signer.away.store(false, Ordering::SeqCst);
+        let end = flushed(&cluster);
+        wait_for("all is stored", || desk.lsn("stored") >= end);
+        desk.archive().equals_server(&cluster, 1, start, end);
+        assert!(desk.has_event("store-back"));
+    });
+}
+
+#[test]
+fn c059_a_receiver_starts_while_nobody_signs() {
+    let cluster = server(Postgres::V18).start();
+    cluster.psql("CREATE TABLE note (n int)");
+    let desk = Desk::new();
+    desk.configure(&cluster.dsn(), "mode = \"sync\"");
+    desk.program().arg("--create-slot-only").run().success();
+    let start = slot_start(&cluster);
+    cluster.psql("ALTER SYSTEM SET synchronous_standby_names = 'lifeboat'");
+    cluster.psql("SELECT pg_reload_conf()");
+    let file = desk.place("lifeboat.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let (before, rest) = text.split_once("[signing]").unwrap();
+    let (_, after) = rest.split_once("[trust]").unwrap();
+    let away = "transit = { address = 'http://127.0.0.1:9', key = 'backups', token = { file = 'token' } }";
+    fs::write(&file, format!("{before}[signing]\n{away}\n[trust]{after}")).unwrap();
+    fs::write(desk.place("token"), "hunter2").unwrap();
+    Owner::current().own(&desk.place("token"));
+    desk.program().arg("--once").run().expect_code(1);
+    let mut receiving = desk.receive();
+    receiving.wait_connected();
+    assert!(commits_within(&cluster, DEADLINE));
+    let end = flushed(&cluster);
+    receiving.wait_for("it is in the spool", |desk| desk.lsn("spooled") >= end);
+    receiving.wait_for("that is told", |desk| desk.has_event("store-failing") && !desk.has_event("stopped"));
+    fs::write(&file, text).unwrap();
+    assert_eq!(receiving.end(), Some(0));
+    let mut receiving = desk.receive();
+    receiving.wait_stored(end);
+    desk.archive().equals_server(&cluster, 1, start, end);
 }
 
 #[test]

@@ -35,12 +35,13 @@ use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use lifeboat_core::repository::Id;
 use lifeboat_core::repository::layout::Key;
 use lifeboat_core::wal::receive::ledger::{Ledger, Pieces, Work};
 use lifeboat_core::wal::receive::{Flushed, Position};
@@ -541,6 +542,20 @@ pub fn drop_slot(dsn: &Dsn, slot: &str) -> Result<bool, PgError> {
         Err(error) if error.sqlstate() == Some("42704") => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Repositories of which `spool` has what a receiver of this slot left: whoever cannot ask the repository which one it is may go on in the
+/// only one.
+pub fn repositories(spool: &Path, slot: &str) -> Vec<Id> {
+    let Ok(entries) = std::fs::read_dir(spool) else { return Vec::new() };
+    let mut ids: Vec<Id> = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    let is_of_slot = |id: &Id| {
+        let id = id.to_string();
+        let states = spool::clusters(spool, &id).into_iter().map(|system_id| directory(spool, &id, system_id).join("state.json"));
+        states.filter_map(|path| serde_json::from_slice::<SpoolState>(&std::fs::read(path).ok()?).ok()).any(|state| state.slot == slot)
+    };
+    ids.retain(is_of_slot);
+    ids
 }
 
 /// Receives until it is asked to stop, or until it is caught up where that was asked for.

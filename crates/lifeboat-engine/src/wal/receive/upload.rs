@@ -1,6 +1,6 @@
 //! Brings what is in the spool to the repository.
 //!
-//! Trouble of the store is waited out; a file that the repository has with other bytes ends the receiver.
+//! Trouble of the store, and of a service that signs, is waited out; a file that the repository has with other bytes ends the receiver.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -20,6 +20,7 @@ use lifeboat_core::wal::{LONG_HEADER_BYTES, Segment, check_segment_header};
 use super::checks::{Covering, PAGE_BYTES};
 use super::{Damage, Document, Event, EventKind, Receiver};
 use crate::repository::MAX_DOCUMENT_BYTES;
+use crate::signing::SignError;
 use crate::store::StoreError;
 use crate::wal::{WalError, WalWriter};
 use crate::{causes, sha256};
@@ -155,15 +156,19 @@ impl Receiver<'_> {
             WalError::Store(_) => true,
             // Streamed anew at this moment.
             WalError::File { .. } | WalError::Changed { .. } => true,
+            // A service that signs is away, or does not take the credentials, which are renewed: the spool is for that as well. Whoever runs
+            // once is not there to wait.
+            WalError::Sign(SignError::Signer(_) | SignError::Denied(_)) => !self.request.once,
             _ => false,
         };
+        let what = if matches!(error, WalError::Sign(_)) { "WAL cannot be signed, and waits" } else { "the repository does not take WAL" };
         let news = waits && book.store_trouble.replace(text.clone()).is_none();
         drop(book);
         self.changed.notify_all();
         if !waits {
             self.fail(error.into());
         } else if news {
-            self.tell(Event::new(EventKind::StoreFailing, format!("the repository does not take WAL: {text}; trying again")));
+            self.tell(Event::new(EventKind::StoreFailing, format!("{what}: {text}; trying again")));
         }
     }
 

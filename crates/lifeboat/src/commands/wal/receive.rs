@@ -5,14 +5,18 @@ use std::sync::{Arc, Mutex};
 use lifeboat_core::policy::Operation;
 use lifeboat_core::wal::Lsn;
 use lifeboat_engine::postgres::Dsn;
+use lifeboat_engine::repository::Repository;
+use lifeboat_engine::store;
 use lifeboat_engine::wal::receive::{self, Event, Mode, RealDisk, ReceiveError, ReceiveRequest, SlotMade, Status, Stop, Watcher};
 
 use crate::cli::WalReceive;
+use crate::commands::policy::facts;
 use crate::config::{Durability, OnFallout, Settings, WalMode};
-use crate::failure::{EXIT_FAILED, EXIT_LEASED, EXIT_UNVERIFIED, Failure, chain};
+use crate::failure::{EXIT_FAILED, EXIT_FORMAT, EXIT_LEASED, EXIT_UNVERIFIED, EXIT_USAGE, Failure, chain};
 use crate::gate::{self, Question};
 use crate::output::{self, Output};
-use crate::{session, signals};
+use crate::session::{self, PatientSigner};
+use crate::signals;
 
 /// Tells people on stderr, and programs one JSON object in a line on stdout.
 struct Told {
@@ -94,10 +98,21 @@ pub(super) fn run(receive: &WalReceive, settings: &Settings, out: &Output) -> Re
     let stop = Arc::new(Stop::default());
     let asked = Arc::clone(&stop);
     signals::on_stop(move || asked.request());
-    let signer = session::signer(settings)?;
+    let signer = PatientSigner::new(settings);
+    match signer.open() {
+        Ok(_) => {}
+        // A service may be away when the host starts: WAL is received all the same, and waits for it in the spool.
+        Err(failure) if settings.signing.names_service() && failure.code != EXIT_USAGE && !receive.once => {
+            output::warn(&format!("WAL cannot be signed, and waits in the spool until it can: {}", failure.message));
+        }
+        Err(failure) => return Err(failure),
+    }
     let trust = session::trust(settings)?;
     let protection = session::protection(settings)?;
-    let repository = session::open_repository(settings)?;
+    let repository = match session::open_repository(settings) {
+        Ok(repository) => repository,
+        Err(failure) => awaited(settings, receive.once, failure)?,
+    };
     let mode = match (settings.wal_mode.value, settings.wal_durability.value) {
         // Who runs a receiver beside the archiver wants the open segment too.
         (WalMode::Archive | WalMode::Stream, _) => Mode::Stream,
@@ -115,7 +130,7 @@ pub(super) fn run(receive: &WalReceive, settings: &Settings, out: &Output) -> Re
         degrade_after: (settings.wal_on_fallout.value == OnFallout::Degrade).then_some(settings.wal_degrade_after.value),
         accept_fork: receive.accept_fork,
         once: receive.once,
-        signer: &*signer,
+        signer: &signer,
         trust: &trust,
         protection: &protection,
         level: settings.compression_level.value,
@@ -126,6 +141,16 @@ pub(super) fn run(receive: &WalReceive, settings: &Settings, out: &Output) -> Re
     let told = Told { json: out.is_json(), last: Mutex::default() };
     receive::run(&repository, &request, &told, &stop).map_err(failure)?;
     Ok(0)
+}
+
+/// The repository, where it does not answer and the spool tells which one it is: for outages of it there is the spool, and commits may wait
+/// for what goes there.
+fn awaited(settings: &Settings, once: bool, failure: Failure) -> Result<Repository, Failure> {
+    let known = receive::repositories(&settings.wal_spool.value, &settings.wal_slot.value);
+    let ([id], false) = (&known[..], once || matches!(failure.code, EXIT_USAGE | EXIT_FORMAT)) else { return Err(failure) };
+    output::warn(&format!("WAL is received into the spool of repository {id} alone, until it can be opened: {}", failure.message));
+    let url = facts::without_user(session::repository_url(settings)?);
+    Ok(store::await_repository(*id, url, session::open_later(settings)))
 }
 
 fn failure(error: ReceiveError) -> Failure {
