@@ -1009,7 +1009,7 @@ impl Watcher for Silent {}
 struct SlowStore {
     inner: LocalStore,
     pause: Duration,
-    closed: bool,
+    closed: Arc<AtomicBool>,
     flying: Flying,
 }
 
@@ -1020,7 +1020,7 @@ struct Flying(Arc<Mutex<(usize, usize)>>);
 struct SlowWriter<'s> {
     inner: Box<dyn ObjectWriter + 's>,
     pause: Duration,
-    closed: bool,
+    closed: &'s AtomicBool,
     flying: Flying,
 }
 
@@ -1037,7 +1037,7 @@ impl ObjectWriter for SlowWriter<'_> {
         }
         thread::sleep(self.pause);
         self.flying.0.lock().unwrap().0 -= 1;
-        if self.closed {
+        if self.closed.load(Ordering::SeqCst) {
             return Err(StoreError::Full { key: key.to_string(), store: "a full disk".to_owned() });
         }
         self.inner.commit(key)
@@ -1050,7 +1050,7 @@ impl Store for SlowStore {
     }
 
     fn writer(&self) -> Result<Box<dyn ObjectWriter + '_>, StoreError> {
-        Ok(Box::new(SlowWriter { inner: self.inner.writer()?, pause: self.pause, closed: self.closed, flying: self.flying.clone() }))
+        Ok(Box::new(SlowWriter { inner: self.inner.writer()?, pause: self.pause, closed: &self.closed, flying: self.flying.clone() }))
     }
 
     fn get(&self, key: &Key, limit: u64) -> Result<Vec<u8>, StoreError> {
@@ -1083,7 +1083,12 @@ impl Store for SlowStore {
 }
 
 fn slow_store(desk: &Desk, pause: Duration, closed: bool) -> SlowStore {
-    SlowStore { inner: LocalStore::open(&desk.repository(), false).unwrap(), pause, closed, flying: Flying::default() }
+    SlowStore {
+        inner: LocalStore::open(&desk.repository(), false).unwrap(),
+        pause,
+        closed: Arc::new(closed.into()),
+        flying: Flying::default(),
+    }
 }
 
 fn slow(desk: &Desk, pause: Duration) -> Box<dyn Store> {
@@ -1553,6 +1558,72 @@ fn c060_a_promotion_is_followed_that_cuts_off_a_record_which_goes_over_segments(
         }
         half.is_followed(closed(&half.desk));
     }
+}
+
+/// One that takes nothing while it is told to be closed.
+fn closable(desk: &Desk, closed: &Arc<AtomicBool>) -> Box<dyn Store> {
+    Box::new(SlowStore { closed: Arc::clone(closed), ..slow_store(desk, Duration::ZERO, false) })
+}
+
+#[test]
+fn c059_two_receivers_leave_and_come_back_and_the_names_are_as_they_were() {
+    let cluster = server(Postgres::V16).start();
+    cluster.psql("CREATE TABLE note (n int)");
+    let desk = Desk::new();
+    desk.configure(&cluster.dsn(), "");
+    let closed = Arc::new(AtomicBool::new(false));
+    let insides = ["a", "b"].map(|_| Inside::new(&desk, closable(&desk, &closed)));
+    let request = |at: usize, name: &str| {
+        let mut request = insides[at].request(&format!("{} application_name={name}", cluster.dsn()), Mode::SyncRepository, &RealDisk);
+        (request.slot, request.spool) = (format!("slot_{name}"), desk.spool.join(name));
+        request.degrade_after = Some(Duration::from_secs(1));
+        request
+    };
+    let set = |value: &str| {
+        cluster.psql(&format!("ALTER SYSTEM SET synchronous_standby_names = '{value}'"));
+        cluster.psql("SELECT pg_reload_conf()");
+    };
+    // Whether one saw the value before the other had changed it is a matter of time: then they may stand in another order.
+    let is_whole = || ["ANY 1 (a, b)", "ANY 1 (\"a\", \"b\")", "ANY 1 (\"b\", \"a\")"].contains(&&*names(&cluster));
+    let both = |body: &dyn Fn()| insides[0].run(&request(0, "a"), || insides[1].run(&request(1, "b"), body));
+    both(&|| {
+        wait_for("both stream", || cluster.psql("SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'") == "2");
+        set("ANY 1 (a, b)");
+        wait_for("the names are set", is_whole);
+        for round in 0..4 {
+            assert!(commits_within(&cluster, DEADLINE));
+            closed.store(true, Ordering::SeqCst);
+            assert!(commits_within(&cluster, DEADLINE), "{round}: commits go on");
+            wait_for("both are out", || names(&cluster).is_empty());
+            assert!(commits_within(&cluster, DEADLINE));
+            closed.store(false, Ordering::SeqCst);
+            wait_for("both are back", is_whole);
+            assert!(commits_within(&cluster, DEADLINE));
+        }
+        // What a person chooses meanwhile stays, and it is said that it does.
+        closed.store(true, Ordering::SeqCst);
+        assert!(commits_within(&cluster, DEADLINE));
+        wait_for("both are out", || names(&cluster).is_empty());
+        set("nobody");
+        closed.store(false, Ordering::SeqCst);
+        let said = |name: &str| {
+            let places = fs::read_dir(desk.spool.join(name)).unwrap().flatten().flat_map(|id| fs::read_dir(id.path()).unwrap().flatten());
+            let texts = places.map(|cluster| fs::read_to_string(cluster.path().join("receive/events.jsonl")).unwrap_or_default());
+            texts.collect::<String>()
+        };
+        wait_for("that is said", || ["a", "b"].iter().all(|name| said(name).contains("COMMITS DO NOT WAIT")));
+        assert_eq!(names(&cluster), "nobody");
+        set("ANY 1 (a, b)");
+        assert!(commits_within(&cluster, DEADLINE));
+        // It names them again while they cannot keep their promise: they do not rely on what they believe.
+        closed.store(true, Ordering::SeqCst);
+        assert!(commits_within(&cluster, DEADLINE));
+        wait_for("both are out", || names(&cluster).is_empty());
+        set("ANY 1 (a, b)");
+        assert!(commits_within(&cluster, DEADLINE), "commits go on");
+        closed.store(false, Ordering::SeqCst);
+        wait_for("both are back", is_whole);
+    });
 }
 
 #[test]

@@ -1,23 +1,42 @@
 //! Takes the receiver out of `synchronous_standby_names` while it cannot keep its promise, and puts it back when it can.
 //!
 //! Only where the operator chose that commits go on without it (`wal.on_fallout = "degrade"`). What is changed is noted in the spool before
-//! it is changed, so that a receiver that is killed in between knows what to put back; a value that somebody else has changed meanwhile is
-//! left as it is.
+//! it is changed, so that a receiver that is killed in between knows what to put back. Other receivers of the same server do the same, one at a
+//! time: each adds and takes its own name only. A value that a person has changed meanwhile is left as it is (`core/src/wal/receive/standby_names.rs`
+//! tells which that are), and the receiver goes on to say that commits do not wait for it.
 
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use lifeboat_core::wal::receive::standby_names::StandbyNames;
+use lifeboat_core::wal::receive::standby_names::{self, Return, StandbyNames};
 
 use super::spool::Degraded;
 use super::{Activity, Event, EventKind, Receiver, stream};
-use crate::postgres::{Connection, PgError};
+use crate::postgres::{Connection, PgError, Purpose};
 
 /// How far behind the server commits may wait for us again.
 const NEAR_BYTES: u64 = 1 << 20;
 
+/// Between two attempts to change the setting: a server that is away is not asked all the time.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How often the server is asked whether it names us again, while we are out: another server may be followed by then, or somebody may have put us
+/// back; and whether we may come back where somebody chose that commits do not wait for us.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// How often it is looked at while all is well.
+const LOOK_WELL: Duration = Duration::from_secs(60);
+
+/// How long the server may take to read its configuration anew. Under load it is milliseconds.
+const RELOAD: Duration = Duration::from_secs(10);
+
+/// The advisory lock of who changes the setting, "lifeboat" in ASCII: two receivers that both read it before one of them writes would undo
+/// each other's change. A lock is of one database (`SET_LOCKTAG_ADVISORY` in `src/backend/utils/adt/lockfuncs.c`), so all take it in `postgres`.
+const LOCK: i64 = 0x6c69_6665_626f_6174;
+
 /// The server's own value of the setting, and whether `ALTER SYSTEM` set it.
-struct Current {
+#[derive(Debug, Clone)]
+pub(super) struct Current {
     value: String,
     by_alter_system: bool,
 }
@@ -32,7 +51,14 @@ fn current(sql: &Connection) -> Result<Current, PgError> {
     Ok(Current { value: row.get("setting")?.to_owned(), by_alter_system: row.bool("by_alter_system")? })
 }
 
-fn set(sql: &Connection, value: Option<&str>) -> Result<(), PgError> {
+fn parse(value: &str) -> Result<Option<StandbyNames>, PgError> {
+    StandbyNames::parse(value).map_err(|error| PgError::Unsupported { reason: error.to_string() })
+}
+
+/// Changes the setting, and waits until the server has read it: whoever connects next finds it, for a new session has the postmaster's value.
+/// One that was there before may still have the old one.
+fn set(sql: &Connection, value: Option<&str>) -> Result<Current, PgError> {
+    let before = current(sql)?;
     let statement = match value {
         Some(value) => {
             // ALTER SYSTEM takes no parameters.
@@ -44,7 +70,29 @@ fn set(sql: &Connection, value: Option<&str>) -> Result<(), PgError> {
     // No commit of ours may wait for us: neither statement commits anything that does, but a configuration may make more of it.
     sql.execute("SET synchronous_commit = local", &[])?;
     sql.execute(&statement, &[])?;
-    sql.execute("SELECT pg_reload_conf()", &[])
+    sql.execute("SELECT pg_reload_conf()", &[])?;
+    let begun = Instant::now();
+    loop {
+        let now = current(sql)?;
+        if now.value != before.value || value == Some(&before.value) {
+            return Ok(now);
+        }
+        if begun.elapsed() >= RELOAD && value.is_none() {
+            // The file may say the same.
+            return Ok(now);
+        }
+        if begun.elapsed() >= RELOAD {
+            let reason = format!("synchronous_standby_names stays {:?}: is it set on the server's command line?", now.value);
+            return Err(PgError::TimedOut { reason });
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Waits until no other receiver changes the setting. The lock goes with the session.
+fn lock(sql: &Connection) -> Result<(), PgError> {
+    sql.execute("SET lock_timeout = '10s'", &[])?;
+    sql.execute("SELECT pg_advisory_lock($1::bigint)", &[Some(&LOCK.to_string())])
 }
 
 impl Receiver<'_> {
@@ -62,6 +110,8 @@ impl Receiver<'_> {
             && book.spool_trouble.is_none()
             && book.server.lsn.0.saturating_sub(book.acknowledged.lsn.0) <= NEAR_BYTES;
         let degraded = book.degraded;
+        let streaming = book.activity == Activity::Streaming;
+        let doubtful = [book.stalled, book.spool_failing, book.paused].iter().flatten().any(|since| since.elapsed() >= after / 2);
         let reason = match (&book.spool_trouble, &book.store_trouble) {
             (Some(reason), _) | (None, Some(reason)) => reason.clone(),
             (None, None) if book.paused.is_some() => format!("the spool was full for {after:?}"),
@@ -69,25 +119,48 @@ impl Receiver<'_> {
         };
         let connected = book.sql_dsn.is_some();
         drop(book);
-        let wanted = if degraded { caught_up } else { fails };
-        if !connected || !wanted || !self.may_try() {
+        if !connected {
             return;
         }
-        if degraded {
+        if fails {
+            // Whatever we believe: what the server says counts.
+            if self.may_try(if degraded { LOOK_AGAIN } else { RETRY }) {
+                self.degrade(&reason);
+            }
+        } else if degraded && caught_up && self.may_try(RETRY) {
             self.put_back();
-        } else {
-            self.degrade(&reason);
+        } else if !degraded && streaming && self.may_look(if doubtful { after } else { LOOK_WELL }) {
+            // Others will take themselves out in the same moment as we: this is what there was before.
+            let _ = self.sql().and_then(|(sql, _)| self.see_names(&sql));
         }
     }
 
-    /// Not more than once a second: a server that is away is not asked all the time.
-    fn may_try(&self) -> bool {
+    fn may_try(&self, pause: Duration) -> bool {
         let mut book = self.book();
-        let may = book.tried.is_none_or(|tried| tried.elapsed() >= Duration::from_secs(1));
+        let may = book.tried.is_none_or(|tried| tried.elapsed() >= pause);
         if may {
             book.tried = Some(Instant::now());
         }
         may
+    }
+
+    fn may_look(&self, pause: Duration) -> bool {
+        let mut book = self.book();
+        let may = book.looked.is_none_or(|looked| looked.elapsed() >= pause);
+        if may {
+            book.looked = Some(Instant::now());
+        }
+        may
+    }
+
+    /// Keeps what the setting is while all is well. What other receivers leave of it when they take themselves out is no news.
+    pub(super) fn see_names(&self, sql: &Connection) -> Result<Current, PgError> {
+        let now = current(sql)?;
+        let mut book = self.book();
+        if !book.names.as_ref().is_some_and(|known| standby_names::is_rest(&known.value, &now.value)) {
+            book.names = Some(now.clone());
+        }
+        Ok(now)
     }
 
     /// At an orderly end: commits do not wait for who is gone, where that was chosen.
@@ -103,12 +176,18 @@ impl Receiver<'_> {
         }
     }
 
+    /// A session on the server that is followed, in the one database where it has it, and our name there.
     fn sql(&self) -> Result<(Connection, String), PgError> {
         let book = self.book();
         let (dsn, name) = (book.sql_dsn.clone(), book.name.clone());
         drop(book);
         let dsn = dsn.ok_or_else(|| PgError::Unsupported { reason: "no server was followed yet".to_owned() })?;
-        Ok((stream::open_sql(&dsn)?, name.unwrap_or_else(|| "lifeboat".to_owned())))
+        let sql = match Connection::open(&dsn.clone().with("dbname", "postgres"), Purpose::Sql) {
+            // Not there, or not for us.
+            Err(error) if !error.is_transient() => stream::open_sql(&dsn)?,
+            other => other?,
+        };
+        Ok((sql, name.unwrap_or_else(|| "lifeboat".to_owned())))
     }
 
     fn degrade(&self, reason: &str) {
@@ -119,10 +198,18 @@ impl Receiver<'_> {
     }
 
     fn try_degrade(&self, reason: &str) -> Result<(), PgError> {
-        let (sql, name) = self.sql()?;
-        let before = current(&sql)?;
-        let names = StandbyNames::parse(&before.value).map_err(|error| PgError::Unsupported { reason: error.to_string() })?;
-        let Some(names) = names.filter(|names| names.has(&name)) else { return Ok(()) };
+        let (waiting, name) = self.sql()?;
+        let is_named = |now: &Current| Ok::<_, PgError>(parse(&now.value)?.is_some_and(|names| names.has(&name)));
+        if !is_named(&self.see_names(&waiting)?)? {
+            return Ok(());
+        }
+        lock(&waiting)?;
+        // See `set`.
+        let (sql, _) = self.sql()?;
+        let now = self.see_names(&sql)?;
+        let Some(names) = parse(&now.value)?.filter(|names| names.has(&name)) else { return Ok(()) };
+        // Others may be out already.
+        let before = self.book().names.clone().unwrap_or_else(|| now.clone());
         let rows = sql.query("SELECT application_name AS name FROM pg_stat_replication WHERE application_name <> $1", &[Some(&name)])?;
         let others = rows.iter().map(|row| row.get("name").map(str::to_owned)).collect::<Result<Vec<_>, _>>()?;
         let value = names.without(&name, &others).map_or_else(String::new, |names| names.to_string());
@@ -142,7 +229,7 @@ impl Receiver<'_> {
             EventKind::Degraded,
             format!(
                 "DEGRADED: COMMITS NO LONGER WAIT FOR THIS RECEIVER ({reason}). synchronous_standby_names was {:?} and is {value:?}{lost}",
-                before.value
+                now.value
             ),
         ));
         Ok(())
@@ -154,30 +241,50 @@ impl Receiver<'_> {
             self.book().degraded = false;
             return;
         };
-        let outcome = self.sql().and_then(|(sql, _)| {
-            let now = current(&sql)?;
-            // Somebody else's change is not undone.
-            let ours = now.value == degraded.set;
-            if ours {
-                set(&sql, degraded.by_alter_system.then_some(degraded.before.as_str()))?;
-            }
-            Ok((ours, now.value))
-        });
-        match outcome {
-            Ok((ours, now)) => {
+        match self.try_put_back(&degraded) {
+            Ok((true, value)) => {
                 self.note(None);
                 self.book().degraded = false;
-                let text = if ours {
-                    format!("caught up: commits wait for this receiver again, synchronous_standby_names is {:?}", degraded.before)
-                } else {
-                    format!("caught up; synchronous_standby_names was changed to {now:?} by somebody else, and stays")
-                };
+                let text = format!("caught up: commits wait for this receiver again, synchronous_standby_names is {value:?}");
                 self.tell(Event::new(EventKind::Restored, text));
+            }
+            // Somebody else's change is not undone, and the promise is not kept: that stays to be seen.
+            Ok((false, value)) => {
+                self.book().tried = Some(Instant::now() + LOOK_AGAIN);
+                self.warn_once(format!(
+                    "COMMITS DO NOT WAIT FOR THIS RECEIVER, which has caught up: somebody changed synchronous_standby_names to {value:?} \
+                     meanwhile, and that stays; name the receiver there again"
+                ));
             }
             Err(error) => {
                 self.warn_once(format!("commits still do not wait for this receiver: put it back into synchronous_standby_names: {error}"))
             }
         }
+    }
+
+    /// Puts our name back; returns whether it is there, and the value.
+    fn try_put_back(&self, degraded: &Degraded) -> Result<(bool, String), PgError> {
+        let (waiting, name) = self.sql()?;
+        lock(&waiting)?;
+        // See `set`.
+        let (sql, _) = self.sql()?;
+        let now = current(&sql)?;
+        let way = standby_names::put_back(&name, &degraded.before, &degraded.set, &now.value);
+        let now = match way.map_err(|error| PgError::Unsupported { reason: error.to_string() })? {
+            Return::Named => now,
+            Return::Chosen => return Ok((false, now.value)),
+            Return::Value(value) => set(&sql, Some(&value))?,
+            Return::Before if degraded.by_alter_system => set(&sql, Some(&degraded.before))?,
+            Return::Before => {
+                let now = set(&sql, None)?;
+                // It was not in the file after all: a role that may not read all settings does not see where they are from.
+                match parse(&now.value)?.is_some_and(|names| names.has(&name)) {
+                    true => now,
+                    false => set(&sql, Some(&degraded.before))?,
+                }
+            }
+        };
+        Ok((true, now.value))
     }
 
     fn note(&self, degraded: Option<Degraded>) -> bool {

@@ -359,7 +359,10 @@ struct Book {
     /// Since when the stream is not read, because the spool is full.
     paused: Option<Instant>,
     degraded: bool,
-    /// When `synchronous_standby_names` was last looked at, and what was warned of.
+    /// What `synchronous_standby_names` was while all was well, and when that was last asked for.
+    names: Option<degrade::Current>,
+    looked: Option<Instant>,
+    /// When it was last to be changed, and what was warned of.
     tried: Option<Instant>,
     warned: Option<String>,
     last_event: String,
@@ -398,6 +401,8 @@ impl Book {
             stalled: None,
             paused: None,
             degraded: false,
+            names: None,
+            looked: None,
             tried: None,
             warned: None,
             last_event: String::new(),

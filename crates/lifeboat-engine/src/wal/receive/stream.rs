@@ -752,6 +752,9 @@ impl Receiver<'_> {
             book.name = Some(name.clone());
             book.degraded
         };
+        if self.request.mode.is_sync() && self.request.degrade_after.is_some() && !degraded {
+            self.see_names(sql)?;
+        }
         if place.cursor.is_some() || degraded {
             return Ok(());
         }
