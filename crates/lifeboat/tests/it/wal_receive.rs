@@ -754,6 +754,57 @@ fn c060_a_receiver_that_starts_behind_a_promotion_fetches_the_end_of_the_timelin
     }
 }
 
+/// Processes that are stopped, and go on with the end of the test.
+struct Frozen(Vec<rustix::process::Pid>);
+
+impl Frozen {
+    fn new(pids: impl IntoIterator<Item = i32>) -> Frozen {
+        let frozen = Frozen(pids.into_iter().filter_map(rustix::process::Pid::from_raw).collect());
+        for pid in &frozen.0 {
+            rustix::process::kill_process(*pid, rustix::process::Signal::STOP).expect("a process of a server of ours");
+        }
+        frozen
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            let _ = rustix::process::kill_process(*pid, rustix::process::Signal::CONT);
+        }
+    }
+}
+
+#[test]
+fn c061_a_server_that_hangs_is_left_for_the_next() {
+    let old = server(Postgres::V16).start();
+    let desk = Desk::new();
+    let new = standby(&desk, &old, "standby");
+    desk.configure(&old.dsn(), "");
+    let inside = Inside::new(&desk, slow(&desk, Duration::ZERO));
+    let mut request = inside.request(&format!("{} connect_timeout=3", two_hosts(&old, &new)), Mode::Stream, &RealDisk);
+    request.server_timeout = Duration::from_secs(2);
+    inside.run(&request, || {
+        old.psql("CREATE TABLE t (n int)");
+        let end = flushed(&old);
+        wait_for("it is stored", || desk.lsn("stored") >= end);
+        wait_for("the standby has it", || new.psql("SELECT pg_last_wal_replay_lsn()").parse::<Lsn>().unwrap() >= end);
+        // A server that has nothing to say answers when it is asked.
+        thread::sleep(2 * request.server_timeout);
+        assert!(!desk.has_event("disconnected"), "{:#?}", desk.events());
+        let sender = old.psql("SELECT pid FROM pg_stat_replication WHERE application_name = 'lifeboat'").parse().unwrap();
+        let postmaster = fs::read_to_string(old.data_directory().join("postmaster.pid")).unwrap();
+        let _frozen = Frozen::new([postmaster.lines().next().unwrap().parse().unwrap(), sender]);
+        promote(&new);
+        new.psql("CREATE TABLE of_the_new_primary (n int)");
+        let end = flushed(&new);
+        wait_for("the new timeline is stored", || desk.status().is_some_and(|status| status["timeline"] == 2) && desk.lsn("stored") >= end);
+        let events = desk.events();
+        assert!(events.iter().any(|event| event["text"].as_str().is_some_and(|text| text.contains("it has said nothing"))), "{events:#?}");
+        desk.archive().equals_server(&new, 2, switch_of(&desk), end);
+    });
+}
+
 #[test]
 fn c061_a_server_that_left_our_history_is_refused_in_mode_sync() {
     let mut old = server(Postgres::V16).start();
@@ -971,6 +1022,7 @@ impl<'d> Inside<'d> {
             flush_interval: Duration::from_millis(100),
             mode,
             degrade_after: None,
+            server_timeout: receive::SERVER_TIMEOUT,
             accept_fork: false,
             once: false,
             signer: &self.signer,

@@ -65,6 +65,10 @@ const PIECES_IN_FLIGHT: usize = 8;
 /// How long an orderly end may take to bring the last bytes to the repository. They stay in the spool otherwise.
 const LAST_UPLOAD: Duration = Duration::from_secs(10);
 
+/// After how long without a word from the server a connection counts as dead: as `wal_receiver_timeout`, PostgreSQL's own default
+/// (`src/backend/utils/misc/guc_tables.c`).
+pub const SERVER_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Where bytes are durable before they are acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -110,6 +114,8 @@ pub struct ReceiveRequest<'a> {
     pub mode: Mode,
     /// After how long without keeping the promise of a sync mode commits go on without us; `None`: never.
     pub degrade_after: Option<Duration>,
+    /// After how long without a word from the server another connection is tried: [`SERVER_TIMEOUT`].
+    pub server_timeout: Duration,
     /// Follow a server also where its history is not a continuation of what we have.
     pub accept_fork: bool,
     /// End when all is stored that the server had at the start.

@@ -854,6 +854,10 @@ impl Receiver<'_> {
         let mut any = false;
         let mut paused = false;
         let mut stopping: Option<Instant> = None;
+        // An idle server never speaks by itself to who answers in time: it has to be asked, as PostgreSQL's own receiver does
+        // (`src/backend/replication/walreceiver.c`).
+        let (mut heard, mut asked) = (Instant::now(), false);
+        let timeout = self.request.server_timeout;
         self.book().activity = Activity::Streaming;
         loop {
             let mut reply = false;
@@ -861,9 +865,12 @@ impl Receiver<'_> {
             let wait = interval.saturating_sub(sent_at.elapsed()).min(Duration::from_millis(500));
             if paused || stopping.is_some() {
                 wakeup.wait(wait.min(Duration::from_millis(100)));
+                // What it may have said is not read.
+                (heard, asked) = (Instant::now(), false);
             } else {
                 let begin = at;
                 let mut received = copy.receive_or(wakeup.as_fd(), wait)?;
+                let mut spoke = false;
                 loop {
                     match received {
                         Received::Idle => break,
@@ -887,11 +894,20 @@ impl Receiver<'_> {
                             }
                         },
                     }
+                    spoke = true;
                     if at.0 - begin.0 >= BATCH_BYTES {
                         break;
                     }
                     received = copy.receive(Duration::ZERO)?;
                 }
+                // Only now: to write what came may have taken long.
+                if spoke {
+                    (heard, asked) = (Instant::now(), false);
+                }
+            }
+            let silent = heard.elapsed();
+            if silent >= timeout {
+                return Err(PgError::TimedOut { reason: format!("it has said nothing for {timeout:?}") }.into());
             }
             wakeup.drain();
 
@@ -949,9 +965,11 @@ impl Receiver<'_> {
 
             // Nothing is told before the first bytes came: a slot would go back to a place whose WAL may not be there.
             let now = Acknowledged { written: cursor, flushed };
-            if reply || (any && now.flushed != sent.flushed) || sent_at.elapsed() >= interval {
+            let ask = silent >= timeout / 2 && !asked;
+            if reply || ask || (any && now.flushed != sent.flushed) || sent_at.elapsed() >= interval {
                 let told = if any { now } else { Acknowledged::default() };
-                copy.send(&status_update(told, Timestamp::now(), false))?;
+                copy.send(&status_update(told, Timestamp::now(), ask))?;
+                asked |= ask;
                 (sent, sent_at) = (now, Instant::now());
             }
             if over {

@@ -128,6 +128,7 @@ pub(super) fn run(receive: &WalReceive, settings: &Settings, out: &Output) -> Re
         flush_interval: settings.wal_flush_interval.value,
         mode,
         degrade_after: (settings.wal_on_fallout.value == OnFallout::Degrade).then_some(settings.wal_degrade_after.value),
+        server_timeout: receive::SERVER_TIMEOUT,
         accept_fork: receive.accept_fork,
         once: receive.once,
         signer: &signer,
