@@ -1281,6 +1281,36 @@ fn c058_what_waits_in_the_spool_is_not_acknowledged_by_a_restart_and_is_looked_a
 }
 
 #[test]
+fn c055_a_server_shuts_down_while_the_repository_is_away() {
+    for (mode, spool_limit) in [(Mode::Stream, 4 << 30), (Mode::SyncRepository, 4 << 30), (Mode::SyncSpool, 1 << 20)] {
+        let mut cluster = server(Postgres::V16).start();
+        let desk = Desk::new();
+        desk.configure(&cluster.dsn(), "");
+        desk.program().arg("--create-slot-only").run().success();
+        let start = slot_start(&cluster);
+        let closed = Arc::new(AtomicBool::new(true));
+        let inside = Inside::new(&desk, closable(&desk, &closed));
+        let mut request = inside.request(&cluster.dsn(), mode, &RealDisk);
+        request.spool_limit = spool_limit;
+        inside.run(&request, || {
+            wait_for("streaming", || desk.status().is_some_and(|status| status["state"] == "streaming"));
+            cluster.psql("CREATE TABLE filler AS SELECT repeat(md5(n::text), 30) FROM generate_series(1, 9000) n");
+            wait_for("the store fails", || desk.has_event("store-failing"));
+            wait_for("the spool is full", || mode != Mode::SyncSpool || desk.has_event("paused"));
+            // It would hang until the repository is back: this ends the test then.
+            cluster.stop(Stop::Fast);
+            let left = |event: &Value| event["text"].as_str().is_some_and(|text| text.contains("the server shuts down"));
+            wait_for("that is told", || desk.events().iter().any(left));
+            cluster.start_again().unwrap();
+            closed.store(false, Ordering::SeqCst);
+            let end = flushed(&cluster);
+            wait_for("all is stored", || desk.lsn("stored") >= end);
+            desk.archive().equals_server(&cluster, 1, start, end);
+        });
+    }
+}
+
+#[test]
 fn c058_a_damaged_file_of_the_spool_is_asked_for_again_before_anything_behind_it_is_acknowledged() {
     for (mode, still_there) in [(Mode::Stream, true), (Mode::SyncSpool, true), (Mode::SyncSpool, false)] {
         let mut cluster = server(Postgres::V16).start();

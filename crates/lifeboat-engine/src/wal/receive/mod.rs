@@ -364,6 +364,11 @@ struct Book {
     stalled: Option<Instant>,
     /// Since when the stream is not read, because the spool is full.
     paused: Option<Instant>,
+    /// When the server last asked for an answer, and not all was flushed.
+    pressed: Option<Instant>,
+    /// When it was last looked whether it shuts down, and that it does and waits for what cannot be stored.
+    probed: Option<Instant>,
+    shuts_down: bool,
     degraded: bool,
     /// What `synchronous_standby_names` was while all was well, and when that was last asked for.
     names: Option<degrade::Current>,
@@ -406,6 +411,9 @@ impl Book {
             flushed: Flushed::default(),
             stalled: None,
             paused: None,
+            pressed: None,
+            probed: None,
+            shuts_down: false,
             degraded: false,
             names: None,
             looked: None,

@@ -6,10 +6,20 @@ use jiff::Timestamp;
 use lifeboat_core::wal::{Lsn, SystemId, Timeline};
 use serde::Serialize;
 
-use super::{Activity, Receiver, Stamped};
+use super::{Activity, Receiver, Stamped, stream};
 
 /// Between two files.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
+
+/// A server that shuts down asks its receivers again and again; one that did not ask for so long does not.
+const PRESSED: Duration = Duration::from_secs(5);
+
+/// After how long nothing could be stored, though the store says nothing, or the stream was not read, it is looked whether the server waits for us.
+const STUCK: Duration = Duration::from_secs(30);
+const UNREAD: Duration = Duration::from_secs(5);
+
+/// Between two looks.
+const PROBE_EVERY: Duration = Duration::from_secs(2);
 
 /// Between two lines for people.
 const PROGRESS_EVERY: Duration = Duration::from_secs(60);
@@ -72,8 +82,28 @@ impl Receiver<'_> {
                 told = Some(Instant::now());
             }
             self.watch_promise();
+            self.watch_shutdown();
             // Not the condition that everything else is told by: this would run for every batch.
             std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Looks whether the server shuts down. A server that does waits until its receivers have flushed all, for as long as they answer
+    /// (`WalSndDone` in `src/backend/replication/walsender.c`): with the repository away that is for ever, and nothing in the stream tells. But
+    /// it takes no new connections.
+    fn watch_shutdown(&self) {
+        let mut book = self.book();
+        let long = |since: Option<Instant>, time| since.is_some_and(|since| since.elapsed() >= time);
+        let pressed = book.pressed.is_some_and(|at| at.elapsed() < PRESSED);
+        let waits = pressed && (book.store_trouble.is_some() || long(book.stalled, STUCK)) || long(book.paused, UNREAD);
+        let dsn = book.sql_dsn.clone().filter(|_| waits && book.probed.is_none_or(|at| at.elapsed() >= PROBE_EVERY));
+        let Some(dsn) = dsn else { return };
+        book.probed = Some(Instant::now());
+        drop(book);
+        // cannot_connect_now
+        if stream::open_sql(&dsn).is_err_and(|error| error.sqlstate() == Some("57P03")) {
+            self.book().shuts_down = true;
+            self.waker.wake();
         }
     }
 

@@ -67,12 +67,16 @@ enum End {
     Finished,
     /// The server closed it.
     Closed,
+    /// We left a server that shuts down.
+    Left,
 }
 
 enum StreamEnd {
     Stopped,
     /// The server ended its side.
     Over,
+    /// The server shuts down, and would wait for what cannot be stored now.
+    Left,
 }
 
 /// A segment that is being written.
@@ -197,6 +201,10 @@ impl Receiver<'_> {
             match outcome {
                 Ok(End::Finished) => return Ok(()),
                 Ok(End::Closed) => self.tell_once(&mut place, Event::new(EventKind::Disconnected, "the server closed the stream")),
+                Ok(End::Left) => {
+                    let text = "the server shuts down: it does not wait for what the repository does not take, and keeps that for the slot";
+                    self.tell_once(&mut place, Event::new(EventKind::Disconnected, text));
+                }
                 Err(Broken::Fatal(error)) => return Err(error),
                 Err(Broken::Postgres(error)) => {
                     if self.request.once && !error.is_transient() {
@@ -306,6 +314,7 @@ impl Receiver<'_> {
                 CopyStart::Ended(rows) => Some(rows),
                 CopyStart::Streaming(mut copy) => match self.stream(&mut copy, place, interval, wakeup)? {
                     StreamEnd::Stopped => return Ok(End::Finished),
+                    StreamEnd::Left => return Ok(End::Left),
                     StreamEnd::Over => match copy.finish() {
                         Ok(rows) => rows,
                         Err(error) => {
@@ -858,7 +867,11 @@ impl Receiver<'_> {
         // (`src/backend/replication/walreceiver.c`).
         let (mut heard, mut asked) = (Instant::now(), false);
         let timeout = self.request.server_timeout;
-        self.book().activity = Activity::Streaming;
+        {
+            let mut book = self.book();
+            book.activity = Activity::Streaming;
+            (book.pressed, book.shuts_down) = (None, false);
+        }
         loop {
             let mut reply = false;
             let mut over = false;
@@ -934,6 +947,12 @@ impl Receiver<'_> {
             let was_paused = std::mem::replace(&mut paused, waiting >= self.request.spool_limit);
             book.activity = if paused { Activity::Paused } else { Activity::Streaming };
             book.paused = if paused { book.paused.or_else(|| Some(Instant::now())) } else { None };
+            if flushed >= cursor {
+                book.pressed = None;
+            } else if reply {
+                book.pressed = Some(Instant::now());
+            }
+            let shuts_down = book.shuts_down;
             let (ended, broken) = (book.ended, !book.broken.is_empty());
             // All that was received when it failed is safe, one way or the other.
             let mended = !broken && any && book.spool_trouble.is_some() && flushed >= book.spool_failed_at;
@@ -977,6 +996,9 @@ impl Receiver<'_> {
             }
             if ended {
                 return Ok(StreamEnd::Stopped);
+            }
+            if shuts_down {
+                return Ok(StreamEnd::Left);
             }
             if place.target.is_some_and(|target| at >= target && stored >= target) && settled {
                 return Ok(StreamEnd::Stopped);
