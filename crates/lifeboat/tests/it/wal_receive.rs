@@ -1886,6 +1886,71 @@ fn c058_a_spool_that_cannot_be_synced_is_not_believed() {
     }
 }
 
+/// A directory in the place where a small file of the spool is written before it gets its name: as on a full disk, it cannot be.
+fn in_the_way(desk: &Desk, name: &str) -> PathBuf {
+    let path = desk.receive_directory().join(format!("{name}.new"));
+    fs::create_dir(&path).unwrap();
+    path
+}
+
+#[test]
+fn c058_a_spool_that_takes_nothing_more_still_comes_to_the_repository() {
+    let cluster = server(Postgres::V16).start();
+    cluster.psql("CREATE TABLE note (n int)");
+    let desk = Desk::new();
+    desk.configure(&cluster.dsn(), "");
+    desk.program().arg("--create-slot-only").run().success();
+    let start = slot_start(&cluster);
+    let mut end = Lsn::INVALID;
+    let inside = Inside::new(&desk, closed(&desk));
+    inside.run(&inside.request(&cluster.dsn(), Mode::SyncSpool, &RealDisk), || {
+        cluster.psql("CREATE TABLE filler AS SELECT repeat(md5(n::text), 30) FROM generate_series(1, 3000) n");
+        end = flushed(&cluster);
+        wait_for("it is acknowledged", || desk.lsn("acknowledged") >= end);
+    });
+    // The machine was started anew, and nothing can be written there.
+    let state = desk.receive_directory().join("state.json");
+    let read = || serde_json::from_slice::<Value>(&fs::read(&state).unwrap()).unwrap();
+    let mut noted = read();
+    let boot = noted["boot"].take();
+    noted["boot"] = "another".into();
+    fs::write(&state, noted.to_string()).unwrap();
+    let in_the_way = in_the_way(&desk, "state.json");
+    let inside = Inside::new(&desk, slow(&desk, Duration::ZERO));
+    inside.run(&inside.request(&cluster.dsn(), Mode::SyncSpool, &RealDisk), || {
+        wait_for("all that was acknowledged is stored", || desk.lsn("stored") >= end);
+        assert_eq!(read()["boot"], "another");
+        fs::remove_dir(&in_the_way).unwrap();
+        wait_for("it is noted", || read()["boot"] == boot);
+        desk.archive().equals_server(&cluster, 1, start, end);
+    });
+}
+
+#[test]
+fn c060_a_history_that_the_spool_does_not_take_is_waited_for() {
+    let mut old = server(Postgres::V16).start();
+    let desk = Desk::new();
+    let new = standby(&desk, &old, "standby");
+    desk.configure(&two_hosts(&old, &new), "");
+    let mut receiving = desk.receive();
+    receiving.wait_connected();
+    old.psql("CREATE TABLE t (n int)");
+    let end = flushed(&old);
+    receiving.wait_stored(end);
+    wait_for("the standby has it", || new.psql("SELECT pg_last_wal_replay_lsn()").parse::<Lsn>().unwrap() >= end);
+    let in_the_way = in_the_way(&desk, "00000002.history");
+    old.kill9();
+    promote(&new);
+    receiving.wait_for("the spool fails", |desk| desk.has_event("spool-failing"));
+    fs::remove_dir(&in_the_way).unwrap();
+    new.psql("CREATE TABLE of_the_new_primary (n int)");
+    let end = flushed(&new);
+    receiving
+        .wait_for("timeline 2 is stored", |desk| desk.status().is_some_and(|status| status["timeline"] == 2) && desk.lsn("stored") >= end);
+    receiving.wait_for("the spool is well", |desk| desk.has_event("spool-back"));
+    desk.archive().equals_server(&new, 2, switch_of(&desk), end);
+}
+
 #[test]
 fn c058_what_waits_of_one_cluster_is_not_left_behind_for_another() {
     let cluster = server(Postgres::V16).start();

@@ -5,6 +5,7 @@
 //! time: each adds and takes its own name only. A value that a person has changed meanwhile is left as it is (`core/src/wal/receive/standby_names.rs`
 //! tells which that are), and the receiver goes on to say that commits do not wait for it.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -290,7 +291,19 @@ impl Receiver<'_> {
     fn note(&self, degraded: Option<Degraded>) -> bool {
         let mut state = self.state.lock().expect("no panic while held");
         state.degraded = degraded;
-        self.spool.write_state(&state).is_ok()
+        let noted = self.spool.write_state(&state).is_ok();
+        self.unnoted.store(!noted, Ordering::SeqCst);
+        noted
+    }
+
+    /// Notes what could not be noted before.
+    pub(super) fn note_again(&self) {
+        if self.unnoted.load(Ordering::SeqCst) {
+            let state = self.state.lock().expect("no panic while held");
+            if self.spool.write_state(&state).is_ok() {
+                self.unnoted.store(false, Ordering::SeqCst);
+            }
+        }
     }
 
     /// A warning that is tried again every second, but told once.

@@ -113,6 +113,8 @@ impl Event {
 pub(super) struct EventLog {
     file: File,
     next: u64,
+    /// The last line is not whole.
+    torn: bool,
 }
 
 impl EventLog {
@@ -134,20 +136,20 @@ impl EventLog {
             line.clear();
         }
         file.seek(io::SeekFrom::End(0))?;
-        if !ends_in_newline {
-            // Killed in the middle of a line.
-            file.write_all(b"\n")?;
-        }
-        Ok(Self { file, next: last + 1 })
+        // Killed in the middle of a line, or the disk was full.
+        Ok(Self { file, next: last + 1, torn: !ends_in_newline })
     }
 
     /// Numbers an event and keeps it. It has its number also where it could not be kept.
     pub(super) fn keep(&mut self, event: &mut Event) -> io::Result<()> {
         event.number = self.next;
         self.next += 1;
-        let mut line = serde_json::to_vec(event).map_err(io::Error::other)?;
+        let mut line = if self.torn { vec![b'\n'] } else { Vec::new() };
+        serde_json::to_writer(&mut line, event).map_err(io::Error::other)?;
         line.push(b'\n');
+        self.torn = true;
         self.file.write_all(&line)?;
+        self.torn = false;
         self.file.sync_data()
     }
 }
@@ -172,5 +174,23 @@ mod tests {
         let lines = std::fs::read_to_string(&path).unwrap();
         assert_eq!(lines.lines().count(), 4);
         assert!(lines.lines().last().unwrap().contains("\"event\":\"started\""));
+    }
+
+    #[test]
+    fn a_line_that_could_not_be_written_does_not_spoil_the_next() {
+        let place = tempfile::tempdir().unwrap();
+        let mut log = EventLog::open(place.path()).unwrap();
+        let path = place.path().join("events.jsonl");
+        let keep = |log: &mut EventLog| log.keep(&mut Event::new(EventKind::Started, "a"));
+        // As on a full disk: nothing can be written for a while, and a part of it was.
+        let good = std::mem::replace(&mut log.file, File::open(&path).unwrap());
+        assert!(keep(&mut log).is_err());
+        std::fs::write(&path, "{\"number\":1,\"ti").unwrap();
+        log.file = good;
+        keep(&mut log).unwrap();
+        keep(&mut log).unwrap();
+        let numbers: Vec<_> =
+            std::fs::read_to_string(&path).unwrap().lines().skip(1).map(|line| line.get(..11).map(str::to_owned)).collect();
+        assert_eq!(numbers, [Some("{\"number\":2".to_owned()), Some("{\"number\":3".to_owned())]);
     }
 }

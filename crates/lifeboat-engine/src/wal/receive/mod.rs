@@ -423,6 +423,16 @@ impl Book {
         }
     }
 
+    /// Takes down that the spool fails, and tells whether that is news.
+    fn spool_fails(&mut self, reason: &str) -> bool {
+        let news = self.spool_trouble.replace(reason.to_owned()).is_none();
+        if news {
+            self.spool_failed_at = self.received.lsn;
+            self.spool_failing = Some(Instant::now());
+        }
+        news
+    }
+
     /// Brings the figures of spool and repository up to the ledger, also while no server is followed.
     fn look(&mut self) {
         let lsn = |position: Option<Position>| position.map_or(Lsn::INVALID, |position| position.lsn);
@@ -480,6 +490,8 @@ struct Receiver<'a> {
     waker: Waker,
     log: Mutex<EventLog>,
     state: Mutex<SpoolState>,
+    /// The spool has an older state.
+    unnoted: AtomicBool,
     /// Times of the ledger count from here.
     began: Instant,
 }
@@ -512,10 +524,6 @@ impl Receiver<'_> {
         drop(book);
         self.changed.notify_all();
         self.waker.wake();
-    }
-
-    fn spool_error(&self, source: io::Error) -> ReceiveError {
-        ReceiveError::Spool { path: self.spool.root().display().to_string(), source }
     }
 }
 
@@ -608,7 +616,13 @@ pub fn run(
         degraded: noted.as_ref().and_then(|state| state.degraded.clone()),
     };
     let found = spool.find(cluster.segment_size, same_boot).map_err(failed)?;
-    spool.write_state(&state).map_err(failed)?;
+    let unnoted = match &noted {
+        // Nothing to write: a full disk is no reason not to begin.
+        Some(noted) if *noted == state => None,
+        // Nor is it here: only what is brought to the repository makes room. What was noted counts until then.
+        Some(_) => spool.write_state(&state).err(),
+        None => spool.write_state(&state).map(|()| None).map_err(failed)?,
+    };
 
     let pieces = match request.mode {
         Mode::Stream | Mode::SyncSpool => Pieces::Every(request.flush_interval),
@@ -647,12 +661,16 @@ pub fn run(
         waker,
         log: Mutex::new(log),
         state: Mutex::new(state),
+        unnoted: AtomicBool::new(unnoted.is_some()),
         began: Instant::now(),
     };
     receiver.tell(Event::new(
         EventKind::Started,
         format!("receiving WAL of cluster {} through slot {}, mode {}", cluster.system_id, request.slot, request.mode.name()),
     ));
+    if let Some(error) = unnoted {
+        receiver.warn(format!("the spool cannot note its state, and goes on with what was noted: {error}"));
+    }
     for suspect in &found.suspects {
         receiver.warn(format!("{suspect} could not be synced once; it goes when the segment is finished"));
     }

@@ -75,6 +75,7 @@ impl Receiver<'_> {
             drop(book);
             if news || written.is_none_or(|written| written.elapsed() >= STATUS_EVERY) {
                 self.write_status();
+                self.note_again();
                 written = Some(Instant::now());
             }
             if status.host.is_some() && told.is_none_or(|told| told.elapsed() >= PROGRESS_EVERY) {

@@ -139,10 +139,6 @@ impl Spool {
         }
     }
 
-    pub(super) fn root(&self) -> &Path {
-        &self.root
-    }
-
     /// What was noted, if anything was.
     pub(super) fn state(&self) -> io::Result<Option<SpoolState>> {
         match fs::read(self.root.join("state.json")) {

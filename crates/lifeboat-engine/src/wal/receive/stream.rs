@@ -660,7 +660,11 @@ impl Receiver<'_> {
         let history = History::parse(timeline, &bytes).map_err(|error| PgError::Protocol { reason: error.to_string() })?;
         self.check_history(place, &history)?;
         if place.histories.insert(timeline) {
-            self.spool.write_history(timeline, &bytes).map_err(|error| self.spool_error(error))?;
+            if let Err(error) = self.spool.write_history(timeline, &bytes) {
+                place.histories.remove(&timeline);
+                self.spool_failed(&format!("write the history of timeline {timeline}: {error}"));
+                return Err(Broken::Spool);
+            }
             let mut book = self.book();
             let document = Document::History(timeline);
             if !book.documents.contains(&document) {
@@ -805,8 +809,17 @@ impl Receiver<'_> {
                 let key = layout::wal_gap(self.cluster.system_id, at.timeline, from, to);
                 let name = key.as_str().rsplit('/').next().unwrap_or_default().to_owned();
                 let bytes = serde_json::to_vec(&record).expect("a gap has text keys only");
-                self.spool.write_gap(&name, &bytes).map_err(|error| self.spool_error(error))?;
-                self.book().documents.push_back(Document::Gap { name, key });
+                if let Err(error) = self.spool.write_gap(&name, &bytes) {
+                    self.spool_failed(&format!("write the gap {name}: {error}"));
+                    return Err(Broken::Spool);
+                }
+                let document = Document::Gap { name, key };
+                let mut book = self.book();
+                // One before it may have been written the last time.
+                if !book.documents.contains(&document) {
+                    book.documents.push_back(document);
+                }
+                drop(book);
                 let text =
                     format!("the server no longer has {from} to {to} of timeline {}; looking whether the repository does", at.timeline);
                 self.tell(Event::new(EventKind::Warning, text).at(Position { timeline: at.timeline, lsn: from }));

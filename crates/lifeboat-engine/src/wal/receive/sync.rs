@@ -1,7 +1,7 @@
 //! Makes the spool durable, on a thread of its own: a disk that takes seconds must not keep keepalives from being answered.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lifeboat_core::wal::Segment;
 
@@ -64,13 +64,19 @@ impl Receiver<'_> {
         }
         let known = book.broken.entry(segment).or_insert(damage);
         *known = damage.max(*known);
-        let news = book.spool_trouble.replace(reason.to_owned()).is_none();
-        if news {
-            book.spool_failed_at = book.received.lsn;
-            book.spool_failing = Some(Instant::now());
-        }
+        let news = book.spool_fails(reason);
         drop(book);
         self.waker.wake();
+        self.tell_spool_fails(news, reason);
+    }
+
+    /// Something small could not be written to the spool; whoever needs it tries again.
+    pub(super) fn spool_failed(&self, reason: &str) {
+        let news = self.book().spool_fails(reason);
+        self.tell_spool_fails(news, reason);
+    }
+
+    fn tell_spool_fails(&self, news: bool, reason: &str) {
         if news {
             self.tell(Event::new(EventKind::SpoolFailing, format!("THE SPOOL CANNOT BE WRITTEN, nothing is acknowledged: {reason}")));
         }

@@ -158,7 +158,10 @@ fn failure(error: ReceiveError) -> Failure {
     let (code, hint) = match error {
         ReceiveError::Postgres(error) => return error.into(),
         ReceiveError::Locked { .. } => (EXIT_LEASED, "stop the other receiver, or give this one a spool of its own: wal.spool"),
-        ReceiveError::Spool { .. } => (EXIT_FAILED, "make room, or choose another place for wal.spool: lifeboat config show"),
+        ReceiveError::Spool { .. } => (
+            EXIT_FAILED,
+            "make room where wal.spool is (lifeboat config show): what lies there may be acknowledged and nowhere else, so give it no other place before it is stored",
+        ),
         ReceiveError::OtherCluster { .. } => (
             EXIT_FAILED,
             "postgres.dsn names another cluster than that whose WAL waits in wal.spool: lifeboat config show has both; lifeboat wal receive stores what waits when postgres.dsn names that cluster, or a host that does not answer",
