@@ -257,7 +257,7 @@ pub fn kept_until(facts: &WalFacts<'_>) -> Option<Timestamp> {
 /// `GetLastImportantRecPtr`); a record about running transactions ends none, and stays in the open segment for as long as nothing else is
 /// written.
 fn quiet_since(server: &ServerWal, end: Lsn, size: SegmentSize) -> Option<Timestamp> {
-    let all_archived = end.0 % size.bytes() == 0 && server.position.0 / size.bytes() == end.0 / size.bytes();
+    let all_archived = end.0.is_multiple_of(size.bytes()) && server.position.0 / size.bytes() == end.0 / size.bytes();
     let works = archives(server) && server.ready.unwrap_or(0) == 0 && !server.archiver.as_ref().is_some_and(is_failing);
     if !all_archived || !works || server.in_recovery || server.archive_timeout_seconds == 0 {
         return None;
@@ -380,16 +380,14 @@ pub fn assess(facts: &WalFacts<'_>) -> Vec<WalFinding> {
             );
         }
     }
-    if let Some(archiver) = server.archiver.as_ref().filter(|_| archives) {
-        if is_failing(archiver) {
-            let file = archiver.last_failed.as_deref().unwrap_or("a file");
-            say(
-                "archive-failing",
-                Critical,
-                format!("archive_command fails: {file}, {} times so far", archiver.failed_count),
-                "read the server's log: what lifeboat wal push says stands there",
-            );
-        }
+    if let Some(archiver) = server.archiver.as_ref().filter(|archiver| archives && is_failing(archiver)) {
+        let file = archiver.last_failed.as_deref().unwrap_or("a file");
+        say(
+            "archive-failing",
+            Critical,
+            format!("archive_command fails: {file}, {} times so far", archiver.failed_count),
+            "read the server's log: what lifeboat wal push says stands there",
+        );
     }
     if let Some(ready) = server.ready.filter(|ready| archives && *ready > READY_WARNING) {
         // c055: a full pg_wal stops the server.

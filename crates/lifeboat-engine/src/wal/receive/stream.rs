@@ -680,7 +680,10 @@ impl Receiver<'_> {
     /// that were promoted the same number may have come, and WAL of both in one timeline would be of use to nobody (c061).
     fn check_history(&self, place: &mut Place, history: &History) -> Result<(), Broken> {
         for timeline in history.ancestors().chain([history.timeline]).filter(|timeline| *timeline > Timeline(1)) {
-            let spooled = self.spool.history(timeline).map_err(|error| self.spool_error(error))?;
+            let spooled = self.spool.history(timeline).map_err(|error| {
+                self.spool_failed(&format!("read the history of timeline {timeline}: {error}"));
+                Broken::Spool
+            })?;
             let known = match spooled.and_then(|bytes| History::parse(timeline, &bytes).ok()) {
                 Some(spooled) => spooled,
                 None => match place.stored_histories.get(&timeline) {
