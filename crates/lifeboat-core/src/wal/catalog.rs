@@ -149,7 +149,7 @@ pub struct Leg {
     pub timeline: Timeline,
     /// Where it begins; 0/0 for the oldest.
     pub from: Lsn,
-    /// Where the next one branches off; `None` for the last.
+    /// Where the next one branches off; `None` for the last. Before `from`, where nothing of it is of the history.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to: Option<Lsn>,
 }
@@ -781,11 +781,9 @@ impl Archive {
         }
         let mut legs = Vec::with_capacity(history.entries.len() + 1);
         let mut from = Lsn(0);
-        for entry in &history.entries {
-            // Nothing of a timeline is of the history where it was left before it began.
-            if entry.switch > from {
-                legs.push(Leg { timeline: entry.timeline, from, to: Some(entry.switch) });
-            }
+        for (entry, (timeline, end)) in history.entries.iter().zip(history.ends()) {
+            // It may end before it begins: then nothing of it is of the history, and a server asks for its segments from its beginning on.
+            legs.push(Leg { timeline, from, to: Some(end) });
             from = entry.switch;
         }
         legs.push(Leg { timeline, from, to: None });
@@ -796,7 +794,7 @@ impl Archive {
     pub fn left(&self, timeline: Timeline) -> Vec<Left> {
         let told = self.told_history(timeline);
         let history = self.histories.get(&timeline).or(told.as_ref());
-        history.into_iter().flat_map(|history| &history.entries).map(|entry| Left { timeline: entry.timeline, at: entry.switch }).collect()
+        history.into_iter().flat_map(|history| history.ends().map(|(timeline, at)| Left { timeline, at }).collect::<Vec<_>>()).collect()
     }
 
     /// The files that recovery along `path` is offered for a segment, as PostgreSQL asks for them: youngest first, down to the

@@ -49,8 +49,7 @@ pub enum HistoryError {
 pub struct Entry {
     /// The ancestor.
     pub timeline: Timeline,
-    /// Where its descendant left it: the first byte that is not the ancestor's any more. Never before that of an older ancestor; equal, where
-    /// nothing of this one is of the history.
+    /// Where its descendant left it, and began: the first byte that is not the ancestor's any more.
     pub switch: Lsn,
     /// Why, as PostgreSQL put it.
     pub reason: String,
@@ -74,8 +73,7 @@ impl History {
     /// Reads the history file of `timeline`. As `readTimeLineHistory` does.
     ///
     /// The switches in a file may go back: a server that is to follow timeline 2 and stops on timeline 1 before 2 left it writes "1, 2's
-    /// beginning; 2, where it stopped" (seen of 15). The byte at an LSN is then the youngest timeline's that begins before it
-    /// (`tliOfPointInHistory` looks at the youngest first), so every ancestor ends at the earliest switch of its own and younger ones.
+    /// beginning; 2, where it stopped" (seen of 15). See [`Self::switch_from`].
     pub fn parse(timeline: Timeline, bytes: &[u8]) -> Result<Self, HistoryError> {
         if bytes.len() > MAX_HISTORY_BYTES {
             return Err(HistoryError::TooLong { timeline, bytes: bytes.len() });
@@ -102,11 +100,6 @@ impl History {
             }
             entries.push(Entry { timeline: found, switch, reason: reason.trim().to_owned() });
         }
-        let mut earliest = Lsn(u64::MAX);
-        for entry in entries.iter_mut().rev() {
-            earliest = earliest.min(entry.switch);
-            entry.switch = earliest;
-        }
         Ok(Self { timeline, entries })
     }
 
@@ -127,19 +120,25 @@ impl History {
 
     /// The timeline whose WAL has the byte at `lsn` (`tliOfPointInHistory`).
     pub fn timeline_of(&self, lsn: Lsn) -> Timeline {
-        self.entries.iter().find(|entry| lsn < entry.switch).map_or(self.timeline, |entry| entry.timeline)
+        self.ends().find(|(_, end)| lsn < *end).map_or(self.timeline, |(timeline, _)| timeline)
     }
 
-    /// Where this history left `timeline`; `None` if it did not, or never was on it (`tliSwitchPoint`).
+    /// Its ancestors, oldest first, and where each of them ends in it. A line of the file says where a timeline was left; but the byte at an LSN
+    /// is the youngest timeline's that begins before it (`tliOfPointInHistory` looks at the youngest first), so one that is left behind the
+    /// place where a younger one is left ends there.
+    pub fn ends(&self) -> impl Iterator<Item = (Timeline, Lsn)> {
+        let end = |at: usize| self.entries[at..].iter().map(|entry| entry.switch).min().expect("of one at least");
+        self.entries.iter().enumerate().map(move |(at, entry)| (entry.timeline, end(at)))
+    }
+
+    /// Where `timeline` ends in this history ([`Self::ends`]); `None` if it was not left, or never was on it.
     pub fn switch_from(&self, timeline: Timeline) -> Option<Lsn> {
-        self.entries.iter().find(|entry| entry.timeline == timeline).map(|entry| entry.switch)
+        self.ends().find(|(of, _)| *of == timeline).map(|(_, end)| end)
     }
 
     /// Whether the history of the parent says the same of what both tell.
     pub fn continues(&self, parent: &Self) -> bool {
-        // What it left before its parent did ends where it left it.
-        let left = self.parent().map_or(Lsn(u64::MAX), |entry| entry.switch);
-        let same = |(ours, theirs): (&Entry, &Entry)| ours.timeline == theirs.timeline && ours.switch == theirs.switch.min(left);
+        let same = |(ours, theirs): (&Entry, &Entry)| ours.timeline == theirs.timeline && ours.switch == theirs.switch;
         self.parent().is_some_and(|entry| entry.timeline == parent.timeline)
             && self.entries.len() == parent.entries.len() + 1
             && self.entries.iter().zip(&parent.entries).all(same)
@@ -155,10 +154,8 @@ impl History {
             // Neither descends from the other: nothing to compare.
             None => return true,
         };
-        // What it left before the shorter one's timeline began ends where it left it.
-        let left = longer.entries.get(until).map_or(Lsn(u64::MAX), |entry| entry.switch);
-        let told = shorter.entries.iter().map(|entry| (entry.timeline, entry.switch.min(left)));
-        longer.entries[..until].iter().map(|entry| (entry.timeline, entry.switch)).eq(told)
+        let said = |entry: &Entry| (entry.timeline, entry.switch);
+        longer.entries[..until].iter().map(said).eq(shorter.entries.iter().map(said))
     }
 }
 
@@ -185,7 +182,7 @@ mod tests {
         // Later timelines that descend from the one or the other, and one that left timeline 1 by itself.
         assert!(agree(&ours, &history(3, &[(1, 700), (2, 900)])) && !agree(&other, &history(3, &[(1, 700), (2, 900)])));
         assert!(agree(&ours, &history(3, &[(1, 600)])));
-        assert!(agree(&ours, &history(3, &[(1, 500), (2, 500)])), "it stopped before timeline 2 began");
+        assert!(agree(&ours, &history(3, &[(1, 700), (2, 500)])), "it stopped before timeline 2 began");
         assert!(agree(&ours, &History::root(Timeline(1))));
         assert!(!agree(&ours, &history(2, &[])), "a cluster that began with timeline 2");
     }

@@ -210,23 +210,23 @@ impl Inventory {
         let Some(latest) = self.timeline() else { return kept };
         let at = |timeline, lsn| Position { timeline, lsn };
         let is_ours = latest == history.timeline || history.switch_from(latest).is_some();
-        let mut before = history.entries.iter().filter(|entry| is_ours && entry.timeline < latest);
+        let before = history.ends().filter(|(timeline, _)| is_ours && *timeline < latest);
         if is_ours && kept.timeline < latest {
             let mut from = kept.lsn;
-            for entry in before.filter(|entry| kept.timeline <= entry.timeline) {
-                let until = self.safe_until(entry.timeline, Some(from)).unwrap_or(from);
-                if let Some(missing) = self.missing_before(entry.timeline, until, entry.switch) {
-                    return at(entry.timeline, missing);
+            for (timeline, end) in before.filter(|(timeline, _)| kept.timeline <= *timeline) {
+                let until = self.safe_until(timeline, Some(from)).unwrap_or(from);
+                if let Some(missing) = self.missing_before(timeline, until, end) {
+                    return at(timeline, missing);
                 }
-                from = entry.switch;
+                from = end;
             }
             return at(latest, self.safe_until(latest, Some(from)).unwrap_or(from));
         }
-        if let Some(parent) = before.next_back()
-            && let Some(until) = self.safe_until(parent.timeline, None)
-            && let Some(missing) = self.missing_before(parent.timeline, until, parent.switch)
+        if let Some((parent, end)) = before.last()
+            && let Some(until) = self.safe_until(parent, None)
+            && let Some(missing) = self.missing_before(parent, until, end)
         {
-            return at(parent.timeline, missing);
+            return at(parent, missing);
         }
         let keeps = Some(kept.lsn).filter(|_| kept.timeline == latest);
         self.safe_until(latest, keeps).map_or(kept, |end| at(latest, end))
@@ -290,7 +290,7 @@ pub fn relation(server: &History, timeline: Timeline, whole_until: Lsn) -> Relat
         return Relation::Continue(timeline);
     }
     let Some(at) = server.entries.iter().position(|entry| entry.timeline == timeline) else { return Relation::Unrelated };
-    let fork = server.entries[at].switch;
+    let fork = server.switch_from(timeline).expect("it is one of them");
     if fork < whole_until {
         let next = server.entries.get(at + 1).map_or(server.timeline, |entry| entry.timeline);
         return Relation::ForkedBefore { fork, next };

@@ -233,6 +233,17 @@ pub enum Reason {
         /// The one that recovery would go along.
         older: Timeline,
     },
+    /// A timeline was begun, and the archive has none of its WAL, while the one that it left goes on: a promotion of which nothing else arrived, or
+    /// one for a test. Which of them is the cluster cannot be told, and each leaves out what was committed on the other.
+    #[error("timeline {begun} left timeline {goes_on} at {at} and has no WAL in the archive, and timeline {goes_on} goes on behind that")]
+    Undecided {
+        /// The one that was begun.
+        begun: Timeline,
+        /// The one that goes on.
+        goes_on: Timeline,
+        /// Where they part.
+        at: Lsn,
+    },
     /// More than one restore point has this name.
     #[error("there are {} restore points of that name ({}); PostgreSQL would stop at the first", .0.len(), places_of(.0))]
     Ambiguous(Vec<Located>),
@@ -314,6 +325,15 @@ fn route<'b>(backups: &'b [BackupPoint], archive: &Archive, request: &RecoveryRe
                 match archive.path(timeline) {
                     Ok(path) => {
                         let backups = on(&path);
+                        // All that can be reached along it is on the one that goes on as well, but for its end.
+                        if let Some((goes_on, at)) =
+                            goes_on_instead(archive, &path).filter(|_| all.iter().all(|one| one.timeline != timeline))
+                        {
+                            if request.target == Target::Latest && request.backup.is_none() && !backups.is_empty() {
+                                return Err(Reason::Undecided { begun: timeline, goes_on, at });
+                            }
+                            continue;
+                        }
                         if !backups.is_empty() {
                             return Ok(Route { path, backups, passed });
                         }
@@ -328,6 +348,13 @@ fn route<'b>(backups: &'b [BackupPoint], archive: &Archive, request: &RecoveryRe
             Err(Reason::NotOnTimeline(newest))
         }
     }
+}
+
+/// The timeline that this history left last, and where, if it goes on behind that and the history does not: there is no WAL of its own.
+fn goes_on_instead(archive: &Archive, path: &Path) -> Option<(Timeline, Lsn)> {
+    let [.., left, last] = path.legs() else { return None };
+    let at = left.to?;
+    (!archive.has_wal(last.timeline) && archive.goes_on_behind(left.timeline, at)).then_some((left.timeline, at))
 }
 
 fn refuse(target: &Target, reason: Reason, nearest: Vec<Reachable>, ends: Vec<Reach>) -> Box<Unreachable> {
@@ -537,6 +564,13 @@ pub fn choose(
 ) -> Result<Choice, Box<Unreachable>> {
     let route = route(backups, archive, request).map_err(|reason| {
         let mut nearest = Vec::new();
+        if let Reason::Undecided { begun, goes_on, at } = reason {
+            let end = archive.path(goes_on).map_or(at, |path| archive.reach(&path, at).to);
+            for (timeline, lsn) in [(goes_on, end), (begun, at)] {
+                nearest.push(Reachable { backup: None, flags: format!("--target-timeline {timeline}"), lsn, time: None });
+            }
+            return refuse(&request.target, reason, nearest, Vec::new());
+        }
         let newest = backups.iter().filter(|b| request.backup.as_ref().is_none_or(|only| *only == b.id)).max_by_key(|b| b.stop_lsn);
         if let Some(newest) = newest.filter(|_| !matches!(reason, Reason::NoBackup)) {
             let own = Reachable { flags: format!("--target-timeline {}", newest.timeline), ..at_once(newest) };
@@ -1045,6 +1079,35 @@ mod tests {
         // What can be reached instead is named so that it can.
         let refused = choose(&points, &archive, &to(Target::Lsn(lsn(99))), &evidence(vec![])).unwrap_err();
         assert_eq!(refused.nearest.last().unwrap().flags, "--target-timeline 1");
+    }
+
+    #[test]
+    fn c076_a_timeline_of_which_only_the_history_arrived_is_not_taken_for_the_latest() {
+        // A standby was promoted at 10, and nothing of it came; timeline 1 went on.
+        let files = (0..6).map(|number| (1, number, Kind::Whole)).collect();
+        let archive = World { branches: vec![(1, 10)], files, lost: vec![] }.archive();
+        let points = points(&[(1, 1, 3), (1, 14, 15)]);
+        let of = |request: &RecoveryRequest, unit| choose(&points, &archive, request, &evidence(vec![record(1, unit)]));
+        let refused = of(&to(Target::Latest), 20).unwrap_err();
+        assert_eq!(refused.reason, Reason::Undecided { begun: Timeline(2), goes_on: Timeline(1), at: lsn(10) });
+        let nearest: Vec<_> = refused.nearest.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            nearest,
+            [format!("latest --target-timeline 1 (LSN {})", lsn(24)), format!("latest --target-timeline 2 (LSN {})", lsn(10))]
+        );
+        for (timeline, end) in [(1, 24), (2, 10)] {
+            let request = RecoveryRequest { timeline: TimelineChoice::Number(Timeline(timeline)), ..to(Target::Latest) };
+            assert_eq!(of(&request, 20).unwrap().end, lsn(end));
+        }
+        // Whatever has a place of its own is on the timeline that goes on, before the fork and behind it.
+        for unit in [5, 20] {
+            let choice = of(&to(Target::Lsn(lsn(unit))), unit).unwrap();
+            assert_eq!((choice.timeline, choice.end), (Timeline(1), lsn(unit + 1)));
+        }
+        // A backup that was named.
+        let request = RecoveryRequest { backup: Some("b0".into()), ..to(Target::Latest) };
+        let choice = of(&request, 20).unwrap();
+        assert_eq!((choice.timeline, choice.end), (Timeline(1), lsn(24)));
     }
 
     #[test]
