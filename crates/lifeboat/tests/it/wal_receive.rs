@@ -1534,11 +1534,15 @@ impl HalfRecord {
     /// The record is as long as `message` says, begins in the first part of a segment, and the spool has it up to `has`, from the start of that
     /// segment on. It has only that segment and those behind it.
     fn make(version: Postgres, message: u64, has: u64) -> HalfRecord {
-        let mut old = server(version).start();
+        let mut old = server(version).config("autovacuum", "off").start();
         let desk = Desk::new();
         let mut new = standby(&desk, &old, "standby");
         desk.configure(&two_hosts(&old, &new), "");
         old.psql("CREATE TABLE note (n int)");
+        // It would write a whole record every 15 seconds, which the standby may not get.
+        let writer = old.psql("SELECT pid FROM pg_stat_activity WHERE backend_type = 'background writer'");
+        let writer = rustix::process::Pid::from_raw(writer.parse().unwrap()).expect("it runs");
+        rustix::process::kill_process(writer, rustix::process::Signal::STOP).unwrap();
         let inside = Inside::new(&desk, slow(&desk, Duration::ZERO));
         inside.run(&inside.request(&old.dsn(), Mode::SyncSpool, &RealDisk), || {
             old.psql("SELECT pg_switch_wal()");
