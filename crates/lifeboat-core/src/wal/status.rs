@@ -265,11 +265,43 @@ fn quiet_since(server: &ServerWal, end: Lsn, size: SegmentSize) -> Option<Timest
     server.now.checked_sub(Duration::from_secs(server.archive_timeout_seconds.into())).ok()
 }
 
+/// Every code of a finding. They do not change; `docs/wal.md` says what each of them means.
+pub const CODES: [&str; 26] = [
+    "gap",
+    "receiver-down",
+    "degraded",
+    "store-failing",
+    "spool-failing",
+    "server-unreachable",
+    "clock-skew",
+    "standby-behind",
+    "wal-level",
+    "archive-off",
+    "archive-command",
+    "archive-timeout",
+    "archive-failing",
+    "archive-backlog",
+    "archive-empty",
+    "archive-ahead",
+    "rpo",
+    "lag",
+    "no-backup-on-timeline",
+    "history-missing",
+    "not-synchronous",
+    "no-synchronous-standby",
+    "slot-lost",
+    "slot-at-risk",
+    "slot-unbounded",
+    "slot-missing",
+];
+
 /// What is wrong.
 pub fn assess(facts: &WalFacts<'_>) -> Vec<WalFinding> {
     let mut findings = Vec::new();
-    let mut say =
-        |code, severity, message: String, hint: &str| findings.push(WalFinding { code, severity, message, hint: hint.to_owned() });
+    let mut say = |code, severity, message: String, hint: &str| {
+        debug_assert!(CODES.contains(&code), "{code}");
+        findings.push(WalFinding { code, severity, message, hint: hint.to_owned() });
+    };
     use Severity::{Critical, Warning};
     for GapSeen { text, is_passed, story } in &facts.gaps {
         let (severity, hint) = match (story, is_passed) {
@@ -590,6 +622,14 @@ mod tests {
 
     fn codes(facts: &WalFacts<'_>) -> Vec<&'static str> {
         assess(facts).iter().map(|finding| finding.code).collect()
+    }
+
+    #[test]
+    fn every_code_is_documented() {
+        let page = include_str!("../../../../docs/wal.md");
+        for code in CODES {
+            assert!(page.contains(&format!("| `{code}` |")), "{code} is not in docs/wal.md");
+        }
     }
 
     #[test]

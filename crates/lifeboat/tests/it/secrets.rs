@@ -123,11 +123,16 @@ impl Watch {
                     continue;
                 }
                 let read = |name: &str| fs::read(entry.path().join(name)).unwrap_or_default();
+                let before = read("comm");
                 let environment = read("environ");
                 if !environment.windows(mark.len()).any(|window| window == mark) {
                     continue;
                 }
-                let name = String::from_utf8_lossy(&read("comm")).trim().to_owned();
+                // A child that became another program in between had the environment of the one that started it.
+                if read("comm") != before {
+                    continue;
+                }
+                let name = String::from_utf8_lossy(&before).trim().to_owned();
                 let needs = NEED_THE_STORE.contains(&name.as_str());
                 let kept = environment.split(|byte| *byte == 0).filter(|line| !(needs && line.starts_with(b"AWS_SECRET_ACCESS_KEY=")));
                 let (arguments, environment) = (read("cmdline"), kept.collect::<Vec<_>>().join(&b'\n'));

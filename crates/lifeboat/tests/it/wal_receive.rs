@@ -596,6 +596,47 @@ fn c056_wal_that_the_archiver_stored_is_not_called_lost() {
 }
 
 #[test]
+fn wal_status_tells_apart_what_is_received_durable_here_and_in_the_repository() {
+    let cluster = server(Postgres::V18).start();
+    let desk = Desk::new();
+    desk.configure(&cluster.dsn(), "mode = \"sync\"");
+    let mut receiving = desk.receive();
+    receiving.wait_connected();
+    cluster.psql("CREATE TABLE t (n int)");
+    let first = flushed(&cluster);
+    receiving.wait_stored(first);
+    let away = desk.place("away");
+    fs::rename(desk.repository(), &away).unwrap();
+    cluster.psql("INSERT INTO t VALUES (1)");
+    let second = flushed(&cluster);
+    receiving.wait_for("it is in the spool", |desk| desk.lsn("spooled") >= second && desk.has_event("store-failing"));
+    receiving.kill9();
+    fs::rename(&away, desk.repository()).unwrap();
+    cluster.psql("INSERT INTO t VALUES (2)");
+    let status = || Program::as_owner(&desk.home).arg("--config").arg(desk.place("lifeboat.toml")).args(["wal", "status"]);
+    let document = status().arg("--json").run().expect_code(3).json();
+    let receiver = &document["clusters"][0]["receiver"];
+    let lsn = |member: &str| receiver[member].as_str().and_then(|text| text.parse::<Lsn>().ok()).unwrap_or_else(|| panic!("{document:#}"));
+    assert!(first <= lsn("stored") && lsn("stored") < second, "{document:#}");
+    assert!(lsn("spooled") >= second && lsn("received") >= lsn("spooled") && lsn("acknowledged") >= second, "{document:#}");
+    assert!(receiver["waiting_bytes"].as_u64() > Some(0) && receiver["mode"] == "sync-spool", "{document:#}");
+    let codes: Vec<&str> = document["findings"].as_array().unwrap().iter().filter_map(|finding| finding["code"].as_str()).collect();
+    assert!(codes.contains(&"not-synchronous"), "{codes:?}");
+    let text = status().run().expect_code(3).stdout;
+    for part in [format!("in the repository {}", lsn("stored")), format!("durable in the spool {}", lsn("spooled"))] {
+        assert!(text.contains(&part), "{part}: {text}");
+    }
+    // A receiver that comes back brings what waits, and the figures meet.
+    let mut receiving = desk.receive();
+    let end = flushed(&cluster);
+    receiving.wait_stored(end);
+    assert_eq!(receiving.end(), Some(0));
+    let document = status().arg("--json").run().json();
+    let receiver = &document["clusters"][0]["receiver"];
+    assert_eq!((&receiver["stored"], receiver["waiting_bytes"].as_u64()), (&receiver["received"], Some(0)), "{document:#}");
+}
+
+#[test]
 fn the_second_receiver_of_a_spool_says_so() {
     let cluster = server(Postgres::V18).start();
     let desk = Desk::new();

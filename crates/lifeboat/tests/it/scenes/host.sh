@@ -12,7 +12,8 @@ cat >>"$DATA/postgresql.conf" <<'CONF'
 listen_addresses = ''
 unix_socket_directories = '/var/run/postgresql'
 fsync = on
-shared_buffers = 32MB
+shared_buffers = 128MB
+max_wal_size = 1GB
 max_connections = 20
 timezone = 'UTC'
 log_timezone = 'UTC'
