@@ -526,7 +526,7 @@ fn wal_comes_through_files_first_to_a_target_and_then_to_the_end() {
         let plan = world.restore(&place);
         let reader = world.reader(original.of);
         let bounds = Bounds::default();
-        let source = Source { reader: &reader, bounds: &bounds, allow_empty: false, until: None };
+        let source = Source { reader: &reader, bounds: &bounds, allow_empty: false };
         std::thread::scope(|scope| {
             let feeder = Feeder::start(scope, &place, source, 2, 64 << 20).unwrap();
             let mut start = Start::of(&plan, Goal::Paused, Duration::from_secs(120));
@@ -567,7 +567,7 @@ fn a_store_that_fails_in_the_middle_stops_the_server_and_does_not_promote_it() {
         let home = parent();
         let reader = world.reader(original.of);
         let bounds = Bounds::default();
-        let source = Source { reader: &reader, bounds: &bounds, allow_empty: false, until: None };
+        let source = Source { reader: &reader, bounds: &bounds, allow_empty: false };
         for (name, fault) in [("denied", Fault::Denied), ("corrupt", Fault::Corrupt), ("transient", Fault::Transient)] {
             world.faults.plan(&[]);
             let place = Place::make(&settings(home.path(), name)).unwrap();
@@ -604,7 +604,7 @@ fn a_feeder_that_ends_stops_the_server_and_does_not_promote_it() {
     let plan = world.restore(&place);
     let reader = world.reader(original.of);
     let bounds = Bounds::default();
-    let source = Source { reader: &reader, bounds: &bounds, allow_empty: false, until: None };
+    let source = Source { reader: &reader, bounds: &bounds, allow_empty: false };
     let command = std::thread::scope(|scope| Feeder::start(scope, &place, source, 1, 1).unwrap().command());
     let mut start = Start::of(&plan, Goal::Writable, Duration::from_secs(120));
     start.restore_command = Some(command);

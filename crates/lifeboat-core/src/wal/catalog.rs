@@ -193,6 +193,11 @@ impl Path {
         self.legs.iter().find(|leg| leg.timeline == timeline).copied()
     }
 
+    /// Where it leaves its timelines.
+    pub fn left(&self) -> Vec<Left> {
+        self.legs.iter().filter_map(|leg| Some(Left { timeline: leg.timeline, at: leg.to? })).collect()
+    }
+
     /// Whether the bytes [from, to) of `timeline` are all of this history.
     pub fn has(&self, timeline: Timeline, from: Lsn, to: Lsn) -> bool {
         self.leg_of(timeline).is_some_and(|leg| leg.from <= from && to <= leg.ends_at())
@@ -788,13 +793,6 @@ impl Archive {
         }
         legs.push(Leg { timeline, from, to: None });
         Ok(Path { legs })
-    }
-
-    /// Where the history of a timeline leaves its ancestors, as far as that is known.
-    pub fn left(&self, timeline: Timeline) -> Vec<Left> {
-        let told = self.told_history(timeline);
-        let history = self.histories.get(&timeline).or(told.as_ref());
-        history.into_iter().flat_map(|history| history.ends().map(|(timeline, at)| Left { timeline, at }).collect::<Vec<_>>()).collect()
     }
 
     /// The files that recovery along `path` is offered for a segment, as PostgreSQL asks for them: youngest first, down to the

@@ -129,6 +129,9 @@ pub struct Bounds {
     pub left: Vec<Left>,
     /// What lies in the restored `pg_wal`. The server takes it where it is told that the archive has no such file, and only then.
     pub own: Option<Own>,
+    /// Nothing of any timeline from here on is handed out. `None`: whatever there is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<Lsn>,
 }
 
 impl From<Option<Promise>> for Bounds {
@@ -138,13 +141,14 @@ impl From<Option<Promise>> for Bounds {
 }
 
 impl Bounds {
-    /// How much of a segment is of the history, if not all of it is: up to where its timeline was left, which may be before it begins.
+    /// How much of a segment is handed out, if not all of it is: up to where the history left its timeline, or to the end, which may be before it
+    /// begins.
     pub fn belongs_until(&self, segment: Segment, size: SegmentSize) -> Option<Lsn> {
-        let left = self.left.iter().find(|left| left.timeline == segment.timeline)?;
-        Some(left.at).filter(|at| *at < segment.next().start(size))
+        let left = self.left.iter().find(|left| left.timeline == segment.timeline).map(|left| left.at);
+        left.into_iter().chain(self.until).min().filter(|at| *at < segment.next().start(size))
     }
 
-    /// Whether all of a segment is behind the place where its timeline was left.
+    /// Whether nothing of a segment is handed out.
     pub fn is_beside(&self, segment: Segment, size: SegmentSize) -> bool {
         self.belongs_until(segment, size).is_some_and(|until| until <= segment.start(size))
     }
@@ -316,6 +320,10 @@ mod tests {
         // Left where a segment ends: all of it is of the history, and the next one is not.
         let bounds = Bounds { left: vec![Left { timeline: Timeline(1), at: at(5, 0) }], ..Bounds::default() };
         assert_eq!((bounds.belongs_until(segment(1, 4), SIZE), bounds.is_beside(segment(1, 5), SIZE)), (None, true));
+        // The end is that of every timeline.
+        let bounds = Bounds { until: Some(at(3, 7)), ..bounds };
+        let until = |timeline, number| bounds.belongs_until(segment(timeline, number), SIZE);
+        assert_eq!((until(1, 2), until(1, 3), until(2, 3), until(1, 5)), (None, Some(at(3, 7)), Some(at(3, 7)), Some(at(3, 7))));
 
         let own = Own { timeline: Timeline(1), from: at(2, 40), to: at(4, 100) };
         let until = |timeline, number| own.until(segment(timeline, number), SIZE);

@@ -711,8 +711,9 @@ fn from_backup(
         to,
         bounds: Bounds {
             promise: (!own).then_some(Promise { timeline, lsn: to }),
-            left: archive.left(path.timeline()),
+            left: path.left(),
             own: backup.wal_included.then_some(Own { timeline: backup.timeline, from: backup.start_lsn, to: backup.stop_lsn }),
+            until: None,
         },
         end,
         located,

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use lifeboat_core::wal::fetch::{Asked, Bounds, asked, is_ahead};
 use lifeboat_core::wal::file::WalFile;
-use lifeboat_core::wal::{Lsn, Segment, SegmentSize};
+use lifeboat_core::wal::{Segment, SegmentSize};
 
 use super::place::Place;
 use crate::wal::WalReader;
@@ -58,12 +58,10 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> FeederError {
 pub struct Source<'a> {
     /// Reads and verifies it.
     pub reader: &'a WalReader<'a>,
-    /// What the plan of the drill says of what the archive had, and of what is of the history.
+    /// What the plan of the drill says of what the archive had, of what is of the history, and of the end.
     pub bounds: &'a Bounds,
     /// Whether it is no surprise that the archive has nothing of this cluster.
     pub allow_empty: bool,
-    /// Nothing from here on is brought: WAL that was archived after the disaster would not be there. `None`: whatever there is.
-    pub until: Option<Lsn>,
 }
 
 /// What was brought.
@@ -413,38 +411,15 @@ impl Shared {
     /// Fetches a file to where the server takes it from.
     fn fetch(&self, source: Source<'_>, file: WalFile) -> Result<Fetched, String> {
         let begun = Instant::now();
-        if self.is_behind(source, file) {
-            return Ok(Fetched::AfterEnd);
-        }
         let fetcher = Fetcher::new(source.reader, source.bounds, source.allow_empty);
         let landing = self.landing(file);
         let fetched = fetcher.fetch(file, &landing).map_err(|error| crate::causes::joined(&error));
         self.fed().fetching += begun.elapsed();
         let fetched = fetched?;
         if fetched.is_there() {
-            self.cut(source, &landing, file).map_err(|error| crate::causes::joined(&error))?;
             self.hand_over(&landing, file).map_err(|error| crate::causes::joined(&error))?;
         }
         Ok(fetched)
-    }
-
-    /// Whether a segment begins where nothing is brought any more.
-    fn is_behind(&self, source: Source<'_>, file: WalFile) -> bool {
-        let WalFile::Segment(segment) = file else { return false };
-        source.until.is_some_and(|until| segment.start(self.size) >= until) || source.bounds.is_beside(segment, self.size)
-    }
-
-    /// Takes out of a segment what was written after the disaster, if it ends in it.
-    fn cut(&self, source: Source<'_>, landing: &Path, file: WalFile) -> Result<(), FeederError> {
-        let (WalFile::Segment(segment), Some(until)) = (file, source.until) else { return Ok(()) };
-        let (start, end) = (segment.start(self.size), segment.next().start(self.size));
-        if !(start < until && until < end) {
-            return Ok(());
-        }
-        // Zeros, as in a segment that was not written to its end.
-        let opened = fs::OpenOptions::new().write(true).open(landing).map_err(failed(landing))?;
-        let cut = opened.set_len(until.0 - start.0).and_then(|()| opened.set_len(self.size.bytes()));
-        cut.map_err(failed(landing))
     }
 
     fn landing(&self, file: WalFile) -> PathBuf {
@@ -498,7 +473,7 @@ impl Shared {
             state.in_flight.insert(segment);
             drop(state);
             let begun = Instant::now();
-            let result = self.fetch_whole(source, WalFile::Segment(segment));
+            let result = self.fetch_whole(source, segment);
             self.fed().fetching += begun.elapsed();
             state = self.state();
             state.in_flight.remove(&segment);
@@ -520,15 +495,16 @@ impl Shared {
             .find(|segment| !state.ready.contains(segment) && !state.in_flight.contains(segment))
     }
 
-    /// False: the archive does not have it whole.
-    fn fetch_whole(&self, source: Source<'_>, file: WalFile) -> Result<bool, FetchError> {
-        if self.is_behind(source, file) {
+    /// False: the archive does not have it whole, or it is not to be brought.
+    fn fetch_whole(&self, source: Source<'_>, segment: Segment) -> Result<bool, FetchError> {
+        if source.bounds.is_beside(segment, self.size) {
             return Ok(false);
         }
+        let file = WalFile::Segment(segment);
         let fetcher = Fetcher::new(source.reader, source.bounds, source.allow_empty);
         let landing = self.landing(file);
         match fetcher.whole(file, &landing) {
-            Ok(()) => Ok(self.cut(source, &landing, file).and_then(|()| self.hand_over(&landing, file)).is_ok()),
+            Ok(()) => Ok(self.hand_over(&landing, file).is_ok()),
             Err(FetchError::Wal(error)) if error.is_absence() => Ok(false),
             Err(error) => Err(error),
         }

@@ -10,6 +10,7 @@ use lifeboat_core::repository::manifest::{CopyMethod, Physical, TruthEntry};
 use lifeboat_core::restore::{self as planning, DatabasePlan, Target as RecoveryTarget};
 use lifeboat_core::truth::{Table, Truth};
 use lifeboat_core::wal::Lsn;
+use lifeboat_core::wal::fetch::Bounds;
 
 use super::checks::{self, Budget, ChecksumsOf, Depth, Programs, Smoke, Target};
 use super::controls::{Tried, one_line};
@@ -49,7 +50,8 @@ pub(super) fn fed<R>(
     let reader = WalReader::new(repository, way.cluster, ground.trust, ground.identities.clone());
     // What was archived when the disaster happened is all that there is: the rest would never have come.
     let until = way.choice.located.is_none().then_some(way.choice.to);
-    let source = Source { reader: &reader, bounds: &way.choice.bounds, allow_empty: false, until };
+    let bounds = Bounds { until, ..way.choice.bounds.clone() };
+    let source = Source { reader: &reader, bounds: &bounds, allow_empty: false };
     std::thread::scope(|scope| {
         let feeder = Feeder::start(scope, place, source, ground.workers, run.ahead_bytes).map_err(one_line)?;
         let done = work(Some(feeder.command()));

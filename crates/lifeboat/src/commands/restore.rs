@@ -416,7 +416,8 @@ fn restore_command(
         words.push(format!("--identity {}", shell(&absolute(identity))));
     }
     words.push(format!("--system-id {} --segment-size {}", cluster.system_id, cluster.segment_size.bytes()));
-    let Bounds { promise, left, own } = &choice.bounds;
+    // Whatever is there: a restore has no end that its target does not say.
+    let Bounds { promise, left, own, until: _ } = &choice.bounds;
     words.extend(promise.iter().map(|promise| format!("--promised {promise}")));
     words.extend(left.iter().map(|left| format!("--left {left}")));
     words.extend(own.iter().map(|own| format!("--own {own}")));

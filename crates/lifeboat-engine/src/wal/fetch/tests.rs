@@ -140,7 +140,7 @@ fn c076_what_is_behind_the_place_where_a_timeline_was_left_is_not_handed_out() {
         place.put_whole(1, number);
     }
     place.put(WalFile::History(Timeline(2)), None, b"1\t0/480000\tno recovery target specified\n");
-    let bounds = Bounds { promise: Some("2:0/480000".parse().unwrap()), left: vec!["1:0/480000".parse().unwrap()], own: None };
+    let bounds = Bounds { promise: Some("2:0/480000".parse().unwrap()), left: vec!["1:0/480000".parse().unwrap()], ..Bounds::default() };
     assert_eq!(place.ask_within(whole(1, 3), &bounds).unwrap(), Fetched::Whole);
     assert!(place.got() == place.bytes(3));
     assert_eq!(place.ask_within(whole(1, 4), &bounds).unwrap(), Fetched::Whole);
@@ -170,7 +170,7 @@ fn c078_what_the_backup_brought_itself_is_taken_where_the_archive_has_less() {
     }
     // The backup has all from within 2 to within 7.
     let bounds =
-        Bounds { promise: Some("1:0/A00000".parse().unwrap()), left: Vec::new(), own: Some("1:0/200028-0/780000".parse().unwrap()) };
+        Bounds { promise: Some("1:0/A00000".parse().unwrap()), own: Some("1:0/200028-0/780000".parse().unwrap()), ..Bounds::default() };
     for (number, fetched) in [(2, Fetched::Whole), (3, Fetched::Own), (4, Fetched::Own), (6, Fetched::Whole)] {
         assert_eq!(place.ask_within(whole(1, number), &bounds).unwrap(), fetched, "{number}");
         assert_eq!(place.target().exists(), fetched == Fetched::Whole);

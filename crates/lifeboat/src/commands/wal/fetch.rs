@@ -141,7 +141,7 @@ pub(super) fn run(fetch: &WalFetch, settings: &Settings, out: &Output) -> Result
 
 /// What the plan of the restore says.
 fn bounds(fetch: &WalFetch) -> Bounds {
-    Bounds { promise: fetch.promised, left: fetch.left.clone(), own: fetch.own }
+    Bounds { promise: fetch.promised, left: fetch.left.clone(), own: fetch.own, until: None }
 }
 
 /// The file out of the spool, if it is a segment that lies there.
