@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use lifeboat_core::wal::receive::standby_names::{self, Return, StandbyNames};
 
 use super::spool::Degraded;
-use super::{Activity, Event, EventKind, Receiver, stream};
+use super::{Activity, Event, EventKind, Receiver, is_due, stream};
 use crate::postgres::{Connection, PgError, Purpose};
 
 /// How far behind the server commits may wait for us again.
@@ -125,33 +125,15 @@ impl Receiver<'_> {
         }
         if fails {
             // Whatever we believe: what the server says counts.
-            if self.may_try(if degraded { LOOK_AGAIN } else { RETRY }) {
+            if is_due(&mut self.book().tried, if degraded { LOOK_AGAIN } else { RETRY }) {
                 self.degrade(&reason);
             }
-        } else if degraded && caught_up && self.may_try(RETRY) {
+        } else if degraded && caught_up && is_due(&mut self.book().tried, RETRY) {
             self.put_back();
-        } else if !degraded && streaming && self.may_look(if doubtful { after } else { LOOK_WELL }) {
+        } else if !degraded && streaming && is_due(&mut self.book().looked, if doubtful { after } else { LOOK_WELL }) {
             // Others will take themselves out in the same moment as we: this is what there was before.
             let _ = self.sql().and_then(|(sql, _)| self.see_names(&sql));
         }
-    }
-
-    fn may_try(&self, pause: Duration) -> bool {
-        let mut book = self.book();
-        let may = book.tried.is_none_or(|tried| tried.elapsed() >= pause);
-        if may {
-            book.tried = Some(Instant::now());
-        }
-        may
-    }
-
-    fn may_look(&self, pause: Duration) -> bool {
-        let mut book = self.book();
-        let may = book.looked.is_none_or(|looked| looked.elapsed() >= pause);
-        if may {
-            book.looked = Some(Instant::now());
-        }
-        may
     }
 
     /// Keeps what the setting is while all is well. What other receivers leave of it when they take themselves out is no news.

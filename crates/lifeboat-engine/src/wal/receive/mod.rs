@@ -379,6 +379,15 @@ struct Book {
     last_event: String,
 }
 
+/// Whether something is to be done that was last done then; if so, it counts as done now.
+fn is_due(last: &mut Option<Instant>, pause: Duration) -> bool {
+    let due = last.is_none_or(|last| last.elapsed() >= pause);
+    if due {
+        *last = Some(Instant::now());
+    }
+    due
+}
+
 impl Book {
     fn new(ledger: Ledger) -> Self {
         Self {
@@ -576,12 +585,7 @@ pub fn drop_slot(dsn: &Dsn, slot: &str) -> Result<bool, PgError> {
 pub fn repositories(spool: &Path, slot: &str) -> Vec<Id> {
     let Ok(entries) = std::fs::read_dir(spool) else { return Vec::new() };
     let mut ids: Vec<Id> = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-    let is_of_slot = |id: &Id| {
-        let id = id.to_string();
-        let states = spool::clusters(spool, &id).into_iter().map(|system_id| directory(spool, &id, system_id).join("state.json"));
-        states.filter_map(|path| serde_json::from_slice::<SpoolState>(&std::fs::read(path).ok()?).ok()).any(|state| state.slot == slot)
-    };
-    ids.retain(is_of_slot);
+    ids.retain(|id| !spool::states(spool, &id.to_string(), slot).is_empty());
     ids
 }
 
@@ -694,16 +698,11 @@ fn identify(
     let mut pause = Duration::from_millis(200);
     let id = repository.descriptor().repository.to_string();
     loop {
-        let mut known = Vec::new();
-        for system_id in spool::clusters(&request.spool, &id) {
-            let root = directory(&request.spool, &id, system_id);
-            let state = std::fs::read(root.join("state.json"));
-            if let Some(state) = state.ok().and_then(|bytes| serde_json::from_slice::<SpoolState>(&bytes).ok())
-                && state.slot == request.slot
-            {
-                known.push((Cluster { system_id, segment_size: state.segment_size }, spool::waits(&root)));
-            }
-        }
+        let noted = |(system_id, state): (SystemId, SpoolState)| {
+            let waits = spool::waits(&directory(&request.spool, &id, system_id));
+            (Cluster { system_id, segment_size: state.segment_size }, waits)
+        };
+        let known: Vec<_> = spool::states(&request.spool, &id, &request.slot).into_iter().map(noted).collect();
         let waiting = || known.iter().filter(|(_, waits)| *waits).map(|(cluster, _)| cluster.system_id);
         let (mut found, mut failure) = (Vec::new(), None);
         for answer in stream::ask_all(&request.dsn) {

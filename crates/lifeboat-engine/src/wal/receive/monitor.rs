@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use lifeboat_core::wal::{Lsn, SystemId, Timeline};
 use serde::Serialize;
 
-use super::{Activity, Receiver, Stamped, stream};
+use super::{Activity, Receiver, Stamped, is_due, stream};
 
 /// Between two files.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
@@ -73,14 +73,12 @@ impl Receiver<'_> {
             last_event.clone_from(&book.last_event);
             let status = book.status();
             drop(book);
-            if news || written.is_none_or(|written| written.elapsed() >= STATUS_EVERY) {
+            if is_due(&mut written, if news { Duration::ZERO } else { STATUS_EVERY }) {
                 self.write_status();
                 self.note_again();
-                written = Some(Instant::now());
             }
-            if status.host.is_some() && told.is_none_or(|told| told.elapsed() >= PROGRESS_EVERY) {
+            if status.host.is_some() && is_due(&mut told, PROGRESS_EVERY) {
                 self.watcher.progress(&status);
-                told = Some(Instant::now());
             }
             self.watch_promise();
             self.watch_shutdown();
@@ -97,9 +95,10 @@ impl Receiver<'_> {
         let long = |since: Option<Instant>, time| since.is_some_and(|since| since.elapsed() >= time);
         let pressed = book.pressed.is_some_and(|at| at.elapsed() < PRESSED);
         let waits = pressed && (book.store_trouble.is_some() || long(book.stalled, STUCK)) || long(book.paused, UNREAD);
-        let dsn = book.sql_dsn.clone().filter(|_| waits && book.probed.is_none_or(|at| at.elapsed() >= PROBE_EVERY));
-        let Some(dsn) = dsn else { return };
-        book.probed = Some(Instant::now());
+        let Some(dsn) = book.sql_dsn.clone().filter(|_| waits) else { return };
+        if !is_due(&mut book.probed, PROBE_EVERY) {
+            return;
+        }
         drop(book);
         // cannot_connect_now
         if stream::open_sql(&dsn).is_err_and(|error| error.sqlstate() == Some("57P03")) {

@@ -107,11 +107,16 @@ pub fn directory(spool: &Path, repository: &str, system_id: SystemId) -> PathBuf
     spool.join(repository).join(system_id.to_string()).join("receive")
 }
 
-/// Clusters of which a spool has something, by its directories.
-pub(super) fn clusters(spool: &Path, repository: &str) -> Vec<SystemId> {
+/// What receivers of a slot noted in the spool of a repository, by the clusters that its directories are of.
+pub(super) fn states(spool: &Path, repository: &str, slot: &str) -> Vec<(SystemId, SpoolState)> {
     let Ok(entries) = fs::read_dir(spool.join(repository)) else { return Vec::new() };
-    let names = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    names.filter(|id| directory(spool, repository, *id).join("state.json").is_file()).collect()
+    let clusters = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let noted = clusters.filter_map(|system_id| {
+        let bytes = fs::read(directory(spool, repository, system_id).join("state.json")).ok()?;
+        let state: SpoolState = serde_json::from_slice(&bytes).ok()?;
+        (state.slot == slot).then_some((system_id, state))
+    });
+    noted.collect()
 }
 
 /// Whether something is in a receiver's spool that may not be in the repository: there are files, and the receiver did not end in order with
