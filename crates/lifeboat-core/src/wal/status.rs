@@ -620,6 +620,23 @@ mod tests {
         }
     }
 
+    /// A receiver that is well.
+    fn receiver() -> ReceiverSeen {
+        ReceiverSeen { age_seconds: 1, degraded: false, connected: true, caught_up: None, store_trouble: None, spool_trouble: None }
+    }
+
+    /// Its slot, in use.
+    fn slot(status: &str) -> Slot {
+        Slot {
+            name: "lifeboat".into(),
+            physical: true,
+            active: true,
+            wal_status: Some(status.into()),
+            restart_lsn: None,
+            safe_wal_bytes: None,
+        }
+    }
+
     fn codes(facts: &WalFacts<'_>) -> Vec<&'static str> {
         assess(facts).iter().map(|finding| finding.code).collect()
     }
@@ -656,8 +673,7 @@ mod tests {
     #[test]
     fn a_receiver_that_streams_and_can_store_nothing_is_told() {
         let server = server();
-        let seen =
-            ReceiverSeen { age_seconds: 1, degraded: false, connected: true, caught_up: None, store_trouble: None, spool_trouble: None };
+        let seen = receiver();
         let with =
             |synchronous, seen: ReceiverSeen| assess(&WalFacts { receives: true, synchronous, receiver: Some(seen), ..facts(&server) });
         let of = |seen| with(Synchronous::Repository, seen);
@@ -707,33 +723,12 @@ mod tests {
     #[test]
     fn c056_a_slot_that_lost_or_will_lose_wal_is_told() {
         for (status, code) in [("lost", "slot-lost"), ("unreserved", "slot-at-risk")] {
-            let slot = Slot {
-                name: "lifeboat".into(),
-                physical: true,
-                active: true,
-                wal_status: Some(status.into()),
-                restart_lsn: None,
-                safe_wal_bytes: None,
-            };
+            let slot = slot(status);
             let server = ServerWal { slots: vec![slot], ..server() };
-            let up = Some(ReceiverSeen {
-                age_seconds: 1,
-                degraded: false,
-                connected: true,
-                caught_up: None,
-                store_trouble: None,
-                spool_trouble: None,
-            });
+            let up = Some(receiver());
             assert_eq!(codes(&WalFacts { receives: true, receiver: up, ..facts(&server) }), [code]);
         }
-        let up = Some(ReceiverSeen {
-            age_seconds: 1,
-            degraded: false,
-            connected: true,
-            caught_up: None,
-            store_trouble: None,
-            spool_trouble: None,
-        });
+        let up = Some(receiver());
         assert_eq!(codes(&WalFacts { receives: true, receiver: up, ..facts(&server()) }), ["slot-missing"]);
     }
 
@@ -822,17 +817,9 @@ mod tests {
 
     #[test]
     fn c058_what_was_streamed_a_moment_ago_is_no_day_old() {
-        let slot = Slot {
-            name: "lifeboat".into(),
-            physical: true,
-            active: true,
-            wal_status: Some("reserved".into()),
-            restart_lsn: None,
-            safe_wal_bytes: None,
-        };
+        let slot = slot("reserved");
         let server = ServerWal { position: Lsn(0x900_0060), archive_timeout_seconds: 0, slots: vec![slot], ..server() };
-        let seen =
-            ReceiverSeen { age_seconds: 1, degraded: false, connected: true, caught_up: None, store_trouble: None, spool_trouble: None };
+        let seen = receiver();
         let time = |text: &str| Some(text.parse().unwrap());
         let base = WalFacts {
             receives: true,
@@ -862,18 +849,9 @@ mod tests {
 
     #[test]
     fn c059_a_synchronous_promise_that_nobody_keeps_is_told() {
-        let slot = Slot {
-            name: "lifeboat".into(),
-            physical: true,
-            active: true,
-            wal_status: Some("reserved".into()),
-            restart_lsn: None,
-            safe_wal_bytes: None,
-        };
+        let slot = slot("reserved");
         let server = ServerWal { slots: vec![slot], ..server() };
-        let seen = |connected, degraded, age_seconds| {
-            Some(ReceiverSeen { age_seconds, degraded, connected, caught_up: None, store_trouble: None, spool_trouble: None })
-        };
+        let seen = |connected, degraded, age_seconds| Some(ReceiverSeen { age_seconds, degraded, connected, ..receiver() });
         let sync = WalFacts { receives: true, synchronous: Synchronous::Spool, receiver: seen(true, false, 0), ..facts(&server) };
         assert_eq!(codes(&sync), ["not-synchronous"]);
         let waiting = ServerWal { synchronous_standby_names: "lifeboat".into(), ..server.clone() };

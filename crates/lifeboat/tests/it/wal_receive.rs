@@ -418,8 +418,7 @@ fn nothing_acknowledged_is_lost(version: Postgres, durability: &str) {
     receiving.wait_connected();
     cluster.psql("CREATE TABLE note (client int, n int, filler text DEFAULT repeat(md5(random()::text), 20))");
     let base = desk.base(&cluster);
-    cluster.psql("ALTER SYSTEM SET synchronous_standby_names = 'lifeboat'");
-    cluster.psql("SELECT pg_reload_conf()");
+    name_synchronous(&cluster, "lifeboat");
     wait_for("the receiver is a synchronous standby", || {
         cluster.psql("SELECT sync_state, replay_lsn IS NULL FROM pg_stat_replication WHERE application_name = 'lifeboat'") == "sync|t"
     });
@@ -933,6 +932,18 @@ fn commits_within(cluster: &Cluster, limit: Duration) -> bool {
     }
 }
 
+fn name_synchronous(cluster: &Cluster, value: &str) {
+    cluster.psql(&format!("ALTER SYSTEM SET synchronous_standby_names = '{value}'"));
+    cluster.psql("SELECT pg_reload_conf()");
+}
+
+/// Lets commits wait for the receiver, and waits until it is what the server calls that.
+#[track_caller]
+fn wait_for_synchronous(cluster: &Cluster, value: &str, state: &str) {
+    name_synchronous(cluster, value);
+    wait_for("a synchronous standby", || cluster.psql("SELECT sync_state FROM pg_stat_replication") == state);
+}
+
 fn names(cluster: &Cluster) -> String {
     cluster.psql("SHOW synchronous_standby_names")
 }
@@ -947,8 +958,7 @@ fn c059_commits_wait_or_go_on_as_chosen_when_the_repository_is_away() {
         desk.configure(&cluster.dsn(), &format!("mode = \"sync\"\ndurability = \"repository\"\n{fallout}"));
         let mut receiving = desk.receive();
         receiving.wait_connected();
-        cluster.psql("ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (lifeboat)'");
-        cluster.psql("SELECT pg_reload_conf()");
+        name_synchronous(&cluster, "ANY 1 (lifeboat)");
         receiving.wait_for("a synchronous standby", |_| cluster.psql("SELECT sync_state FROM pg_stat_replication") == "quorum");
         assert!(commits_within(&cluster, DEADLINE));
 
@@ -1002,8 +1012,7 @@ fn c059_a_receiver_that_starts_while_the_repository_is_away_keeps_its_promise() 
     fs::rename(&away, desk.repository()).unwrap();
     let mut receiving = desk.receive();
     receiving.wait_connected();
-    cluster.psql("ALTER SYSTEM SET synchronous_standby_names = 'lifeboat'");
-    cluster.psql("SELECT pg_reload_conf()");
+    name_synchronous(&cluster, "lifeboat");
     receiving.wait_for("a synchronous standby", |_| cluster.psql("SELECT sync_state FROM pg_stat_replication") == "sync");
     assert!(commits_within(&cluster, DEADLINE));
     receiving.kill9();
@@ -1224,8 +1233,7 @@ fn c059_commits_go_on_while_nobody_signs() {
     desk.configure(&cluster.dsn(), "mode = \"sync\"");
     desk.program().arg("--create-slot-only").run().success();
     let start = slot_start(&cluster);
-    cluster.psql("ALTER SYSTEM SET synchronous_standby_names = 'lifeboat'");
-    cluster.psql("SELECT pg_reload_conf()");
+    name_synchronous(&cluster, "lifeboat");
     let inside = Inside::new(&desk, slow(&desk, Duration::ZERO));
     let signer = AwaySigner { inner: &inside.signer, away: AtomicBool::new(true) };
     let mut request = inside.request(&cluster.dsn(), Mode::SyncSpool, &RealDisk);
@@ -1250,8 +1258,7 @@ fn c059_a_receiver_starts_while_nobody_signs() {
     desk.configure(&cluster.dsn(), "mode = \"sync\"");
     desk.program().arg("--create-slot-only").run().success();
     let start = slot_start(&cluster);
-    cluster.psql("ALTER SYSTEM SET synchronous_standby_names = 'lifeboat'");
-    cluster.psql("SELECT pg_reload_conf()");
+    name_synchronous(&cluster, "lifeboat");
     let file = desk.place("lifeboat.toml");
     let text = fs::read_to_string(&file).unwrap();
     let (before, rest) = text.split_once("[signing]").unwrap();
@@ -1463,9 +1470,7 @@ fn c059_commits_share_the_time_of_a_slow_repository() {
         wait_for("streaming", || desk.status().is_some_and(|status| status["state"] == "streaming"));
         let end = flushed(&cluster);
         wait_for("caught up", || desk.lsn("acknowledged") >= end);
-        cluster.psql("ALTER SYSTEM SET synchronous_standby_names = 'lifeboat'");
-        cluster.psql("SELECT pg_reload_conf()");
-        wait_for("a synchronous standby", || cluster.psql("SELECT sync_state FROM pg_stat_replication") == "sync");
+        wait_for_synchronous(&cluster, "lifeboat", "sync");
         flying.0.lock().unwrap().1 = 0;
         let begun = Instant::now();
         let clients = Clients::start(&cluster, 6);
@@ -1523,9 +1528,7 @@ fn c058_c059_no_commit_is_acknowledged_before_the_spool_is_on_its_disk() {
     let inside = Inside::new(&desk, closed(&desk));
     inside.run(&inside.request(&cluster.dsn(), Mode::SyncSpool, &disk), || {
         wait_for("streaming", || desk.status().is_some_and(|status| status["state"] == "streaming"));
-        cluster.psql("ALTER SYSTEM SET synchronous_standby_names = 'lifeboat'");
-        cluster.psql("SELECT pg_reload_conf()");
-        wait_for("a synchronous standby", || cluster.psql("SELECT sync_state FROM pg_stat_replication") == "sync");
+        wait_for_synchronous(&cluster, "lifeboat", "sync");
         assert!(commits_within(&cluster, DEADLINE));
         disk.set(true);
         // The last sync that was under way may still cover one more.
@@ -1639,9 +1642,7 @@ impl HalfRecord {
             let freed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 wait_for("it is followed", || desk.status().is_some_and(|status| status["timeline"] == 2) || desk.has_event("refused"));
                 assert!(!desk.has_event("refused") && !desk.has_event("forked"), "{:?}", desk.events());
-                new.psql("ALTER SYSTEM SET synchronous_standby_names = 'lifeboat'");
-                new.psql("SELECT pg_reload_conf()");
-                wait_for("a synchronous standby", || new.psql("SELECT sync_state FROM pg_stat_replication") == "sync");
+                wait_for_synchronous(new, "lifeboat", "sync");
                 assert!(!commits_within(new, Duration::from_secs(2)), "a commit was acknowledged that no disk has");
                 let told: Lsn = new.psql("SELECT flush_lsn FROM pg_stat_replication").parse().unwrap();
                 assert!(told <= *got, "{told} was told, the new timeline begins at {got}");
@@ -1706,10 +1707,7 @@ fn c059_two_receivers_leave_and_come_back_and_the_names_are_as_they_were() {
         request.degrade_after = Some(Duration::from_secs(1));
         request
     };
-    let set = |value: &str| {
-        cluster.psql(&format!("ALTER SYSTEM SET synchronous_standby_names = '{value}'"));
-        cluster.psql("SELECT pg_reload_conf()");
-    };
+    let set = |value: &str| name_synchronous(&cluster, value);
     // Whether one saw the value before the other had changed it is a matter of time: then they may stand in another order.
     let is_whole = || ["ANY 1 (a, b)", "ANY 1 (\"a\", \"b\")", "ANY 1 (\"b\", \"a\")"].contains(&&*names(&cluster));
     let both = |body: &dyn Fn()| insides[0].run(&request(0, "a"), || insides[1].run(&request(1, "b"), body));
@@ -1769,9 +1767,7 @@ fn c059_commits_wait_or_go_on_as_chosen_when_the_spool_is_full() {
         };
         run(closed(&desk), &|| {
             wait_for("streaming", || desk.status().is_some_and(|status| status["state"] == "streaming"));
-            cluster.psql("ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (lifeboat)'");
-            cluster.psql("SELECT pg_reload_conf()");
-            wait_for("a synchronous standby", || cluster.psql("SELECT sync_state FROM pg_stat_replication") == "quorum");
+            wait_for_synchronous(&cluster, "ANY 1 (lifeboat)", "quorum");
             // With the repository away the spool is enough, as long as it takes more.
             assert!(commits_within(&cluster, DEADLINE));
             thread::sleep(Duration::from_millis(1500));
@@ -1906,8 +1902,7 @@ fn c058_a_spool_that_cannot_be_synced_is_not_believed() {
         let request = inside.request(&cluster.dsn(), mode, &disk);
         inside.run(&request, || {
             wait_for("streaming", || desk.status().is_some());
-            cluster.psql("ALTER SYSTEM SET synchronous_standby_names = 'lifeboat'");
-            cluster.psql("SELECT pg_reload_conf()");
+            name_synchronous(&cluster, "lifeboat");
             let clients = Clients::start(&cluster, 3);
             // Some segments go by.
             cluster.psql(

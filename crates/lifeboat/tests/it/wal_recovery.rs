@@ -83,14 +83,7 @@ impl Place {
 
     /// Closes the segment, and waits until it is archived; its name.
     pub(crate) fn archive(&self, cluster: &Cluster) -> String {
-        let name = cluster.psql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
-        cluster.psql("SELECT pg_switch_wal()");
-        let begun = Instant::now();
-        while cluster.psql(&format!("SELECT coalesce(last_archived_wal, '') >= '{name}' FROM pg_stat_archiver")) != "t" {
-            assert!(begun.elapsed() < DEADLINE, "{name} is not archived\n{}", cluster.log());
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        name
+        archive(&|sql| cluster.psql(sql), &|| cluster.log())
     }
 
     /// Writes segments until the server says that it could not archive one.
@@ -126,6 +119,18 @@ impl Place {
         drop(server);
         (moments, document)
     }
+}
+
+/// Closes the segment of a server that answers `psql`, and waits until it is archived; its name. `log` is what the server said, where that is known.
+fn archive(psql: &dyn Fn(&str) -> String, log: &dyn Fn() -> String) -> String {
+    let name = psql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
+    psql("SELECT pg_switch_wal()");
+    let begun = Instant::now();
+    while psql(&format!("SELECT coalesce(last_archived_wal, '') >= '{name}' FROM pg_stat_archiver")) != "t" {
+        assert!(begun.elapsed() < DEADLINE, "{name} is not archived\n{}", log());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    name
 }
 
 /// A server that `restore --start` left running.
@@ -500,13 +505,7 @@ fn c076_branches_of_history_are_told_apart() {
         let dsn = document["measured"]["dsn"].as_str().unwrap();
         assert_eq!(psql(dsn, "SELECT string_agg(n::text, ',' ORDER BY n) FROM moment"), "1,2");
         psql(dsn, "INSERT INTO moment VALUES (12)");
-        let name = psql(dsn, "SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
-        psql(dsn, "SELECT pg_switch_wal()");
-        let begun = Instant::now();
-        while psql(dsn, &format!("SELECT coalesce(last_archived_wal, '') >= '{name}' FROM pg_stat_archiver")) != "t" {
-            assert!(begun.elapsed() < DEADLINE, "{name} is not archived");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        archive(&|sql| psql(dsn, sql), &String::new);
     }
     // The original goes on as well: the archive has both branches.
     Place::beat(&cluster, 4);
@@ -556,13 +555,7 @@ fn c076_a_moment_before_a_branch_is_reached_along_the_old_timeline() {
         let history = fs::read_to_string(place.path("early/pg_wal/00000003.history")).unwrap();
         assert_eq!(history.lines().filter(|line| !line.is_empty()).count(), 1, "{history}");
         psql(&dsn, "INSERT INTO moment VALUES (13)");
-        let name = psql(&dsn, "SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
-        psql(&dsn, "SELECT pg_switch_wal()");
-        let begun = Instant::now();
-        while psql(&dsn, &format!("SELECT coalesce(last_archived_wal, '') >= '{name}' FROM pg_stat_archiver")) != "t" {
-            assert!(begun.elapsed() < DEADLINE, "{name} is not archived");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        archive(&|sql| psql(&dsn, sql), &String::new);
     }
     let (moments, _) = place.recovered("third", &["latest"]);
     assert_eq!(moments, "1,13");
