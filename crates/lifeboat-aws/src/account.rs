@@ -3,12 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
+use aws_config::provider_config::ProviderConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_runtime::env_config::file::{EnvConfigFileKind, EnvConfigFiles};
-use aws_smithy_http_client::proxy::ProxyConfig;
-use aws_smithy_http_client::tls::{Provider, TlsContext, rustls_provider::CryptoMode};
-use aws_smithy_http_client::{Builder, Connector};
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
+use lifeboat_http::Roots;
 
 /// The instance's metadata is asked once and briefly: elsewhere than on an instance nobody answers.
 const METADATA_CONNECT: Duration = Duration::from_millis(500);
@@ -35,29 +34,12 @@ pub fn endpoint_problem(endpoint: Option<&str>) -> Option<&'static str> {
     is_bad.then_some("an endpoint is http:// or https://, a host and maybe a port, without credentials")
 }
 
-/// Sockets and TLS: `context` says whose certificates are believed, otherwise the system's; the proxy is the one that the environment names.
-pub fn http_client(context: Option<TlsContext>) -> SharedHttpClient {
-    Builder::new().build_with_connector_fn(move |settings, components| {
-        let mut builder = Connector::builder();
-        builder.set_connector_settings(settings.cloned());
-        if let Some(components) = components {
-            builder.set_sleep_impl(components.sleep_impl());
-        }
-        builder.set_proxy_config(Some(ProxyConfig::from_env()));
-        let builder = builder.tls_provider(Provider::Rustls(CryptoMode::AwsLc));
-        match &context {
-            Some(context) => builder.tls_context(context.clone()).build(),
-            None => builder.build(),
-        }
-    })
-}
-
 impl Account<'_> {
     /// The configuration that a service's client is made of.
     pub async fn load(&self, http: SharedHttpClient) -> SdkConfig {
         let mut loader = aws_config::defaults(BehaviorVersion::latest()).http_client(http);
         if let Some(profile) = self.profile {
-            let mut credentials = aws_config::profile::ProfileFileCredentialsProvider::builder().profile_name(profile);
+            let mut credentials = aws_config::profile::ProfileFileCredentialsProvider::builder().profile_name(profile).configure(&asking());
             if let Some(path) = self.profile_file {
                 let files = EnvConfigFiles::builder().with_file(EnvConfigFileKind::Credentials, path).build();
                 credentials = credentials.profile_files(files.clone());
@@ -65,7 +47,11 @@ impl Account<'_> {
             }
             loader = loader.profile_name(profile).credentials_provider(credentials.build());
         } else {
-            let chain = aws_config::default_provider::credentials::DefaultCredentialsChain::builder().imds_client(metadata()).build().await;
+            let chain = aws_config::default_provider::credentials::DefaultCredentialsChain::builder()
+                .configure(asking())
+                .imds_client(metadata())
+                .build()
+                .await;
             loader = loader.credentials_provider(chain);
         }
         loader = loader.region(self.region().await);
@@ -99,6 +85,12 @@ impl Account<'_> {
     }
 }
 
+/// How those who hand out credentials are asked: through the environment's proxy like everybody, and they have public certificates, whatever the store has.
+fn asking() -> ProviderConfig {
+    ProviderConfig::without_region().with_http_client(lifeboat_http::client(Roots::system()))
+}
+
+/// By the SDK's own connector: no proxy leads to the instance's metadata.
 fn metadata() -> aws_config::imds::Client {
     aws_config::imds::Client::builder().max_attempts(1).connect_timeout(METADATA_CONNECT).read_timeout(METADATA_READ).build()
 }

@@ -1,5 +1,5 @@
-//! What clients of AWS have in common, whichever service they ask: whose credentials count, which region, how a connection is made, and what it
-//! means that a request did not get through.
+//! What clients of AWS have in common, whichever service they ask: whose credentials count, which region, and what it means that a request
+//! did not get through.
 //!
 //! Nothing here knows a service, and nothing prints. Credentials are found by the SDK's own chain, as AWS's own programs do, and never kept, shown
 //! or put into an error.
@@ -7,5 +7,5 @@
 mod account;
 mod unsent;
 
-pub use account::{Account, endpoint_problem, http_client};
+pub use account::{Account, endpoint_problem};
 pub use unsent::{Unsent, clean};

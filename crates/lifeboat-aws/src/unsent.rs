@@ -36,7 +36,8 @@ impl Unsent {
             next = error.source();
         }
         let reason = clean(&last.to_string());
-        match reason.contains("certificate") || reason.contains("UnknownIssuer") {
+        // A word of its own: it may be part of a proxy's name.
+        match reason.contains(" certificate") || reason.contains("UnknownIssuer") {
             true => Self::Certificate(reason),
             false => Self::Lost(reason),
         }

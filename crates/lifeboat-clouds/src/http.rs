@@ -2,24 +2,18 @@
 //! nobody has to take it from a text that holds an address.
 
 use std::cell::RefCell;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use aws_smithy_async::rt::sleep::TokioSleep;
-use aws_smithy_http_client::Connector;
-use aws_smithy_http_client::proxy::ProxyConfig;
-use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode};
-use aws_smithy_runtime_api::client::http::{HttpConnector as _, HttpConnectorSettings};
+use aws_smithy_runtime_api::client::http::HttpConnector as _;
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
+use lifeboat_http::{Connections, Roots};
 use object_store::ClientOptions;
 use object_store::client::{HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody, HttpService};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use serde::Deserialize;
 
 use crate::error::{clean, root};
@@ -81,7 +75,7 @@ pub(crate) struct Transport {
 
 #[derive(Debug)]
 struct Inner {
-    connector: Connector,
+    connections: Connections,
     /// Host and port of the store.
     store: String,
     read_timeout: Duration,
@@ -93,18 +87,12 @@ struct Inner {
 
 impl Transport {
     pub(crate) fn new(config: &Config, endpoint: &str) -> Result<Self, String> {
-        let settings = HttpConnectorSettings::builder().connect_timeout(config.connect_timeout).build();
-        let connector = Connector::builder()
-            .connector_settings(settings)
-            .sleep_impl(TokioSleep::new())
-            .proxy_config(ProxyConfig::from_env())
-            .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
-            .tls_context(tls(config.ca_file.as_deref())?)
-            .build();
+        // The time that an answer may take depends on what is sent, and is kept here.
+        let connections = Connections::new(&Roots::of(config.ca_file.as_deref())?, Some(config.connect_timeout), None);
         let store = endpoint.parse::<::http::Uri>().ok().and_then(|uri| uri.authority().map(|authority| authority.as_str().to_owned()));
         let store = store.unwrap_or_default();
         let (ahead, instance) = (AtomicI64::new(i64::MIN), AtomicBool::new(false));
-        Ok(Self { inner: Arc::new(Inner { connector, store, read_timeout: config.read_timeout, ahead, instance }) })
+        Ok(Self { inner: Arc::new(Inner { connections, store, read_timeout: config.read_timeout, ahead, instance }) })
     }
 
     /// Seconds that the server's clock was ahead of ours at the last answer.
@@ -156,7 +144,7 @@ impl HttpService for Transport {
         let request = ::http::Request::from_parts(parts, body);
         let request = request.try_into().map_err(|_| lost(HttpErrorKind::Decode, "a request that HTTP does not allow".into()))?;
         let time = if metadata { METADATA_TIME } else { self.inner.read_timeout + Duration::from_secs(length / SLOWEST_BYTES_A_SECOND) };
-        let answer = match tokio::time::timeout(time, self.inner.connector.call(request)).await {
+        let answer = match tokio::time::timeout(time, self.inner.connections.call(request)).await {
             Err(_) => return Err(lost(HttpErrorKind::Timeout, "no answer in time".into())),
             Ok(Err(error)) if error.is_timeout() => return Err(lost(HttpErrorKind::Timeout, "no answer in time".into())),
             Ok(Err(error)) => {
@@ -246,27 +234,6 @@ enum JsonError {
 struct JsonReason {
     #[serde(default)]
     reason: String,
-}
-
-/// The system's roots, or those of the file.
-fn tls(ca_file: Option<&Path>) -> Result<TlsContext, String> {
-    let mut context = TlsContext::builder();
-    if let Some(path) = ca_file {
-        let pem = std::fs::read(path).map_err(|error| format!("read {}: {error}", path.display()))?;
-        // The client panics on what is no certificate, so they are looked at before.
-        let mut roots = rustls::RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(&pem) {
-            let added = certificate.ok().map(|certificate| roots.add(certificate));
-            if !matches!(added, Some(Ok(()))) {
-                return Err(format!("read {}: a certificate in it cannot be read", path.display()));
-            }
-        }
-        if roots.is_empty() {
-            return Err(format!("read {}: no certificate in it", path.display()));
-        }
-        context = context.with_trust_store(TrustStore::empty().with_pem_certificate(pem));
-    }
-    context.build().map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -8,7 +8,8 @@ use aws_sdk_kms::config::retry::RetryConfig;
 use aws_sdk_kms::config::timeout::TimeoutConfig;
 use aws_sdk_kms::primitives::Blob;
 use aws_sdk_kms::types::{KeySpec, KeyUsageType, MessageType, SigningAlgorithmSpec};
-use lifeboat_aws::{Account, endpoint_problem, http_client};
+use lifeboat_aws::{Account, endpoint_problem};
+use lifeboat_http::Roots;
 use tokio::runtime::Runtime;
 
 use crate::{Kind, KmsError};
@@ -147,7 +148,7 @@ async fn client(config: &Config) -> Client {
         profile: config.profile.as_deref(),
         profile_file: None,
     };
-    let shared = account.load(http_client(None)).await;
+    let shared = account.load(lifeboat_http::client(Roots::system())).await;
     let mut builder = aws_sdk_kms::config::Builder::from(&shared);
     if let Some(endpoint) = &config.endpoint {
         builder = builder.endpoint_url(endpoint);

@@ -11,17 +11,14 @@ use aws_sdk_s3::config::interceptors::BeforeDeserializationInterceptorContextRef
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{ConfigBag, Intercept, RequestChecksumCalculation, ResponseChecksumValidation, RuntimeComponents};
-use aws_smithy_http_client::tls::{TlsContext, TrustStore};
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
 use aws_types::service_config::ServiceConfigKey;
 use lifeboat_aws::{Account, endpoint_problem};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
+use lifeboat_http::Roots;
 use tokio::runtime::Runtime;
 
-use crate::lanes::Lanes;
 use crate::{Config, Kind, S3Error};
 
 /// Tries of the first request: who gives a wrong address wants to know soon.
@@ -120,7 +117,7 @@ impl Bucket {
             .enable_all()
             .build()
             .map_err(|error| bad(format!("start threads: {error}")))?;
-        let http = http_client(config).map_err(bad)?;
+        let http = lifeboat_http::client(Roots::of(config.ca_file.as_deref()).map_err(bad)?);
         let observed = Observer { ahead: Arc::new(AtomicI64::new(i64::MIN)) };
         let client = runtime.block_on(client(config, http, observed.clone()));
         Ok(Self {
@@ -254,29 +251,6 @@ pub(crate) fn wait_before(attempt: u32) -> Duration {
     // Without chance, half of it.
     let _ = aws_lc_rs::rand::fill(&mut byte);
     longest / 2 + longest.mul_f64(f64::from(u16::from_le_bytes(byte)) / 65536.0 / 2.0)
-}
-
-/// Sockets and TLS: the system's roots or those of the file; the proxy that the environment names.
-fn http_client(config: &Config) -> Result<SharedHttpClient, String> {
-    let mut context = TlsContext::builder();
-    if let Some(path) = &config.ca_file {
-        let pem = std::fs::read(path).map_err(|error| format!("read {}: {error}", path.display()))?;
-        // The client panics on what is no certificate, so they are looked at before.
-        let mut roots = rustls::RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(&pem) {
-            let added = certificate.ok().map(|certificate| roots.add(certificate));
-            if !matches!(added, Some(Ok(()))) {
-                return Err(format!("read {}: a certificate in it cannot be read", path.display()));
-            }
-        }
-        if roots.is_empty() {
-            return Err(format!("read {}: no certificate in it", path.display()));
-        }
-        context = context.with_trust_store(TrustStore::empty().with_pem_certificate(pem));
-    }
-    let context = context.build().map_err(|error| error.to_string())?;
-    let client = || lifeboat_aws::http_client(Some(context.clone()));
-    Ok(SharedHttpClient::new(Lanes::new(client)))
 }
 
 async fn client(config: &Config, http: SharedHttpClient, observer: Observer) -> Client {

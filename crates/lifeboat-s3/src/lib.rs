@@ -11,7 +11,6 @@ mod bucket;
 mod config;
 mod error;
 mod facts;
-mod lanes;
 mod list;
 mod object;
 mod upload;

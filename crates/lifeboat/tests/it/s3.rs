@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::sync::Mutex;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -160,6 +162,63 @@ fn c100_what_people_get_wrong_is_told() {
     }
     let configuration = site.configuration("[[repository]]\nurl = \"/repository\"\nregion = \"here\"\n");
     Program::new(&site.home).arg("--config").arg(&configuration).args(["list"]).run().expect_code(2);
+}
+
+/// A proxy that opens tunnels (CONNECT) for whoever signs in. It keeps what it was asked.
+fn tunnels(asked: Arc<Mutex<Vec<String>>>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let serve = move |near: TcpStream, asked: &Mutex<Vec<String>>| -> std::io::Result<()> {
+        let mut reader = BufReader::new(near.try_clone()?);
+        let head: Vec<String> = reader.by_ref().lines().map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
+        let Some(to) = head.first().and_then(|line| line.strip_prefix("CONNECT ")?.strip_suffix(" HTTP/1.1")) else { return Ok(()) };
+        asked.lock().unwrap().push(to.to_owned());
+        // user:hunter2
+        if !head.iter().any(|line| line.to_lowercase() == "proxy-authorization: basic dxnlcjpodw50zxiy") {
+            return (&near).write_all(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n");
+        }
+        let far = TcpStream::connect(to)?;
+        (&near).write_all(b"HTTP/1.1 200 Connection established\r\n\r\n")?;
+        let (mut back, mut forth) = (far.try_clone()?, near.try_clone()?);
+        thread::spawn(move || std::io::copy(&mut back, &mut forth).and_then(|_| forth.shutdown(Shutdown::Write)));
+        std::io::copy(&mut reader, &mut &far).and_then(|_| far.shutdown(Shutdown::Write))
+    };
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (asked, stream) = (asked.clone(), stream.unwrap());
+            thread::spawn(move || serve(stream, &asked));
+        }
+    });
+    address
+}
+
+#[test]
+fn c100_the_proxy_and_the_certificates_that_the_environment_names_are_used() {
+    let (site, server) = (Site::new(), Seaweed::start_tls());
+    make_bucket(&server, site.home.path());
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let proxy = tunnels(asked.clone());
+    let url = format!("s3://{BUCKET}/x");
+    let lifeboat = |proxy: &str| {
+        let program = with_server(Program::new(&site.home), &server.tls_endpoint()).env("SSL_CERT_FILE", server.ca_file());
+        program.env("HTTPS_PROXY", proxy).args(["--repository", &url])
+    };
+    let host = server.tls_endpoint().strip_prefix("https://").unwrap().to_owned();
+    let with = |who: &str| format!("http://{who}@{proxy}");
+    lifeboat(&with("user:hunter2")).args(["init"]).run().success();
+    let listed = lifeboat(&with("user:hunter2")).args(["list", "--json"]).run().success().json();
+    assert_eq!(listed["backups"], serde_json::json!([]));
+    let tunnels = std::mem::take(&mut *asked.lock().unwrap());
+    assert!(!tunnels.is_empty() && tunnels.iter().all(|to| *to == host), "{tunnels:?}");
+
+    let output = lifeboat(&with("user:wrong-password")).args(["list"]).run().expect_code(1);
+    assert!(output.stderr.contains(&format!("the proxy http://{proxy}: ")) && output.stderr.contains("authorization required"), "{output}");
+    assert!(!output.stderr.contains("wrong-password"), "{output}");
+    asked.lock().unwrap().clear();
+
+    let past = lifeboat(&with("user:hunter2")).env("NO_PROXY", "127.0.0.1");
+    past.args(["list"]).run().success();
+    assert_eq!(*asked.lock().unwrap(), Vec::<String>::new());
 }
 
 /// A line on which one request in three breaks, each in another way, as a seed has it; none more than twice in a row, because nobody asks

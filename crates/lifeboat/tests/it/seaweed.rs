@@ -4,7 +4,6 @@
 //! It must not use lifeboat.
 
 #[path = "../../../lifeboat-s3/tests/support/seaweed.rs"]
-#[expect(dead_code, reason = "shared with the tests of the client, which use more of it")]
 mod server;
 
 use std::path::Path;
