@@ -61,29 +61,43 @@ impl Sha256 {
     }
 }
 
-impl fmt::Display for Sha256 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(self.0))
-    }
-}
+/// A BLAKE3 digest of 32 bytes; printed as 64 lower-case hexadecimal digits. Made in less than half of
+/// the time that SHA-256 takes, also where the processor has instructions for that.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Blake3(pub [u8; 32]);
 
-impl fmt::Debug for Sha256 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl FromStr for Sha256 {
-    type Err = FormatError;
-
-    fn from_str(text: &str) -> Result<Self, FormatError> {
-        let lower = text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-        let mut digest = [0; 32];
-        if !lower || hex::decode_to_slice(text, &mut digest).is_err() {
-            return Err(FormatError::malformed("SHA-256", format!("{:?} is not 64 lower-case hexadecimal digits", clip(text))));
+macro_rules! digest {
+    ($($type:ident, $name:literal;)*) => {$(
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&hex::encode(self.0))
+            }
         }
-        Ok(Self(digest))
-    }
+
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = FormatError;
+
+            fn from_str(text: &str) -> Result<Self, FormatError> {
+                let lower = text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+                let mut digest = [0; 32];
+                if !lower || hex::decode_to_slice(text, &mut digest).is_err() {
+                    return Err(FormatError::malformed($name, format!("{:?} is not 64 lower-case hexadecimal digits", clip(text))));
+                }
+                Ok(Self(digest))
+            }
+        }
+    )*};
+}
+
+digest! {
+    Sha256, "SHA-256";
+    Blake3, "BLAKE3";
 }
 
 /// 16 random bytes that name something: a pack, a data key, a repository.
@@ -135,7 +149,7 @@ macro_rules! serde_through_text {
 }
 pub(crate) use serde_through_text;
 
-serde_through_text!(Sha256, Id);
+serde_through_text!(Sha256, Blake3, Id);
 
 /// How the bytes of a repository are sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,6 +8,7 @@ use super::history::{Entry, History, HistoryError};
 use super::receive::Position;
 use super::record::Summary;
 use super::{Lsn, ParseError, Segment, SegmentSize, SystemId, Timeline};
+use crate::repository::Blake3;
 use crate::repository::layout::{self, Key};
 
 /// Predicate type of the statement over a WAL file (format 7).
@@ -133,6 +134,9 @@ pub struct WalPredicate {
     /// Magic of the first page, where the file has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub page_magic: Option<u16>,
+    /// Another digest of the plain bytes, for who reads much of it in a hurry; early writers left it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blake3: Option<Blake3>,
     /// What recovery targets are in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub summary: Option<Summary>,
@@ -156,7 +160,7 @@ pub struct Branch {
 impl WalPredicate {
     /// Of a file of `bytes` bytes, with nothing more known of it.
     pub fn new(bytes: u64, segment_size: SegmentSize) -> Self {
-        Self { bytes, segment_size, page_magic: None, summary: None, branches: None, signed: None }
+        Self { bytes, segment_size, page_magic: None, blake3: None, summary: None, branches: None, signed: None }
     }
 
     /// Of a timeline history file.

@@ -4,6 +4,7 @@
 
 pub mod archive;
 pub mod arrival;
+mod digests;
 pub mod fetch;
 pub mod known;
 pub mod locate;
@@ -15,6 +16,7 @@ pub mod spool;
 pub mod survey;
 pub mod verify;
 
+pub use digests::Digests;
 pub use object::{Put, WalError, WalHead, WalReader, WalWriter};
 
 use lifeboat_core::repository::layout::{self, Key};

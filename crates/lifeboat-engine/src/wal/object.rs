@@ -9,7 +9,6 @@ use std::io::{self, Read, Write};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use aws_lc_rs::digest;
 use jiff::Timestamp;
 use lifeboat_core::attestation::{Statement, StatementError};
 use lifeboat_core::repository::layout::{self, Key};
@@ -21,11 +20,11 @@ use lifeboat_core::wal::receive::Position;
 use lifeboat_core::wal::{SegmentError, SystemId, Timeline};
 
 use super::Cluster;
+use super::digests::{Care, Comparing, Digests};
 use crate::backup::Protection;
 use crate::keys::{self, Identities, KeyError};
 use crate::repository::Repository;
 use crate::seal::{DataKey, ObjectOpener, ObjectSealer, OpenError, Sealing};
-use crate::sha256;
 use crate::signing::{SignError, SignedBy, Signer, Trust, VerifyError};
 use crate::store::stream::{StoreReader, StoreWrite};
 use crate::store::{Store, StoreError, first_good, read_range};
@@ -50,14 +49,12 @@ pub enum WalError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The name is taken by other bytes (c049).
-    #[error("store {file}: the repository has another file of that name: SHA-256 {theirs}, this one has {ours}")]
+    #[error("store {file}: the repository has another file of that name: {how}")]
     Conflict {
         /// The file.
         file: String,
-        /// Digest of what was to be stored.
-        ours: Sha256,
-        /// Digest of what is there.
-        theirs: Sha256,
+        /// Which digest differs.
+        how: String,
     },
     /// The WAL in the repository is of another kind.
     #[error("store WAL of cluster {system_id}: {problem}")]
@@ -234,33 +231,42 @@ impl<'a> WalWriter<'a> {
         Ok((current.sealing.clone(), current.wrapped.clone()))
     }
 
-    /// What is there under a file's name already, compared with `digest`.
-    pub(super) fn compare(&self, file: WalFile, digest: Sha256) -> Result<Option<Put>, WalError> {
+    /// What is there under a file's name already, compared with `digests`: with each that is signed there, as it may be read by either.
+    pub(super) fn compare(&self, file: WalFile, digests: Digests) -> Result<Option<Put>, WalError> {
         match head(self.repository.store(), self.cluster, self.trust, file) {
-            Ok(head) if head.sha256 == digest => {
+            Ok(head) if head.sha256 == digests.sha256 && head.predicate.blake3.is_none_or(|theirs| theirs == digests.blake3) => {
                 // Whoever hears this lets go of the file.
                 self.repository.store().make_durable(&file.key(self.cluster.system_id, self.cluster.segment_size))?;
                 Ok(Some(Put::Same))
             }
-            Ok(head) => Err(WalError::Conflict { file: file.file_name(self.cluster.segment_size), ours: digest, theirs: head.sha256 }),
+            Ok(head) => {
+                let how = match head.predicate.blake3 {
+                    Some(theirs) if head.sha256 == digests.sha256 => {
+                        format!("BLAKE3 {theirs}, this one has {}, and the same SHA-256", digests.blake3)
+                    }
+                    _ => format!("SHA-256 {}, this one has {}", head.sha256, digests.sha256),
+                };
+                Err(WalError::Conflict { file: file.file_name(self.cluster.segment_size), how })
+            }
             Err(error) if error.is_absence() => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// Stores a file whose digest is known and whose bytes `content` gives. When it returns, the object is durable.
+    /// Stores a file whose digests are known and whose bytes `content` gives. When it returns, the object is durable.
     ///
     /// # Errors
     ///
-    /// [`WalError::Conflict`] where other bytes have the name; [`WalError::Changed`] where `content` does not have the digest: then
+    /// [`WalError::Conflict`] where other bytes have the name; [`WalError::Changed`] where `content` does not have the digests: then
     /// nothing was stored.
-    pub fn put(&self, file: WalFile, digest: Sha256, predicate: &WalPredicate, content: &mut dyn Read) -> Result<Put, WalError> {
+    pub fn put(&self, file: WalFile, digests: Digests, predicate: &WalPredicate, content: &mut dyn Read) -> Result<Put, WalError> {
         // Archiver and receiver both bring every segment: ask first, a whole segment is dear.
-        if let Some(put) = self.compare(file, digest)? {
+        if let Some(put) = self.compare(file, digests)? {
             return Ok(put);
         }
-        self.create(file, digest, predicate, |sealer| {
-            let mut context = digest::Context::new(&digest::SHA256);
+        self.create(file, digests, predicate, |sealer| {
+            // It is enough that they are the same bytes as before.
+            let mut hasher = blake3::Hasher::new();
             let mut copied = 0u64;
             let mut buffer = vec![0; sealed::CONTENT_BYTES];
             loop {
@@ -274,24 +280,24 @@ impl<'a> WalWriter<'a> {
                 if copied > predicate.bytes {
                     return Ok(false);
                 }
-                context.update(&buffer[..length]);
+                hasher.update(&buffer[..length]);
                 sealer.write_all(&buffer[..length])?;
             }
-            Ok(copied == predicate.bytes && context.finish().as_ref() == digest.0)
+            Ok(copied == predicate.bytes && *hasher.finalize().as_bytes() == digests.blake3.0)
         })
     }
 
-    /// Stores a file that [`Self::compare`] did not find, out of memory. `digest` is what the caller made of these very `bytes`: they are not
+    /// Stores a file that [`Self::compare`] did not find, out of memory. `digests` are what the caller made of these very `bytes`: they are not
     /// hashed again. `go_on` is asked before every part; where it says no, nothing is stored and the error is of kind `TimedOut`.
     pub(super) fn put_compared(
         &self,
         file: WalFile,
-        digest: Sha256,
+        digests: Digests,
         predicate: &WalPredicate,
         bytes: &[u8],
         go_on: &dyn Fn() -> bool,
     ) -> Result<Put, WalError> {
-        self.create(file, digest, predicate, |sealer| {
+        self.create(file, digests, predicate, |sealer| {
             for part in bytes.chunks(sealed::CONTENT_BYTES) {
                 if !go_on() {
                     return Err(io::ErrorKind::TimedOut.into());
@@ -306,7 +312,7 @@ impl<'a> WalWriter<'a> {
     fn create(
         &self,
         file: WalFile,
-        digest: Sha256,
+        digests: Digests,
         predicate: &WalPredicate,
         feed: impl FnOnce(&mut dyn Write) -> io::Result<bool>,
     ) -> Result<Put, WalError> {
@@ -314,8 +320,9 @@ impl<'a> WalWriter<'a> {
         let name = || file.file_name(segment_size);
         let key = file.key(system_id, segment_size);
         let signed = Timestamp::from_second(Timestamp::now().as_second()).ok();
-        let predicate_value = serde_json::to_value(WalPredicate { signed, ..predicate.clone() }).expect("a predicate has text keys only");
-        let statement = Statement::new(&file.subject(system_id, segment_size), digest.0, WAL_PREDICATE_TYPE, predicate_value);
+        let said = WalPredicate { signed, blake3: Some(digests.blake3), ..predicate.clone() };
+        let predicate_value = serde_json::to_value(said).expect("a predicate has text keys only");
+        let statement = Statement::new(&file.subject(system_id, segment_size), digests.sha256.0, WAL_PREDICATE_TYPE, predicate_value);
         let bundle = self.signer.sign_statement(&statement.to_bytes())?;
         let bundle = serde_json::from_str(&bundle).map_err(|e| SignError::Signer(format!("its bundle is no JSON: {e}")))?;
         let (sealing, wrapped) = self.sealing()?;
@@ -338,7 +345,7 @@ impl<'a> WalWriter<'a> {
         };
         match out.writer.commit(&key) {
             Ok(()) => Ok(Put::Created(stored)),
-            Err(StoreError::Exists { .. }) => match self.compare(file, digest)? {
+            Err(StoreError::Exists { .. }) => match self.compare(file, digests)? {
                 Some(put) => Ok(put),
                 None => Err(StoreError::Exists { key: key.to_string() }.into()),
             },
@@ -354,7 +361,7 @@ impl<'a> WalWriter<'a> {
 
     /// Stores a small file out of memory: pieces, backup history files.
     pub fn put_bytes(&self, file: WalFile, predicate: &WalPredicate, bytes: &[u8]) -> Result<Put, WalError> {
-        self.put(file, sha256::of(bytes), predicate, &mut &*bytes)
+        self.put(file, Digests::of(bytes), predicate, &mut &*bytes)
     }
 }
 
@@ -425,18 +432,31 @@ impl<'a> WalReader<'a> {
     }
 
     /// Gives the plain bytes of a file to `out`, in order. They are good only if this returns `Ok`: then signature, every frame, length and
-    /// digest were right. Only one copy is looked at: what `out` took of a damaged one cannot be taken back here.
+    /// a signed digest were right. Only one copy is looked at: what `out` took of a damaged one cannot be taken back here.
     pub fn read(&self, file: WalFile, out: &mut dyn Write) -> Result<WalHead, WalError> {
         self.read_copy(self.repository.store(), file, out)
     }
 
     /// The same of the copy in one store.
     pub(super) fn read_copy(&self, store: &dyn Store, file: WalFile, out: &mut dyn Write) -> Result<WalHead, WalError> {
+        self.pass(store, file, out, Care::One)
+    }
+
+    /// Reads a file for what may be wrong with it: all that [`Self::read`] looks at, and each digest that is signed.
+    pub(super) fn check(&self, file: WalFile) -> Result<(), WalError> {
+        self.pass(self.repository.store(), file, &mut io::sink(), Care::All).map(drop)
+    }
+
+    fn pass(&self, store: &dyn Store, file: WalFile, out: &mut dyn Write, care: Care) -> Result<WalHead, WalError> {
         let key = file.key(self.cluster.system_id, self.cluster.segment_size);
         // Longer than its plain bytes only where they cannot be compressed, and by its header.
-        let limit = self.cluster.segment_size.bytes().saturating_add(HEAD_BYTES).min(AT_ONCE_BYTES);
-        let mut input = StoreReader::open_at_once(store, &key, limit)?;
-        let result = self.copy(file, &key, &mut input, out);
+        let whole = self.cluster.segment_size.bytes().saturating_add(HEAD_BYTES);
+        let mut input = match file {
+            // To ask for it, and to hear that it is too long, would cost the connection.
+            WalFile::Segment(_) | WalFile::Partial(_) if whole > AT_ONCE_BYTES => StoreReader::open(store, &key)?,
+            _ => StoreReader::open_at_once(store, &key, whole.min(AT_ONCE_BYTES))?,
+        };
+        let result = self.copy(file, &key, &mut input, out, care);
         // What the store said is better than what became of it on the way.
         match input.failed {
             Some(error) => Err(error.into()),
@@ -444,26 +464,26 @@ impl<'a> WalReader<'a> {
         }
     }
 
-    fn copy(&self, file: WalFile, key: &Key, input: &mut StoreReader<'_>, out: &mut dyn Write) -> Result<WalHead, WalError> {
+    fn copy(&self, file: WalFile, key: &Key, input: &mut StoreReader<'_>, out: &mut dyn Write, care: Care) -> Result<WalHead, WalError> {
         let mut opener = ObjectOpener::new(input, key.as_str()).map_err(|e| WalError::damaged(key, e))?;
         let head = check_header(opener.header(), self.cluster, self.trust, file, key)?;
         let sealing = self.sealing(opener.header(), key)?;
         opener.unlock(&sealing).map_err(|e| WalError::damaged(key, e))?;
-        let mut context = digest::Context::new(&digest::SHA256);
+        let mut comparing = Comparing::new(head.sha256, &head.predicate, care);
         let mut length = 0u64;
         while let Some(part) = opener.next().map_err(|e: OpenError| WalError::damaged(key, e))? {
             length += part.len() as u64;
             if length > head.predicate.bytes {
                 break;
             }
-            context.update(part);
+            comparing.update(part);
             out.write_all(part).map_err(|source| WalError::File {
                 action: "write",
                 path: file.file_name(self.cluster.segment_size),
                 source,
             })?;
         }
-        if length != head.predicate.bytes || context.finish().as_ref() != head.sha256.0 {
+        if length != head.predicate.bytes || !comparing.matches() {
             return Err(WalError::damaged(key, "what came out is not what was signed"));
         }
         Ok(head)
@@ -599,7 +619,9 @@ mod tests {
         assert_eq!(out, plain);
         assert_eq!(head, place.reader().head(file(3)).unwrap());
         assert!(head.predicate.signed.is_some());
-        assert_eq!((head.sha256, WalPredicate { signed: None, ..head.predicate }), (sha256::of(&plain), predicate(700_000)));
+        let digests = Digests::of(&plain);
+        assert_eq!((head.sha256, head.predicate.blake3), (digests.sha256, Some(digests.blake3)));
+        assert_eq!(WalPredicate { signed: None, blake3: None, ..head.predicate }, predicate(700_000));
         assert!(place.reader().head(file(4)).unwrap_err().is_absence());
     }
 
@@ -616,10 +638,34 @@ mod tests {
     }
 
     #[test]
+    fn c049_a_file_is_the_same_by_each_digest_that_is_signed() {
+        let place = Place::new();
+        let (plain, other) = (vec![1; 1000], vec![2; 1000]);
+        let (ours, theirs) = (Digests::of(&plain), Digests::of(&other));
+        let put = |number, digests| place.writer().put_compared(file(number), digests, &predicate(1000), &plain, &|| true);
+        // By a writer that signed digests of two files.
+        put(3, Digests { blake3: theirs.blake3, ..ours }).unwrap();
+        put(4, Digests { sha256: theirs.sha256, ..ours }).unwrap();
+        for number in [3, 4] {
+            let error = place.writer().put_bytes(file(number), &predicate(1000), &plain).unwrap_err();
+            assert!(matches!(error, WalError::Conflict { .. }), "{error}");
+            assert!(
+                error.to_string().contains(if number == 3 { "and the same SHA-256" } else { "another file of that name: SHA-256" }),
+                "{error}"
+            );
+            assert!(matches!(place.reader().check(file(number)), Err(WalError::Damaged { .. })));
+        }
+        assert!(place.reader().read_bytes(file(3), 1000).is_err(), "it is read by BLAKE3");
+        assert_eq!(place.reader().read_bytes(file(4), 1000).unwrap(), plain);
+        put(5, ours).unwrap();
+        place.reader().check(file(5)).unwrap();
+    }
+
+    #[test]
     fn a_file_that_changes_while_it_is_read_is_not_stored() {
         let place = Place::new();
         for content in [&[2u8; 1000][..], &[1; 999], &[1; 1001]] {
-            let put = place.writer().put(file(3), sha256::of(&[1; 1000]), &predicate(1000), &mut &*content);
+            let put = place.writer().put(file(3), Digests::of(&[1; 1000]), &predicate(1000), &mut &*content);
             assert!(matches!(put, Err(WalError::Changed { .. })), "{put:?}");
             assert!(place.reader().head(file(3)).unwrap_err().is_absence());
         }
@@ -631,7 +677,7 @@ mod tests {
         let plain: Vec<u8> = (0..700_000).map(|at| (at / 3) as u8).collect();
         let put = |bytes: &[u8], parts| {
             let left = std::cell::Cell::new(parts);
-            place.writer().put_compared(file(3), sha256::of(&plain), &predicate(700_000), bytes, &|| left.replace(left.get() - 1) > 0)
+            place.writer().put_compared(file(3), Digests::of(&plain), &predicate(700_000), bytes, &|| left.replace(left.get() - 1) > 0)
         };
         let given_up = put(&plain, 2);
         assert!(matches!(&given_up, Err(WalError::File { source, .. }) if source.kind() == io::ErrorKind::TimedOut), "{given_up:?}");

@@ -18,7 +18,6 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use aws_lc_rs::digest;
 use jiff::Timestamp;
 use lifeboat_core::postgres::control_file::{ControlFile, ControlFileError};
 use lifeboat_core::repository::{Id, Sha256, layout, to_json};
@@ -29,12 +28,13 @@ use lifeboat_core::wal::record::{RecordError, Summarizer, Summary};
 use lifeboat_core::wal::{LONG_HEADER_BYTES, Lsn, Segment, SegmentError, SegmentHeader, SegmentSize, check_segment_header};
 use serde::Serialize;
 
+use super::digests::{Digesting, Digests};
 use super::{Cluster, Put, WalError, WalWriter, known};
 use crate::backup::Protection;
+use crate::causes;
 use crate::repository::Repository;
 use crate::signing::{Signer, Trust};
 use crate::store::StoreError;
-use crate::{causes, sha256};
 use spool::Spool;
 
 /// What is read at once.
@@ -457,7 +457,7 @@ struct Done {
 
 /// What is known of a file once it was read.
 struct Examined {
-    digest: Sha256,
+    digests: Digests,
     predicate: WalPredicate,
     /// If a later change of the file would show.
     mark: Option<Mark>,
@@ -534,7 +534,7 @@ impl Push<'_> {
         {
             self.claim(known.page_magic)?;
         }
-        let there = match self.writer.compare(file, examined.digest) {
+        let there = match self.writer.compare(file, examined.digests) {
             Err(WalError::Conflict { .. }) if matches!(file, WalFile::Partial(_)) => {
                 let done = self.another_partial(file, &name, &path, &examined, kept)?;
                 turn.passed();
@@ -549,13 +549,13 @@ impl Push<'_> {
         let outcome = match there {
             Some(_) => Outcome::Same,
             None => {
-                let (digest, predicate) = (examined.digest, &examined.predicate);
+                let (digests, predicate) = (examined.digests, &examined.predicate);
                 let put = if examined.is_kept {
-                    self.writer.put_compared(file, digest, predicate, &kept.bytes, &|| !(is_ahead && self.turns.is_over()))
+                    self.writer.put_compared(file, digests, predicate, &kept.bytes, &|| !(is_ahead && self.turns.is_over()))
                 } else {
                     let mut content = File::open(&path).map_err(|e| file_error("read", &path, e))?;
                     let mut content = GivenUp { turns: is_ahead.then_some(&self.turns), content: &mut content };
-                    self.writer.put(file, digest, predicate, &mut content)
+                    self.writer.put(file, digests, predicate, &mut content)
                 };
                 match put {
                     Ok(Put::Created(_)) => Outcome::Stored,
@@ -633,14 +633,14 @@ impl Push<'_> {
                 return Err(PushError::Length { file: name.to_owned(), found: meta.len(), expected: MAX_TEXT_BYTES });
             }
             rules::check_text(file, &bytes).map_err(|problem| PushError::Text { file: name.to_owned(), problem })?;
-            let digest = sha256::of(&bytes);
+            let digests = Digests::of(&bytes);
             let predicate = match file {
                 WalFile::History(timeline) => WalPredicate::of_history(timeline, &bytes, segment_size).map_err(WalError::from)?,
                 _ => WalPredicate::new(bytes.len() as u64, segment_size),
             };
-            let mark = identity.map(|identity| self.mark(digest, identity));
+            let mark = identity.map(|identity| self.mark(digests.sha256, identity));
             kept.bytes = bytes;
-            return Ok(Examined { digest, predicate, mark, is_kept: true, warning: None });
+            return Ok(Examined { digests, predicate, mark, is_kept: true, warning: None });
         };
 
         let length = |found| PushError::Length { file: name.to_owned(), found, expected: segment_size.bytes() };
@@ -648,7 +648,7 @@ impl Push<'_> {
             return Err(length(meta.len()));
         }
         let wrong = |source| PushError::Segment { file: name.to_owned(), source };
-        let mut context = digest::Context::new(&digest::SHA256);
+        let mut digesting = Digesting::new();
         let mut summarizer = Summarizer::new(segment, segment_size);
         let is_kept = kept.keeps;
         let room = if is_kept { segment_size.bytes() as usize } else { READ_BYTES };
@@ -668,15 +668,15 @@ impl Push<'_> {
                 check_segment_header(header, segment, segment_size, self.asked.cluster.system_id).map_err(wrong)?;
                 page_magic = Some(SegmentHeader::decode(header).map_err(wrong)?.page_magic);
             }
-            context.update(part);
+            digesting.update(part);
             summarizer.push(part);
             at += part.len() as u64;
         }
         let (summary, warning) = summarise(file, name, segment_size, summarizer.finish());
-        let digest = sha256::finish(context);
+        let digests = digesting.finish();
         let predicate = WalPredicate { page_magic, summary, ..WalPredicate::new(at, segment_size) };
-        let mark = identity.map(|identity| self.mark(digest, identity));
-        Ok(Examined { digest, predicate, mark, is_kept, warning })
+        let mark = identity.map(|identity| self.mark(digests.sha256, identity));
+        Ok(Examined { digests, predicate, mark, is_kept, warning })
     }
 
     /// Whether the segment before this one is lost; then that is noted, once.

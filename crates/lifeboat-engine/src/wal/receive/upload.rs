@@ -7,23 +7,23 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
-use aws_lc_rs::digest;
 use jiff::Timestamp;
 use lifeboat_core::repository::layout::Key;
-use lifeboat_core::repository::{Descriptor, Sha256, layout, to_json};
+use lifeboat_core::repository::{Descriptor, layout, to_json};
 use lifeboat_core::wal::file::{GapRecord, WalFile, WalPredicate};
 use lifeboat_core::wal::receive::ledger::Work;
 use lifeboat_core::wal::receive::{Inventory, Position, missing};
 use lifeboat_core::wal::record::{RecordError, Summarizer, Summary};
 use lifeboat_core::wal::{LONG_HEADER_BYTES, Segment, check_segment_header};
 
+use super::super::digests::{Digesting, Digests};
 use super::checks::{Covering, PAGE_BYTES};
 use super::{Damage, Document, Event, EventKind, Receiver};
+use crate::causes;
 use crate::repository::MAX_DOCUMENT_BYTES;
 use crate::signing::SignError;
 use crate::store::StoreError;
 use crate::wal::{WalError, WalWriter};
-use crate::{causes, sha256};
 
 /// What is read of a segment at a time.
 const READ_BYTES: u64 = 256 << 10;
@@ -278,7 +278,7 @@ impl Receiver<'_> {
                 writer.put_bytes(WalFile::Piece { segment, from, to }, &predicate, &bytes).map(drop)
             }
             Work::Whole(_) => {
-                let (sha256, summary) = self.examine(&file, segment, heals).map_err(failed)?;
+                let (digests, summary) = self.examine(&file, segment, heals).map_err(failed)?;
                 let summary = match summary {
                     Ok(summary) if unseen && !summary.is_full(segment, size) => {
                         let end = summary.end.unwrap_or(segment.start(size));
@@ -292,7 +292,7 @@ impl Receiver<'_> {
                 };
                 let predicate = WalPredicate { page_magic: Some(magic), summary, ..WalPredicate::new(size.bytes(), size) };
                 let mut content = self.checked(&file, segment, heals);
-                writer.put(WalFile::Segment(segment), sha256, &predicate, &mut content).map(drop)
+                writer.put(WalFile::Segment(segment), digests, &predicate, &mut content).map(drop)
             }
         }
     }
@@ -367,23 +367,22 @@ impl Receiver<'_> {
         Ok(())
     }
 
-    /// The digest of a finished segment, and what recovery targets are in it.
-    fn examine(&self, file: &File, segment: Segment, heals: u64) -> io::Result<(Sha256, Result<Summary, RecordError>)> {
+    /// The digests of a finished segment, and what recovery targets are in it.
+    fn examine(&self, file: &File, segment: Segment, heals: u64) -> io::Result<(Digests, Result<Summary, RecordError>)> {
         let size = self.size();
         let mut content = self.checked(file, segment, heals);
-        let mut context = digest::Context::new(&digest::SHA256);
+        let mut digesting = Digesting::new();
         let mut summarizer = Summarizer::new(segment, size);
         let mut buffer = vec![0; READ_BYTES as usize];
         loop {
             match content.read(&mut buffer)? {
                 0 => break,
                 length => {
-                    context.update(&buffer[..length]);
+                    digesting.update(&buffer[..length]);
                     summarizer.push(&buffer[..length]);
                 }
             }
         }
-        let sha256 = sha256::finish(context);
-        Ok((sha256, summarizer.finish()))
+        Ok((digesting.finish(), summarizer.finish()))
     }
 }
