@@ -2,13 +2,13 @@
 //!
 //! A cache: whatever is odd in it is not used, and the segment is fetched anew. A file in it has a name with the CRC-32C of its bytes, and got
 //! that name after the segment was verified; the directory is closed to everybody else, so what the checksum has to find is what a crash or
-//! a disk leaves, not malice. (BLAKE3 in its place, twice per segment, was a quarter of the work of fetching one.) What was written a moment ago,
+//! a disk leaves, not malice. (A digest against malice, made when it is written and again when it is read, would cost more than it is worth.) What was written a moment ago,
 //! since the machine was started, comes from memory, as whatever is fetched without a spool does, and is handed over without being read: to read 16 MiB
 //! took more than a third of a call. Whether the archive ends is never remembered here.
 //! It must not stand in a data directory, which is backed up, and compared, and replaced.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write};
+use std::io::{self, Read as _, Seek as _, Write};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,8 +25,12 @@ use super::fetch::{FetchError, Landing, permissions_in, read_whole, segment_name
 use super::{Cluster, WalError, WalReader};
 use crate::store::Store;
 
-/// How many segments are fetched at once: each has about 2 MiB of buffers, and more do not make one store faster.
-const MAX_WORKERS: usize = 8;
+/// How many segments are fetched at once, at most: each has about 2 MiB of buffers, and all of its object from a remote store. More do not make one
+/// store faster.
+const MAX_AT_ONCE: usize = 8;
+
+/// And for each processor, from a remote store: each waits for it about as long as it computes.
+const AT_ONCE_PER_WORKER: usize = 2;
 
 /// What always stays free on the spool's file system, which may be the server's: a tenth of it, at most this.
 const MAX_RESERVE: u64 = 1 << 30;
@@ -273,6 +277,10 @@ impl Spool {
         for ready in old {
             let _ = fs::remove_file(ready.path);
         }
+        let is_remote = reader.repository().store().is_remote();
+        let at_once = workers.saturating_mul(if is_remote { AT_ONCE_PER_WORKER } else { 1 }).clamp(1, MAX_AT_ONCE);
+        // Half of what may lie ready, so that there is room for as many when the server has taken the other half, and it goes on.
+        let at_once = at_once.min(usize::try_from(self.ahead / 2).unwrap_or(MAX_AT_ONCE)).max(1);
         let next = AtomicU64::new(1);
         let (stop, fetched) = (AtomicBool::new(false), AtomicU64::new(0));
         let first_error = Mutex::new(None);
@@ -280,13 +288,13 @@ impl Spool {
             while !stop.load(Ordering::Relaxed) {
                 let step = next.fetch_add(1, Ordering::Relaxed);
                 let segment = Segment { number: asked.number.saturating_add(step), ..asked };
-                if step > self.ahead && !self.has_room(workers as u64).unwrap_or(false) {
+                if step > self.ahead && !self.has_room(at_once as u64).unwrap_or(false) {
                     return;
                 }
                 if kept.iter().any(|ready| ready.segment == segment) {
                     continue;
                 }
-                match self.bring(reader, segment, workers as u64) {
+                match self.bring(reader, segment, at_once as u64) {
                     Ok(true) => _ = fetched.fetch_add(1, Ordering::Relaxed),
                     Ok(false) => stop.store(true, Ordering::Relaxed),
                     Err(error) => {
@@ -297,7 +305,7 @@ impl Spool {
             }
         };
         thread::scope(|scope| {
-            for _ in 0..workers.clamp(1, MAX_WORKERS) {
+            for _ in 0..at_once {
                 scope.spawn(work);
             }
         });
@@ -313,11 +321,11 @@ impl Spool {
     }
 
     /// Fetches one segment; `false`: the archive does not have it whole, or there is no room.
-    fn bring(&self, reader: &WalReader<'_>, segment: Segment, workers: u64) -> Result<bool, SpoolError> {
+    fn bring(&self, reader: &WalReader<'_>, segment: Segment, at_once: u64) -> Result<bool, SpoolError> {
         let bytes = self.cluster.segment_size.bytes();
         let space = rustix::fs::statvfs(&self.directory).map_err(|error| self.failed()(error.into()))?;
         let reserve = (space.f_blocks.saturating_mul(space.f_frsize) / 10).min(MAX_RESERVE);
-        if space.f_bavail.saturating_mul(space.f_frsize) < reserve.saturating_add(bytes.saturating_mul(workers.max(1))) {
+        if space.f_bavail.saturating_mul(space.f_frsize) < reserve.saturating_add(bytes.saturating_mul(at_once)) {
             return Ok(false);
         }
         let name = segment_name(segment, self.cluster);
@@ -327,7 +335,10 @@ impl Spool {
             // Begun anew with every copy.
             let failed = |source| WalError::File { action: "write", path: part.display().to_string(), source };
             let mut file = file.try_clone().map_err(failed)?;
-            file.seek(SeekFrom::Start(0)).and_then(|_| file.set_len(0)).map_err(failed)?;
+            // Not of a new file: ext4 writes a file that was cut off to the disk when it is closed (ext4(5), auto_da_alloc).
+            if file.stream_position().map_err(failed)? > 0 {
+                file.rewind().and_then(|()| file.set_len(0)).map_err(failed)?;
+            }
             let mut summed = Summed { file, crc: 0 };
             read_whole(reader, store, WalFile::Segment(segment), &mut summed)?;
             Ok(summed.crc)
