@@ -39,13 +39,19 @@ impl Schedule {
         if fields != 5 {
             return Err(failed(format!("it has {fields} fields, not 5")));
         }
-        let zone = TimeZone::get(time_zone)
-            .map_err(|_| failed("the IANA database has no such time zone; UTC and Europe/Berlin are some".to_owned()))?;
+        let zone = match time_zone {
+            // Every command reads the schedules, and to look a zone up is to walk through the whole database, where there is one.
+            "UTC" => Ok(TimeZone::UTC),
+            name => TimeZone::get(name),
+        };
+        let zone = zone.map_err(|_| failed("the IANA database has no such time zone; UTC and Europe/Berlin are some".to_owned()))?;
         let one_line = |error: cronexpr::Error| {
             let text = error.to_string();
             text.lines().next_back().unwrap_or_default().trim_start_matches([' ', '^', '|', '-']).trim().to_owned()
         };
-        let cron = cronexpr::parse_crontab(&format!("{text} UTC")).map_err(|error| failed(one_line(error)))?;
+        let mut options = cronexpr::ParseOptions::default();
+        options.fallback_timezone_option = cronexpr::FallbackTimezoneOption::UTC;
+        let cron = cronexpr::parse_crontab_with(text, options).map_err(|error| failed(one_line(error)))?;
         let schedule = Self { text: text.to_owned(), cron, zone };
         // The thirtieth of February.
         match schedule.next(Timestamp::UNIX_EPOCH) {
