@@ -209,7 +209,7 @@ fn pass_on(shared: &Shared, name: &str, lines: &Receiver<Vec<u8>>, is_gone: &Rec
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
-    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::{AtomicBool, AtomicU64};
     use std::sync::{Arc, Mutex, RwLock};
 
     use jiff::Timestamp;
@@ -271,6 +271,8 @@ mod tests {
             status: RwLock::new(None),
             trouble: Mutex::new(None),
             turn: Mutex::new(Turn::Ours),
+            was_ours: AtomicBool::new(true),
+            directory: PathBuf::new(),
             wake: crossbeam_channel::bounded(1).0,
             beat: AtomicU64::new(0),
             begun: Instant::now(),

@@ -20,7 +20,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -205,6 +205,10 @@ struct Shared {
     /// Why the last look failed.
     trouble: Mutex<Option<String>>,
     turn: Mutex<Turn>,
+    /// Whether it was ours when that was last known.
+    was_ours: AtomicBool,
+    /// What the agent keeps.
+    directory: PathBuf,
     /// Wakes whoever does the tasks.
     wake: Sender<()>,
     /// Seconds from `begun` to the last sign of life of whoever does the tasks.
@@ -285,7 +289,7 @@ impl Source for Shared {
             part: match self.turn() {
                 Turn::Ours => Part::Leader,
                 Turn::Others { holder } => Part::Standby { holder: Some(holder) },
-                Turn::Unknown { .. } => Part::Standby { holder: None },
+                Turn::NotAsked | Turn::Unknown { .. } => Part::Standby { holder: None },
             },
             interval_seconds: self.settings.interval.as_secs(),
             trouble: self.trouble(),
@@ -342,7 +346,9 @@ pub fn run(settings: AgentSettings, surroundings: Box<dyn Surroundings>, tellers
         since: Timestamp::now(),
         status: RwLock::new(None),
         trouble: Mutex::new(None),
-        turn: Mutex::new(Turn::Unknown { why: "nobody has asked the repository yet".to_owned() }),
+        turn: Mutex::new(Turn::NotAsked),
+        was_ours: AtomicBool::new(turn::was_ours(&directory)),
+        directory: directory.clone(),
         wake,
         beat: AtomicU64::new(0),
         begun: Instant::now(),

@@ -1,5 +1,6 @@
 //! Keeps the WAL receiver running.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Shared;
@@ -21,9 +22,19 @@ pub(super) fn keep_receiving(shared: &Shared) {
     let mut pause = SHORTEST;
     while !shared.stop.is_stopped() {
         // A repository that does not answer is what the spool is for; but the slot is for one, and the others wait.
-        if !matches!(shared.turn(), Turn::Ours) {
+        let is_ours = match shared.turn() {
+            Turn::Ours => true,
+            Turn::NotAsked | Turn::Others { .. } => false,
+            // Commits may be waiting for the receiver. Should another agent have taken over meanwhile, its receiver has the slot, and PostgreSQL
+            // gives that to one at a time.
+            Turn::Unknown { .. } => shared.was_ours.load(Ordering::Relaxed),
+        };
+        if !is_ours {
             shared.stop.wait(LOOK);
             continue;
+        }
+        if matches!(shared.turn(), Turn::Unknown { .. }) {
+            shared.info("the WAL receiver is begun all the same: it was this agent's turn when that was last known");
         }
         let begun = Instant::now();
         let (taken, end) = crossbeam_channel::bounded::<()>(1);

@@ -1,6 +1,8 @@
 //! Whose turn it is: of all agents of a system one does the work, and the others wait for it to go.
 
 use std::cell::RefCell;
+use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -8,6 +10,7 @@ use jiff::SignedDuration;
 use super::{Shared, lock};
 use crate::causes;
 use crate::lease::{LeaseError, with_lease_for};
+use crate::replace::{Mode, replace};
 
 /// A lease is good for so long after its holder was last heard of. Renewed at a third of it: a few hundred small objects a day.
 const TIME: SignedDuration = SignedDuration::from_mins(10);
@@ -21,6 +24,8 @@ const CHECK: Duration = Duration::from_secs(60);
 /// Whose turn it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Turn {
+    /// Nobody has asked the repository yet.
+    NotAsked,
     /// Ours.
     Ours,
     /// Somebody else's.
@@ -91,7 +96,9 @@ fn turns(shared: &Shared, turn: Turn) {
     if before == turn {
         return;
     }
+    remember(shared, &turn);
     match &turn {
+        Turn::NotAsked => {}
         Turn::Ours => shared.info("it is this agent's turn: it does what is due"),
         Turn::Others { holder } => shared.info(&format!("it is the turn of {holder}: this agent waits, and does nothing but look")),
         Turn::Unknown { why } => {
@@ -99,4 +106,30 @@ fn turns(shared: &Shared, turn: Turn) {
         }
     }
     let _ = shared.wake.try_send(());
+}
+
+/// The file in the agent's directory that says whose turn it was when that was last known.
+const FILE: &str = "turn";
+
+/// What stands in it where it was ours.
+const OURS: &str = "ours\n";
+
+/// Whether it was this agent's turn when that was last known, by the agent before this one.
+pub(super) fn was_ours(directory: &Path) -> bool {
+    std::fs::read_to_string(directory.join(FILE)).is_ok_and(|text| text == OURS)
+}
+
+fn remember(shared: &Shared, turn: &Turn) {
+    let ours = match turn {
+        Turn::Ours => true,
+        Turn::Others { .. } => false,
+        Turn::NotAsked | Turn::Unknown { .. } => return,
+    };
+    if shared.was_ours.swap(ours, Ordering::Relaxed) == ours {
+        return;
+    }
+    let text = if ours { OURS } else { "others\n" };
+    if let Err(error) = replace(&shared.directory.join(FILE), text.as_bytes(), Mode::AtMost(0o644)) {
+        shared.warn(&format!("the agent could not write down whose turn it is: {error}"));
+    }
 }

@@ -370,6 +370,44 @@ fn the_receiver_of_a_real_server_is_kept_running() {
     assert!(!Path::new(&format!("/proc/{second}")).exists(), "it ends with the agent");
 }
 
+/// With commits that wait for the receiver, a host that starts while the repository is away must not wait for that.
+#[test]
+fn c059_an_agent_that_had_the_turn_receives_while_the_repository_is_away() {
+    let cluster = Cluster::builder(Postgres::V16).start();
+    let desk = Desk::new("");
+    let spool = desk.at("spool").display().to_string();
+    let wal = format!("[wal]\nspool = \"{spool}\"\nmode = \"sync\"\nflush_interval = \"200ms\"\n");
+    desk.configure(&format!("[postgres]\ndsn = \"{}\"\n{wal}{QUIET}", cluster.dsn()));
+    desk.lifeboat(&["backup"]).env("LIFEBOAT_STATE", &desk.state).run().success();
+    let streams = || {
+        let active = "SELECT count(*) FROM pg_replication_slots WHERE slot_name = 'lifeboat' AND active";
+        wait_for("a receiver", || (cluster.psql(active).trim() == "1").then_some(()));
+    };
+    let agent = desk.agent();
+    streams();
+    let (status, said) = agent.end();
+    assert!(status.success(), "{said}");
+
+    fs::rename(desk.at("repository"), desk.at("elsewhere")).unwrap();
+    cluster.psql("ALTER SYSTEM SET synchronous_standby_names = 'lifeboat'");
+    cluster.psql("SELECT pg_reload_conf()");
+    let agent = desk.agent();
+    agent.says("the WAL receiver is begun all the same: it was this agent's turn when that was last known");
+    streams();
+    // It returns only when the receiver has acknowledged it.
+    cluster.psql("CREATE TABLE told AS SELECT generate_series(1, 1000) AS n");
+    let committed: lifeboat_core::wal::Lsn = cluster.psql("SELECT pg_current_wal_flush_lsn()").trim().parse().unwrap();
+    fs::rename(desk.at("elsewhere"), desk.at("repository")).unwrap();
+    let address = agent.address();
+    wait_for("the commit in the recovery window", || {
+        let status: Value = serde_json::from_str(&get(address, "/api/v1/status", "application/json").1).ok()?;
+        let to: lifeboat_core::wal::Lsn = status["wal"]["windows"].as_array()?.last()?["to"]["lsn"].as_str()?.parse().ok()?;
+        (committed <= to).then_some(())
+    });
+    let (status, said) = agent.end();
+    assert!(status.success(), "{said}");
+}
+
 #[test]
 fn a_repository_out_of_reach_is_told_of_by_an_agent_that_cannot_take_its_turn() {
     let (url, told) = webhook();
