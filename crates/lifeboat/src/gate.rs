@@ -168,6 +168,28 @@ pub(crate) fn guard(
     permit.end(settings, work())
 }
 
+/// Records what an operation that is not audited did by itself, because the configuration says so: start and end, in this host's journal.
+/// [`carry`] brings both to the repository, or the next record does.
+pub(crate) fn note(settings: &Settings, operation: Operation, reason: &str, outcome: Outcome) -> Result<(), Failure> {
+    let facts = Question::new(operation).facts(settings, None);
+    let decided = audit::Decided { allow: true, reasons: vec![reason.to_owned()], policy: None, engine: "none".into(), code: None };
+    let start = Event::start(Id(lifeboat_engine::random::bytes()), session::PROGRAM, &facts, decided);
+    let start = Event { trace: Some(operation::id()), ..start };
+    let end = start.end(Id(lifeboat_engine::random::bytes()), Timestamp::now(), None, outcome);
+    let log = commands::audit::log(settings)?;
+    for event in [start, end] {
+        log.record(None, &event).map_err(|error| Failure::new(EXIT_FAILED, chain(&error)))?;
+    }
+    Ok(())
+}
+
+/// Brings what waits in this host's journal to the repository.
+pub(crate) fn carry(settings: &Settings) -> Result<(), String> {
+    let repository = session::open_for_records(settings).map_err(|failure| failure.message)?;
+    let log = commands::audit::log(settings).map_err(|failure| failure.message)?;
+    log.carry(&repository, Timestamp::now()).map_err(|trouble| trouble.to_string())
+}
+
 impl Permit {
     /// The newest checkpoint of the audit log that this host knows.
     pub(crate) fn checkpoint(&self) -> Option<String> {

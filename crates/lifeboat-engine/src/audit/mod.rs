@@ -147,6 +147,17 @@ impl Log {
         Ok(recorded)
     }
 
+    /// Brings what waits in the journal to the repository, without a record of its own.
+    ///
+    /// # Errors
+    ///
+    /// Why something still waits.
+    pub fn carry(&self, repository: &Repository, now: Timestamp) -> Result<(), Trouble> {
+        let key = self.key.as_ref().ok_or_else(|| Trouble::Waiting("no audit key is configured".into()))?;
+        let mut recorded = Recorded { id: Id([0; 16]), index: None, checkpoint: None, waiting: 0, trouble: None };
+        self.bring(repository, key, now, &mut recorded)
+    }
+
     /// Brings what waits to the repository.
     fn bring(&self, repository: &Repository, key: &AuditKey, now: Timestamp, recorded: &mut Recorded) -> Result<(), Trouble> {
         let local = |error: io::Error| Trouble::Waiting(format!("the journal in {}: {error}", self.directory().display()));

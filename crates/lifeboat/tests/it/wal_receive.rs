@@ -122,6 +122,18 @@ impl Desk {
         data
     }
 
+    /// What the audit log in the repository has of receivers: how each ended, in order, and how many records wait on this host.
+    fn audited(&self) -> (Vec<&'static str>, u64) {
+        let program = Program::as_owner(&self.home).arg("--config").arg(self.place("lifeboat.toml"));
+        let listed = program.args(["audit", "list", "--operation", "wal-receive", "--json"]).run().success().json();
+        let state = |entry: &Value| {
+            assert_eq!(entry["start"]["operation"], "wal-receive", "{entry}");
+            assert!(entry["end"]["outcome"]["message"].as_str().is_some_and(|text| text.to_lowercase().contains("commits")), "{entry}");
+            ["findings", "done"].into_iter().find(|state| entry["state"] == *state).expect("an end")
+        };
+        (listed["entries"].as_array().unwrap().iter().map(state).collect(), listed["waiting"].as_u64().unwrap())
+    }
+
     fn receive(&self) -> Receiving<'_> {
         Receiving { desk: self, child: self.program().spawn() }
     }
@@ -978,8 +990,10 @@ fn c059_commits_wait_or_go_on_as_chosen_when_the_repository_is_away() {
         receiving.wait_for("the name is back", |_| names(&cluster) == "ANY 1 (lifeboat)");
         if degrade {
             receiving.wait_for("that is told", |desk| desk.has_event("restored"));
+            receiving.wait_for("both are in the repository's audit log", |desk| desk.audited() == (vec!["findings", "done"], 0));
         } else {
             assert!(!desk.has_event("degraded"));
+            assert_eq!(desk.audited(), (vec![], 0));
         }
         assert!(commits_within(&cluster, DEADLINE));
 
@@ -988,8 +1002,11 @@ fn c059_commits_wait_or_go_on_as_chosen_when_the_repository_is_away() {
         if degrade {
             assert_eq!(names(&cluster), "");
             assert!(commits_within(&cluster, DEADLINE));
+            // On this host at least: whoever ends must not wait for a repository.
+            assert_eq!(desk.audited(), (vec!["findings", "done", "findings"], 2));
             let mut receiving = desk.receive();
             receiving.wait_for("the name is back", |_| names(&cluster) == "ANY 1 (lifeboat)");
+            receiving.wait_for("the records are carried", |desk| desk.audited() == (vec!["findings", "done", "findings", "done"], 0));
             assert!(commits_within(&cluster, DEADLINE));
         } else {
             assert!(!commits_within(&cluster, Duration::from_secs(2)));

@@ -221,7 +221,8 @@ impl Stop {
         }
     }
 
-    fn is_asked(&self) -> bool {
+    /// Whether it is to end.
+    pub fn is_asked(&self) -> bool {
         self.asked.load(Ordering::SeqCst)
     }
 }

@@ -1,30 +1,55 @@
 //! `lifeboat wal receive`
 
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
+use std::thread;
 
+use lifeboat_core::audit::Outcome;
 use lifeboat_core::policy::Operation;
 use lifeboat_core::wal::Lsn;
 use lifeboat_engine::postgres::Dsn;
 use lifeboat_engine::repository::Repository;
 use lifeboat_engine::store;
-use lifeboat_engine::wal::receive::{self, Event, Mode, RealDisk, ReceiveError, ReceiveRequest, SlotMade, Status, Stop, Watcher};
+use lifeboat_engine::wal::receive::{
+    self, Event, EventKind, Mode, RealDisk, ReceiveError, ReceiveRequest, SlotMade, Status, Stop, Watcher,
+};
 
 use crate::cli::WalReceive;
 use crate::commands::policy::facts;
 use crate::config::{Durability, OnFallout, Settings, WalMode};
-use crate::failure::{EXIT_FAILED, EXIT_FORMAT, EXIT_LEASED, EXIT_UNVERIFIED, EXIT_USAGE, Failure, chain};
+use crate::failure::{EXIT_FAILED, EXIT_FINDINGS, EXIT_FORMAT, EXIT_LEASED, EXIT_UNVERIFIED, EXIT_USAGE, Failure, chain};
 use crate::gate::{self, Question};
 use crate::output::{self, Output};
 use crate::session::{self, PatientSigner};
 use crate::signals;
 
 /// Tells people on stderr, and programs one JSON object in a line on stdout.
-struct Told {
+struct Told<'a> {
     json: bool,
     last: Mutex<Option<Status>>,
+    settings: &'a Settings,
+    stop: Arc<Stop>,
+    /// Told when a record waits for the repository.
+    records: Sender<()>,
 }
 
-impl Told {
+impl Told<'_> {
+    /// Whether commits wait for this receiver is what anybody may ask about who has lost some. It is in this host's journal before anything else
+    /// happens, and on its way to the repository beside the WAL; where the receiver is about to end, the next record takes it along.
+    fn record(&self, event: &Event) {
+        let exit_code = match event.event {
+            EventKind::Degraded => EXIT_FINDINGS,
+            EventKind::Restored => 0,
+            _ => return,
+        };
+        let outcome = Outcome { exit_code, message: Some(event.text.clone()), findings: u64::from(exit_code != 0) };
+        match gate::note(self.settings, Operation::WalReceive, "wal.on_fallout is \"degrade\"", outcome) {
+            Ok(()) if !self.stop.is_asked() => drop(self.records.send(())),
+            Ok(()) => {}
+            Err(failure) => output::warn(&format!("this is not in the audit log: {}", failure.message)),
+        }
+    }
+
     fn line(&self, document: &serde_json::Value) {
         use std::io::Write as _;
         if self.json {
@@ -33,7 +58,7 @@ impl Told {
     }
 }
 
-impl Watcher for Told {
+impl Watcher for Told<'_> {
     fn event(&self, event: &Event) {
         if event.loud {
             output::warn(&event.text);
@@ -41,6 +66,7 @@ impl Watcher for Told {
             output::say(&event.text);
         }
         self.line(&serde_json::json!(event));
+        self.record(event);
     }
 
     fn progress(&self, status: &Status) {
@@ -139,8 +165,18 @@ pub(super) fn run(receive: &WalReceive, settings: &Settings, out: &Output) -> Re
         program: session::PROGRAM.to_owned(),
         disk: &RealDisk,
     };
-    let told = Told { json: out.is_json(), last: Mutex::default() };
-    receive::run(&repository, &request, &told, &stop).map_err(failure)?;
+    let (records, waiting) = channel();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            while waiting.recv().is_ok() {
+                if let Err(problem) = gate::carry(settings) {
+                    output::warn(&format!("the record of this is on this host only, and follows with the next one: {problem}"));
+                }
+            }
+        });
+        let told = Told { json: out.is_json(), last: Mutex::default(), settings, stop: Arc::clone(&stop), records };
+        receive::run(&repository, &request, &told, &stop).map_err(failure)
+    })?;
     Ok(0)
 }
 
