@@ -103,8 +103,8 @@ pub(super) fn restore(
     let mut restored = RestoredDatabase { files: begun.elapsed(), warnings, ..RestoredDatabase::default() };
     if plan.start {
         progress.phase("start");
-        let options = vec![format!("port={}", server::free_port())];
-        let started = server::run(&bin.join("postgres"), &root, &options, settings.start_timeout)?;
+        let port = Some(server::free_port());
+        let started = server::run_beside_others(&bin.join("postgres"), &root, &[], port, settings.start_timeout)?;
         restored.first_query = Some(begun.elapsed());
         restored.reached = Some(started.reached);
         restored.dsn = Some(started.dsn);

@@ -168,12 +168,30 @@ pub(super) fn start(plan: &DatabasePlan, settings: &RestoreSettings) -> Result<S
     let directory = fs::canonicalize(directory).unwrap_or_else(|_| directory.to_owned());
     let major = plan.version_num.unwrap_or(0) / 10_000;
     let postgres = program(settings.bin_directory.as_deref(), major, "postgres")?;
-    let mut options = outside_configuration(&directory);
+    let options = outside_configuration(&directory);
     // Not in the way of a server that runs on this host already.
-    if !hydrated_port_is_free(&directory) {
-        options.push(format!("port={}", free_port()));
+    let port = (!hydrated_port_is_free(&directory)).then(free_port);
+    run_beside_others(&postgres, &directory, &options, port, settings.start_timeout)
+}
+
+/// The same as [`run`], on a port that was free when it was looked for: one that somebody else took in between is exchanged for another.
+pub(super) fn run_beside_others(
+    postgres: &Path,
+    directory: &Path,
+    options: &[String],
+    port: Option<u16>,
+    timeout: Duration,
+) -> Result<Started, ServerError> {
+    let mut port = port;
+    for left in (0..3).rev() {
+        let all: Vec<String> = options.iter().cloned().chain(port.map(|port| format!("port={port}"))).collect();
+        match run(postgres, directory, &all, timeout) {
+            // "could not create any TCP/IP sockets" (`src/backend/postmaster/postmaster.c`): before anything of the cluster is touched.
+            Err(ServerError::Failed { log, .. }) if left > 0 && log.contains("TCP/IP") => port = Some(free_port()),
+            other => return other,
+        }
     }
-    run(&postgres, &directory, &options, settings.start_timeout)
+    unreachable!("the last try is given back")
 }
 
 /// Starts `postgres` in `directory` with settings, and waits for its first answer out of recovery.
@@ -422,6 +440,23 @@ pub(super) fn free_port() -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_that_somebody_took_is_exchanged_for_another() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = tempfile::tempdir().unwrap();
+        // Says of its first port what PostgreSQL says of one that is taken, and of the second something else.
+        let program = directory.path().join("postgres");
+        let script = "#!/bin/sh\necho \"$@\" >>asked\nif [ \"$(wc -l <asked)\" = 1 ]\nthen echo 'FATAL:  could not create any TCP/IP sockets'\nelse echo 'FATAL:  something else'\nfi\nexit 1\n";
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let error = run_beside_others(&program, directory.path(), &["fsync=off".to_owned()], Some(1), Duration::from_secs(60)).unwrap_err();
+        assert!(matches!(&error, ServerError::Failed { log, .. } if log.contains("something else")), "{error}");
+        let asked = fs::read_to_string(directory.path().join("asked")).unwrap();
+        let lines: Vec<&str> = asked.lines().collect();
+        assert!(lines.len() == 2 && lines[0].ends_with("-c fsync=off -c port=1"), "{asked}");
+        assert!(lines[1].contains("-c fsync=off -c port=") && !lines[1].ends_with("port=1"), "{asked}");
+    }
 
     #[test]
     fn what_a_restore_command_said_is_understood_in_both_forms() {
