@@ -22,7 +22,7 @@ use hyper_util::client::proxy::matcher::Matcher;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use crate::Roots;
-use crate::dial::{AnyError, Dial, Late};
+use crate::dial::{AnyError, Dial, Late, proxy_for};
 
 /// Requests over connections that are kept. Clones share them.
 #[derive(Clone)]
@@ -57,7 +57,7 @@ impl Connections {
     /// Signs in at a proxy that passes on requests. One that passes on bytes is told when the connection is made.
     fn sign_in(&self, request: &mut Request<SdkBody>) {
         if request.uri().scheme() == Some(&Scheme::HTTP)
-            && let Some(proxy) = self.proxies.intercept(request.uri())
+            && let Some(proxy) = proxy_for(&self.proxies, request.uri())
             && let Some(credentials) = proxy.basic_auth()
         {
             request.headers_mut().insert(PROXY_AUTHORIZATION, credentials.clone());
@@ -266,6 +266,23 @@ mod tests {
             let said = get(&connections, &format!("http://{near}/k")).await.expect("an answer");
             assert_eq!(said, "0 GET /k HTTP/1.1 ", "past the proxy, and without its password");
         });
+    }
+
+    #[test]
+    fn no_proxy_is_asked_for_credentials_of_instances() {
+        let proxies = Matcher::builder().all("http://proxy.example:3128").build();
+        for (uri, is_near) in [
+            ("http://169.254.169.254/latest/api/token", true),
+            ("http://169.254.170.2/v2/credentials", true),
+            ("http://[fd00:ec2::23]/v1/credentials", true),
+            ("http://[fe80::1]/x", true),
+            ("http://metadata.google.internal/x", true),
+            ("http://169.253.1.1/x", false),
+            ("http://[fd00:ec3::1]/x", false),
+            ("https://sts.amazonaws.com/", false),
+        ] {
+            assert_eq!(proxy_for(&proxies, &uri.parse().expect("an address")).is_none(), is_near, "{uri}");
+        }
     }
 
     #[test]

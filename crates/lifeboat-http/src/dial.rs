@@ -1,6 +1,7 @@
 //! From an address to a connection: directly, or through a proxy.
 
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -109,7 +110,7 @@ impl Service<Uri> for Ways {
     }
 
     fn call(&mut self, to: Uri) -> Self::Future {
-        match self.proxies.intercept(&to) {
+        match proxy_for(&self.proxies, &to) {
             None => {
                 let connecting = self.tcp.call(to);
                 Box::pin(async move { Ok(Stream { inner: MaybeHttpsStream::Http(connecting.await?), asks_proxy: false }) })
@@ -134,6 +135,19 @@ impl Service<Uri> for Ways {
             }
         }
     }
+}
+
+/// The proxy by which an address is reached. No proxy leads to the one host that hands out an instance's or a container's credentials by a
+/// link-local address, and none is to see them; SDKs of clouds do not ask one either.
+pub(crate) fn proxy_for(proxies: &Matcher, to: &Uri) -> Option<Intercept> {
+    let host = to.host().unwrap_or_default();
+    let is_near = match host.trim_start_matches('[').trim_end_matches(']').parse() {
+        Ok(IpAddr::V4(address)) => address.is_link_local(),
+        // fd00:ec2::/32 is Amazon's for the same.
+        Ok(IpAddr::V6(address)) => address.is_unicast_link_local() || address.segments()[..2] == [0xfd00, 0x0ec2],
+        Err(_) => host == "metadata.google.internal",
+    };
+    if is_near { None } else { proxies.intercept(to) }
 }
 
 /// To a proxy, itself maybe by TLS.

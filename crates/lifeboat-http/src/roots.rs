@@ -48,8 +48,12 @@ impl Roots {
 
     /// What TLS is spoken with.
     pub(crate) fn config(&self) -> Result<Arc<ClientConfig>, NoRoots> {
-        static SYSTEM: OnceLock<Result<Arc<ClientConfig>, NoRoots>> = OnceLock::new();
-        self.own.clone().map_or_else(|| SYSTEM.get_or_init(of_system).clone(), Ok)
+        static SYSTEM: OnceLock<Arc<ClientConfig>> = OnceLock::new();
+        match self.own.as_ref().or_else(|| SYSTEM.get()) {
+            Some(config) => Ok(config.clone()),
+            // A failure is not kept: this may be an agent, and somebody mend it.
+            None => of_system().map(|config| SYSTEM.get_or_init(|| config).clone()),
+        }
     }
 }
 
