@@ -588,14 +588,20 @@ pub(crate) struct WalPrefetch {
 #[derive(Debug, Args)]
 pub(crate) struct WalReceive {
     /// Make the replication slot and end: before the first base backup
-    #[arg(long, conflicts_with_all = ["drop_slot", "once"])]
+    #[arg(long, conflicts_with_all = ["drop_slot", "once", "drain"])]
     pub(crate) create_slot_only: bool,
     /// Drop the replication slot and end; the server then keeps no WAL for this receiver any more
-    #[arg(long, conflicts_with = "once")]
+    #[arg(long, conflicts_with_all = ["once", "drain"])]
     pub(crate) drop_slot: bool,
     /// End when everything is stored that the server has now
     #[arg(long)]
     pub(crate) once: bool,
+    /// Store what waits in the spool, without a server, and end: where another receiver follows the server by now, or it is lost
+    #[arg(long, conflicts_with_all = ["once", "unless_received", "accept_fork"])]
+    pub(crate) drain: bool,
+    /// End where another receiver has the slot
+    #[arg(long, hide = true, conflicts_with = "once")]
+    pub(crate) unless_received: bool,
     /// Follow a server also where its history left ours before the end of the WAL that is here
     #[arg(long)]
     pub(crate) accept_fork: bool,

@@ -176,18 +176,24 @@ pub(crate) fn note(settings: &Settings, operation: Operation, reason: &str, outc
     let start = Event::start(Id(lifeboat_engine::random::bytes()), session::PROGRAM, &facts, decided);
     let start = Event { trace: Some(operation::id()), ..start };
     let end = start.end(Id(lifeboat_engine::random::bytes()), Timestamp::now(), None, outcome);
-    let log = commands::audit::log(settings)?;
-    for event in [start, end] {
-        log.record(None, &event).map_err(|error| Failure::new(EXIT_FAILED, chain(&error)))?;
-    }
-    Ok(())
+    commands::audit::journal(settings)?.note(&[start, end]).map_err(|error| Failure::new(EXIT_FAILED, chain(&error)))
+}
+
+/// Whether something waits in this host's journal.
+pub(crate) fn waits(settings: &Settings) -> bool {
+    commands::audit::journal(settings).is_ok_and(|log| log.waiting().is_ok_and(|waiting| waiting > 0))
 }
 
 /// Brings what waits in this host's journal to the repository.
 pub(crate) fn carry(settings: &Settings) -> Result<(), String> {
     let repository = session::open_for_records(settings).map_err(|failure| failure.message)?;
     let log = commands::audit::log(settings).map_err(|failure| failure.message)?;
-    log.carry(&repository, Timestamp::now()).map_err(|trouble| trouble.to_string())
+    log.carry(&repository, Timestamp::now()).map_err(|trouble| match trouble {
+        Trouble::Distrusted(problem) => {
+            format!("the audit log in the repository is not what it was: {problem}; somebody has to look: lifeboat audit verify")
+        }
+        Trouble::Waiting(problem) => problem,
+    })
 }
 
 impl Permit {

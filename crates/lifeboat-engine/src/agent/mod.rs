@@ -129,8 +129,10 @@ pub struct AgentSettings {
     pub time_zone: String,
     /// A task begins so much later at most.
     pub jitter: Duration,
+    /// The repository, for this host to know it again.
+    pub repository: String,
     /// Run the WAL receiver.
-    pub receive: bool,
+    pub receive: Option<ReceiverPlan>,
     /// Agents of the system with the same group take turns.
     pub group: Option<String>,
     /// A process that is told to end gets so long.
@@ -141,6 +143,17 @@ pub struct AgentSettings {
     pub allow_hosts: Vec<String>,
     /// Where the runbook is, if not in the documentation.
     pub runbook_url: Option<String>,
+}
+
+/// What has to be known of the WAL receiver to run it.
+#[derive(Debug, Clone)]
+pub struct ReceiverPlan {
+    /// Where WAL waits for the repository.
+    pub spool: PathBuf,
+    /// The slot.
+    pub slot: String,
+    /// Commits wait for its spool, and for nothing else: so it is of use also while the repository is away.
+    pub is_promise: bool,
 }
 
 /// Whom to tell.
@@ -347,7 +360,7 @@ pub fn run(settings: AgentSettings, surroundings: Box<dyn Surroundings>, tellers
         status: RwLock::new(None),
         trouble: Mutex::new(None),
         turn: Mutex::new(Turn::NotAsked),
-        was_ours: AtomicBool::new(turn::was_ours(&directory)),
+        was_ours: AtomicBool::new(turn::was_ours(&directory, &settings)),
         directory: directory.clone(),
         wake,
         beat: AtomicU64::new(0),
@@ -372,8 +385,8 @@ pub fn run(settings: AgentSettings, surroundings: Box<dyn Surroundings>, tellers
         scope.spawn(|| turn::take_turns(&shared));
         scope.spawn(|| look::look_again_and_again(&shared));
         scope.spawn(|| tell::tell(&shared, tellers));
-        if shared.settings.receive {
-            scope.spawn(|| receiver::keep_receiving(&shared));
+        if let Some(plan) = &shared.settings.receive {
+            scope.spawn(|| receiver::keep_receiving(&shared, plan));
         }
         scope.spawn(|| watch_over(&shared));
         tasks.work(&shared, &woken);

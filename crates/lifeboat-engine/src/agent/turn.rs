@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::SignedDuration;
 
-use super::{Shared, lock};
+use super::{AgentSettings, Shared, lock};
 use crate::causes;
 use crate::lease::{LeaseError, with_lease_for};
 use crate::replace::{Mode, replace};
@@ -108,28 +108,40 @@ fn turns(shared: &Shared, turn: Turn) {
     let _ = shared.wake.try_send(());
 }
 
-/// The file in the agent's directory that says whose turn it was when that was last known.
+/// The file in the agent's directory that says that it was ours when that was last known.
 const FILE: &str = "turn";
 
-/// What stands in it where it was ours.
-const OURS: &str = "ours\n";
+/// What stands in it where it was ours: whose turn at what. A directory that came here with another host's disk, and one of an agent that
+/// was given another name, group or repository, say nothing.
+fn ours(settings: &AgentSettings) -> String {
+    let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    let group = settings.group.as_deref().unwrap_or_default();
+    let AgentSettings { system, host, repository, .. } = settings;
+    format!("ours\nsystem {system}\ngroup {group}\nhost {host}\nmachine {}\nrepository {repository}\n", machine.trim())
+}
 
 /// Whether it was this agent's turn when that was last known, by the agent before this one.
-pub(super) fn was_ours(directory: &Path) -> bool {
-    std::fs::read_to_string(directory.join(FILE)).is_ok_and(|text| text == OURS)
+pub(super) fn was_ours(directory: &Path, settings: &AgentSettings) -> bool {
+    std::fs::read_to_string(directory.join(FILE)).is_ok_and(|text| text == ours(settings))
 }
 
 fn remember(shared: &Shared, turn: &Turn) {
-    let ours = match turn {
+    let is_ours = match turn {
         Turn::Ours => true,
         Turn::Others { .. } => false,
         Turn::NotAsked | Turn::Unknown { .. } => return,
     };
-    if shared.was_ours.swap(ours, Ordering::Relaxed) == ours {
-        return;
-    }
-    let text = if ours { OURS } else { "others\n" };
-    if let Err(error) = replace(&shared.directory.join(FILE), text.as_bytes(), Mode::AtMost(0o644)) {
+    shared.was_ours.store(is_ours, Ordering::Relaxed);
+    let path = shared.directory.join(FILE);
+    let written = match is_ours {
+        true => replace(&path, ours(&shared.settings).as_bytes(), Mode::AtMost(0o644)),
+        // A full disk does not keep it.
+        false => match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        },
+    };
+    if let Err(error) = written {
         shared.warn(&format!("the agent could not write down whose turn it is: {error}"));
     }
 }

@@ -147,6 +147,17 @@ impl Log {
         Ok(recorded)
     }
 
+    /// Makes records in the journal only, all or none of them, durably. [`Self::carry`] brings them to the repository, or the next [`Self::record`] does.
+    ///
+    /// # Errors
+    ///
+    /// The journal could not be written.
+    pub fn note(&self, events: &[Event]) -> Result<(), AuditError> {
+        let Some(now) = events.last().map(|event| event.time) else { return Ok(()) };
+        let lines: Vec<Line> = events.iter().map(|event| Line::Event(Box::new(event.clone().clipped()))).collect();
+        self.journal.append(&lines, now).map_err(|source| self.unwritten(source))
+    }
+
     /// Brings what waits in the journal to the repository, without a record of its own.
     ///
     /// # Errors

@@ -215,7 +215,7 @@ impl Connection {
     }
 
     /// The process id of our session, as the other end told it.
-    pub(super) fn backend_pid(&self) -> i32 {
+    pub(crate) fn backend_pid(&self) -> i32 {
         self.conn.backend_pid()
     }
 

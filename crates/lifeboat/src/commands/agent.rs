@@ -14,7 +14,8 @@ use lifeboat_engine::web::DrillPageError;
 use sd_notify::NotifyState;
 
 use crate::cli::Cli;
-use crate::config::{Origin, Settings};
+use crate::commands::policy::facts;
+use crate::config::{Durability, Origin, Settings, WalMode};
 use crate::failure::{EXIT_FAILED, EXIT_LEASED, Failure, chain};
 use crate::gate::{self, Question};
 use crate::log;
@@ -67,7 +68,12 @@ pub(super) fn run(cli: &Cli, agent: &Agent, settings: Settings, out: &output::Ou
         tasks: plans,
         time_zone: settings.agent.time_zone.value.clone(),
         jitter: settings.agent.jitter.value,
-        receive: settings.agent.receive.value,
+        repository: settings.repositories.primary().map(|one| facts::without_user(&one.url.value)).unwrap_or_default(),
+        receive: settings.agent.receive.value.then(|| agent::ReceiverPlan {
+            spool: settings.wal_spool.value.clone(),
+            slot: settings.wal_slot.value.clone(),
+            is_promise: settings.wal_mode.value == WalMode::Sync && settings.wal_durability.value == Durability::Spool,
+        }),
         group: settings.agent.group.as_ref().map(|group| group.value.clone()),
         grace: GRACE,
         listen: settings.agent.listen.value,

@@ -138,6 +138,11 @@ pub(crate) fn log_of(settings: &Settings, url: &str) -> Result<Log, Failure> {
     Ok(Log::new(&audit.directory.value, url, key, trusted))
 }
 
+/// The log of the configured repository, to note in this host's journal: for that no key is needed.
+pub(crate) fn journal(settings: &Settings) -> Result<Log, Failure> {
+    Ok(Log::new(&settings.audit.directory.value, session::repository_url(settings)?, None, Vec::new()))
+}
+
 /// The log of the configured repository.
 pub(crate) fn log(settings: &Settings) -> Result<Log, Failure> {
     log_of(settings, session::repository_url(settings)?)

@@ -183,7 +183,16 @@ impl Receiver<'_> {
     fn try_degrade(&self, reason: &str) -> Result<(), PgError> {
         let (waiting, name) = self.sql()?;
         let is_named = |now: &Current| Ok::<_, PgError>(parse(&now.value)?.is_some_and(|names| names.has(&name)));
-        if !is_named(&self.see_names(&waiting)?)? {
+        let now = self.see_names(&waiting)?;
+        if !is_named(&now)? {
+            // It may have been ours, with the answer lost on its way here.
+            let unsure = self.state.lock().expect("no panic while held").degraded.clone().filter(|degraded| !degraded.told);
+            if let Some(degraded) = unsure {
+                self.degraded(degraded, &now.value, true);
+            }
+            return Ok(());
+        }
+        if self.is_served_by_another(&waiting, &name)? {
             return Ok(());
         }
         lock(&waiting)?;
@@ -202,20 +211,45 @@ impl Receiver<'_> {
             before: before.value.clone(),
             set: value.clone(),
             by_alter_system: before.by_alter_system,
+            told: false,
         };
         // A spool that cannot be written is a reason to degrade: then what is to be put back is known only in this process.
-        let noted = self.note(Some(degraded));
+        let noted = self.note(Some(degraded.clone()));
         set(&sql, Some(&value))?;
+        // Who is told may take a while, and others wait for the lock.
+        drop((sql, waiting));
+        self.degraded(degraded, &value, noted);
+        Ok(())
+    }
+
+    /// Notes and tells that commits do not wait for us any more.
+    fn degraded(&self, degraded: Degraded, value: &str, noted: bool) {
         self.book().degraded = true;
         let lost = if noted { "" } else { "; the value before could not be noted in the spool" };
+        let Degraded { reason, before, .. } = &degraded;
         self.tell(Event::new(
             EventKind::Degraded,
-            format!(
-                "DEGRADED: COMMITS NO LONGER WAIT FOR THIS RECEIVER ({reason}). synchronous_standby_names was {:?} and is {value:?}{lost}",
-                now.value
-            ),
+            format!("DEGRADED: COMMITS NO LONGER WAIT FOR THIS RECEIVER ({reason}). synchronous_standby_names was {before:?} and is {value:?}{lost}"),
         ));
-        Ok(())
+        self.note(Some(Degraded { told: true, ..degraded }));
+    }
+
+    /// What a receiver that was killed did to the setting, and told nobody.
+    pub(super) fn tell_degraded(&self) {
+        let untold = self.state.lock().expect("no panic while held").degraded.clone().filter(|degraded| !degraded.told);
+        if let Some(degraded) = untold {
+            let value = degraded.set.clone();
+            self.degraded(degraded, &value, true);
+        }
+    }
+
+    /// Whether somebody else receives under our name: then commits wait for that one, and the name is not ours to take. Who may not read
+    /// `pg_stat_replication` sees nobody.
+    fn is_served_by_another(&self, sql: &Connection, name: &str) -> Result<bool, PgError> {
+        let rows = sql.query("SELECT pid FROM pg_stat_replication WHERE application_name = $1 AND state = 'streaming'", &[Some(name)])?;
+        let pids = rows.iter().map(|row| row.parse::<i32>("pid")).collect::<Result<Vec<_>, _>>()?;
+        let book = self.book();
+        Ok(pids.iter().any(|pid| !book.walsenders.contains(pid)))
     }
 
     fn put_back(&self) {

@@ -30,7 +30,7 @@ mod stream;
 mod sync;
 mod upload;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -118,8 +118,8 @@ pub struct ReceiveRequest<'a> {
     pub server_timeout: Duration,
     /// Follow a server also where its history is not a continuation of what we have.
     pub accept_fork: bool,
-    /// End when all is stored that the server had at the start.
-    pub once: bool,
+    /// What it does, and when it ends.
+    pub course: Course,
     /// Who signs.
     pub signer: &'a dyn Signer,
     /// Whose files of the same name count as the same.
@@ -197,12 +197,31 @@ pub enum ReceiveError {
         /// On the server.
         found: SystemId,
     },
+    /// Another receiver has the slot ([`Course::UnlessReceived`]).
+    #[error("receive WAL through slot {slot}: another receiver has it")]
+    SlotInUse {
+        /// The slot.
+        slot: String,
+    },
     /// The server sends other bytes than it, or another, sent before.
     #[error("receive WAL at {at}: the server has other bytes there than were received before")]
     Diverged {
         /// Where they differ.
         at: Position,
     },
+}
+
+/// What a receiver does, and when it ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Course {
+    /// Receives; never.
+    Always,
+    /// Receives; where another receiver has the slot.
+    UnlessReceived,
+    /// Receives; when it is caught up.
+    Once,
+    /// Brings what waits in the spool to the repository, without a server; when nothing waits.
+    Drain,
 }
 
 /// Ends a receiver from another thread.
@@ -370,6 +389,8 @@ struct Book {
     /// When it was last looked whether it shuts down, and that it does and waits for what cannot be stored.
     probed: Option<Instant>,
     shuts_down: bool,
+    /// The processes of servers that streamed to us. One whose connection broke may be there until it notices that (`wal_sender_timeout`).
+    walsenders: BTreeSet<i32>,
     degraded: bool,
     /// What `synchronous_standby_names` was while all was well, and when that was last asked for.
     names: Option<degrade::Current>,
@@ -424,6 +445,7 @@ impl Book {
             pressed: None,
             probed: None,
             shuts_down: false,
+            walsenders: BTreeSet::new(),
             degraded: false,
             names: None,
             looked: None,
@@ -590,6 +612,15 @@ pub fn repositories(spool: &Path, slot: &str) -> Vec<Id> {
     ids
 }
 
+/// Whether something waits in `spool` for a repository that a receiver of this slot left.
+pub fn waits(spool: &Path, slot: &str) -> bool {
+    repositories(spool, slot).iter().any(|id| {
+        let id = id.to_string();
+        let states = spool::states(spool, &id, slot);
+        states.iter().any(|(system_id, _)| spool::waits(&directory(spool, &id, *system_id)))
+    })
+}
+
 /// Receives until it is asked to stop, or until it is caught up where that was asked for.
 ///
 /// # Errors
@@ -683,6 +714,7 @@ pub fn run(
         let place = directory(&request.spool, &repository.descriptor().repository.to_string(), other);
         receiver.warn(format!("WAL of cluster {other} waits in {} too: this receiver does not store it", place.display()));
     }
+    receiver.tell_degraded();
     receiver.run(found.segments, &wakeup)
 }
 
@@ -698,6 +730,12 @@ fn identify(
 ) -> Result<Option<(Cluster, Vec<SystemId>)>, ReceiveError> {
     let mut pause = Duration::from_millis(200);
     let id = repository.descriptor().repository.to_string();
+    if request.course == Course::Drain {
+        let mut waiting = spool::states(&request.spool, &id, &request.slot);
+        waiting.retain(|(system_id, _)| spool::waits(&directory(&request.spool, &id, *system_id)));
+        let mut waiting = waiting.into_iter().map(|(system_id, state)| Cluster { system_id, segment_size: state.segment_size });
+        return Ok(waiting.next().map(|cluster| (cluster, waiting.map(|cluster| cluster.system_id).collect())));
+    }
     loop {
         let noted = |(system_id, state): (SystemId, SpoolState)| {
             let waits = spool::waits(&directory(&request.spool, &id, system_id));
@@ -728,7 +766,7 @@ fn identify(
             return Ok(Some((cluster, waiting().filter(|id| *id != cluster.system_id).collect())));
         }
         let failure = failure.expect("there is at least one candidate");
-        if !failure.is_transient() || request.once {
+        if !failure.is_transient() || request.course == Course::Once {
             return Err(failure.into());
         }
         if stop.is_asked() {
@@ -760,7 +798,10 @@ impl Receiver<'_> {
             }
             scope.spawn(|| self.sync_spool());
             scope.spawn(|| self.monitor());
-            let outcome = self.sessions(found, wakeup);
+            let outcome = match self.request.course {
+                Course::Drain => self.drain(found, wakeup),
+                _ => self.sessions(found, wakeup),
+            };
             if outcome.is_ok() {
                 self.last_upload();
             }

@@ -69,6 +69,13 @@ pub(super) struct Degraded {
     pub(super) set: String,
     /// The value before was set by `ALTER SYSTEM` too; otherwise undoing is `RESET`.
     pub(super) by_alter_system: bool,
+    /// Somebody was told. Early receivers did not say.
+    #[serde(default = "yes")]
+    pub(super) told: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A segment's file, found in a spool.

@@ -21,7 +21,7 @@ use lifeboat_core::wal::{LONG_HEADER_BYTES, Lsn, Segment, Timeline, check_segmen
 
 use super::checks::Checks;
 use super::spool::FoundSegment;
-use super::{Activity, Damage, Document, Event, EventKind, LAST_UPLOAD, Mode, ReceiveError, Receiver, SyncJob, Wakeup};
+use super::{Activity, Course, Damage, Document, Event, EventKind, LAST_UPLOAD, Mode, ReceiveError, Receiver, SyncJob, Wakeup};
 use crate::causes;
 use crate::keys::Identities;
 use crate::postgres::{Connection, CopyBoth, CopyStart, Dsn, PgError, Purpose, Received, ReplicationFacts, Rows, Slot, SlotState};
@@ -154,14 +154,19 @@ struct Followed {
 }
 
 impl Receiver<'_> {
-    /// Follows servers until there is nothing left to do.
-    pub(super) fn sessions(&self, found: Vec<FoundSegment>, wakeup: &Wakeup) -> Result<(), ReceiveError> {
-        let zero = Position { timeline: Timeline(1), lsn: Lsn::INVALID };
-        let mut place = Place {
+    /// Where it begins: nobody is followed yet.
+    fn place(&self, found: Vec<FoundSegment>) -> Place {
+        for segment in &found {
+            // Finished files were synced before they got their name.
+            if segment.bytes == self.size().bytes() {
+                self.book().ledger.synced(segment.segment, segment.bytes);
+            }
+        }
+        Place {
             had_slot: !found.is_empty(),
             found,
             cursor: None,
-            next: zero,
+            next: Position { timeline: Timeline(1), lsn: Lsn::INVALID },
             again: None,
             open: None,
             histories: HashSet::new(),
@@ -173,13 +178,30 @@ impl Receiver<'_> {
             target: None,
             listed: false,
             server_end: None,
-        };
-        for segment in &place.found {
-            // Finished files were synced before they got their name.
-            if segment.bytes == self.size().bytes() {
-                self.book().ledger.synced(segment.segment, segment.bytes);
-            }
         }
+    }
+
+    /// Waits until the repository has what is in the spool, without a server: another receiver may have the slot by now, or there is no server
+    /// any more.
+    pub(super) fn drain(&self, found: Vec<FoundSegment>, wakeup: &Wakeup) -> Result<(), ReceiveError> {
+        let mut place = self.place(found);
+        loop {
+            {
+                let mut book = self.book();
+                book.flush = true;
+                if self.stop.is_asked() || book.ended || book.ledger.is_settled() && book.documents.is_empty() {
+                    return Ok(());
+                }
+            }
+            self.changed.notify_all();
+            self.heal(&mut place);
+            wakeup.wait(SHORTEST_PAUSE);
+        }
+    }
+
+    /// Follows servers until there is nothing left to do.
+    pub(super) fn sessions(&self, found: Vec<FoundSegment>, wakeup: &Wakeup) -> Result<(), ReceiveError> {
+        let mut place = self.place(found);
         let (mut pause, mut reached) = (SHORTEST_PAUSE, Lsn::INVALID);
         loop {
             if self.stop.is_asked() || self.book().ended {
@@ -207,7 +229,7 @@ impl Receiver<'_> {
                 }
                 Err(Broken::Fatal(error)) => return Err(error),
                 Err(Broken::Postgres(error)) => {
-                    if self.request.once && !error.is_transient() {
+                    if self.request.course == Course::Once && !error.is_transient() {
                         return Err(error.into());
                     }
                     self.tell_once(&mut place, Event::new(EventKind::Disconnected, error.to_string()));
@@ -281,7 +303,7 @@ impl Receiver<'_> {
 
     fn session(&self, place: &mut Place, wakeup: &Wakeup) -> Result<End, Broken> {
         let mut followed = self.find_server(place)?;
-        place.told = None;
+        let (mut connected, walsender) = (false, followed.connection.backend_pid());
         let host = followed.connection.endpoint().host;
         {
             let mut book = self.book();
@@ -295,8 +317,7 @@ impl Receiver<'_> {
             followed.facts.timeline,
             followed.facts.flushed
         );
-        self.tell(Event::new(EventKind::Connected, text).at(place.next).on(&host));
-        if self.request.once {
+        if self.request.course == Course::Once {
             place.target.get_or_insert(followed.facts.flushed);
         }
         let interval = status_interval(&followed.connection)?;
@@ -305,11 +326,21 @@ impl Receiver<'_> {
             let size = self.size();
             let started = match followed.connection.start_physical(&self.request.slot, from.lsn, from.timeline) {
                 Ok(started) => started,
+                // object_in_use
+                Err(error) if self.request.course == Course::UnlessReceived && error.sqlstate() == Some("55006") => {
+                    return Err(ReceiveError::SlotInUse { slot: self.request.slot.clone() }.into());
+                }
                 Err(error) => {
                     self.note_refused_start(place, from, &error);
                     return Err(error.into());
                 }
             };
+            if !std::mem::replace(&mut connected, true) {
+                // Not before: where another receiver has the slot this is tried again and again.
+                place.told = None;
+                self.tell(Event::new(EventKind::Connected, text.clone()).at(place.next).on(&host));
+            }
+            self.book().walsenders.insert(walsender);
             let ended = match started {
                 CopyStart::Ended(rows) => Some(rows),
                 CopyStart::Streaming(mut copy) => match self.stream(&mut copy, place, interval, wakeup)? {

@@ -18,7 +18,7 @@ use lifeboat_core::wal::{LONG_HEADER_BYTES, Segment, check_segment_header};
 
 use super::super::digests::{Digesting, Digests};
 use super::checks::{Covering, PAGE_BYTES};
-use super::{Damage, Document, Event, EventKind, Receiver};
+use super::{Course, Damage, Document, Event, EventKind, Receiver};
 use crate::causes;
 use crate::repository::MAX_DOCUMENT_BYTES;
 use crate::signing::SignError;
@@ -158,7 +158,7 @@ impl Receiver<'_> {
             WalError::File { .. } | WalError::Changed { .. } => true,
             // A service that signs is away, or does not take the credentials, which are renewed: the spool is for that as well. Whoever runs
             // once is not there to wait.
-            WalError::Sign(SignError::Signer(_) | SignError::Denied(_)) => !self.request.once,
+            WalError::Sign(SignError::Signer(_) | SignError::Denied(_)) => self.request.course != Course::Once,
             _ => false,
         };
         let what = if matches!(error, WalError::Sign(_)) { "WAL cannot be signed, and waits" } else { "the repository does not take WAL" };

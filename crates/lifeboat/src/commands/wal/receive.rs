@@ -1,6 +1,6 @@
 //! `lifeboat wal receive`
 
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -11,7 +11,7 @@ use lifeboat_engine::postgres::Dsn;
 use lifeboat_engine::repository::Repository;
 use lifeboat_engine::store;
 use lifeboat_engine::wal::receive::{
-    self, Event, EventKind, Mode, RealDisk, ReceiveError, ReceiveRequest, SlotMade, Status, Stop, Watcher,
+    self, Course, Event, EventKind, Mode, RealDisk, ReceiveError, ReceiveRequest, SlotMade, Status, Stop, Watcher,
 };
 
 use crate::cli::WalReceive;
@@ -24,30 +24,22 @@ use crate::session::{self, PatientSigner};
 use crate::signals;
 
 /// Tells people on stderr, and programs one JSON object in a line on stdout.
-struct Told<'a> {
+struct Told {
     json: bool,
     last: Mutex<Option<Status>>,
-    settings: &'a Settings,
-    stop: Arc<Stop>,
-    /// Told when a record waits for the repository.
-    records: Sender<()>,
+    /// Who makes records of what is told.
+    records: Sender<Outcome>,
 }
 
-impl Told<'_> {
-    /// Whether commits wait for this receiver is what anybody may ask about who has lost some. It is in this host's journal before anything else
-    /// happens, and on its way to the repository beside the WAL; where the receiver is about to end, the next record takes it along.
+impl Told {
+    /// Whether commits wait for this receiver is what anybody may ask about who has lost some.
     fn record(&self, event: &Event) {
         let exit_code = match event.event {
             EventKind::Degraded => EXIT_FINDINGS,
             EventKind::Restored => 0,
             _ => return,
         };
-        let outcome = Outcome { exit_code, message: Some(event.text.clone()), findings: u64::from(exit_code != 0) };
-        match gate::note(self.settings, Operation::WalReceive, "wal.on_fallout is \"degrade\"", outcome) {
-            Ok(()) if !self.stop.is_asked() => drop(self.records.send(())),
-            Ok(()) => {}
-            Err(failure) => output::warn(&format!("this is not in the audit log: {}", failure.message)),
-        }
+        let _ = self.records.send(Outcome { exit_code, message: Some(event.text.clone()), findings: u64::from(exit_code != 0) });
     }
 
     fn line(&self, document: &serde_json::Value) {
@@ -58,7 +50,7 @@ impl Told<'_> {
     }
 }
 
-impl Watcher for Told<'_> {
+impl Watcher for Told {
     fn event(&self, event: &Event) {
         if event.loud {
             output::warn(&event.text);
@@ -128,7 +120,7 @@ pub(super) fn run(receive: &WalReceive, settings: &Settings, out: &Output) -> Re
     match signer.open() {
         Ok(_) => {}
         // A service may be away when the host starts: WAL is received all the same, and waits for it in the spool.
-        Err(failure) if settings.signing.names_service() && failure.code != EXIT_USAGE && !receive.once => {
+        Err(failure) if settings.signing.names_service() && failure.code != EXIT_USAGE && !receive.once && !receive.drain => {
             output::warn(&format!("WAL cannot be signed, and waits in the spool until it can: {}", failure.message));
         }
         Err(failure) => return Err(failure),
@@ -137,7 +129,7 @@ pub(super) fn run(receive: &WalReceive, settings: &Settings, out: &Output) -> Re
     let protection = session::protection(settings)?;
     let repository = match session::open_repository(settings) {
         Ok(repository) => repository,
-        Err(failure) => awaited(settings, receive.once, failure)?,
+        Err(failure) => awaited(settings, receive.once || receive.drain, failure)?,
     };
     let mode = match (settings.wal_mode.value, settings.wal_durability.value) {
         // Who runs a receiver beside the archiver wants the open segment too.
@@ -156,7 +148,12 @@ pub(super) fn run(receive: &WalReceive, settings: &Settings, out: &Output) -> Re
         degrade_after: (settings.wal_on_fallout.value == OnFallout::Degrade).then_some(settings.wal_degrade_after.value),
         server_timeout: receive::SERVER_TIMEOUT,
         accept_fork: receive.accept_fork,
-        once: receive.once,
+        course: match receive {
+            WalReceive { drain: true, .. } => Course::Drain,
+            WalReceive { once: true, .. } => Course::Once,
+            WalReceive { unless_received: true, .. } => Course::UnlessReceived,
+            _ => Course::Always,
+        },
         signer: &signer,
         trust: &trust,
         protection: &protection,
@@ -165,19 +162,34 @@ pub(super) fn run(receive: &WalReceive, settings: &Settings, out: &Output) -> Re
         program: session::PROGRAM.to_owned(),
         disk: &RealDisk,
     };
-    let (records, waiting) = channel();
+    let (records, made) = channel();
     thread::scope(|scope| {
-        scope.spawn(move || {
-            while waiting.recv().is_ok() {
-                if let Err(problem) = gate::carry(settings) {
-                    output::warn(&format!("the record of this is on this host only, and follows with the next one: {problem}"));
-                }
-            }
-        });
-        let told = Told { json: out.is_json(), last: Mutex::default(), settings, stop: Arc::clone(&stop), records };
+        scope.spawn(|| record(settings, &stop, made));
+        let told = Told { json: out.is_json(), last: Mutex::default(), records };
         receive::run(&repository, &request, &told, &stop).map_err(failure)
     })?;
     Ok(0)
+}
+
+/// Makes records until nobody has any more to make: in this host's journal at once, and on their way to the repository beside the WAL. Where the
+/// receiver is about to end that is not waited for: the next record of this host takes them along, or the next receiver.
+fn record(settings: &Settings, stop: &Stop, made: Receiver<Outcome>) {
+    let carry = || {
+        if !stop.is_asked()
+            && let Err(problem) = gate::carry(settings)
+        {
+            output::warn(&format!("what the audit log is to have of this receiver is on this host only: {problem}"));
+        }
+    };
+    if gate::waits(settings) {
+        carry();
+    }
+    for outcome in made {
+        match gate::note(settings, Operation::WalReceive, "wal.on_fallout is \"degrade\"", outcome) {
+            Ok(()) => carry(),
+            Err(failure) => output::warn(&format!("what this receiver did is not in the audit log: {}", failure.message)),
+        }
+    }
 }
 
 /// The repository, where it does not answer and the spool tells which one it is: for outages of it there is the spool, and commits may wait
@@ -193,6 +205,9 @@ fn awaited(settings: &Settings, once: bool, failure: Failure) -> Result<Reposito
 fn failure(error: ReceiveError) -> Failure {
     let (code, hint) = match error {
         ReceiveError::Postgres(error) => return error.into(),
+        ReceiveError::SlotInUse { .. } => {
+            (EXIT_LEASED, "lifeboat wal status shows who has the slot; give this receiver one of its own: wal.slot")
+        }
         ReceiveError::Locked { .. } => (EXIT_LEASED, "stop the other receiver, or give this one a spool of its own: wal.spool"),
         ReceiveError::Spool { .. } => (
             EXIT_FAILED,
