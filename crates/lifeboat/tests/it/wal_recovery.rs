@@ -617,7 +617,8 @@ fn c078_the_wal_that_a_backup_brought_is_used_where_the_archive_lacks_it() {
     assert_eq!(moments, "1,2", "{document:#}");
 }
 
-/// c058: what was received of the segment that was open when the server was lost comes back, with nothing else in the archive.
+/// c058, c078: what was received of the segment that was open when the server was lost comes back, with nothing else in the archive; any moment in it
+/// can be chosen.
 #[test]
 fn an_open_segment_comes_back_from_its_pieces() {
     for version in [Postgres::V15, Postgres::V18] {
@@ -635,18 +636,61 @@ fn an_open_segment_comes_back_from_its_pieces() {
         cluster.psql("ALTER SYSTEM SET synchronous_standby_names = 'lifeboat'");
         cluster.psql("SELECT pg_reload_conf()");
         // Acknowledged, so in the repository.
-        for n in 1..=20 {
-            Place::beat(&cluster, n);
-        }
+        let all = |last: u32| (1..=last).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
+        (1..=5).for_each(|n| _ = Place::beat(&cluster, n));
+        let time = now(&cluster);
+        (6..=9).for_each(|n| _ = Place::beat(&cluster, n));
+        let lsn = Place::beat(&cluster, 10);
+        (11..=15).for_each(|n| _ = Place::beat(&cluster, n));
+        let xid = cluster.psql("SELECT xid FROM moment WHERE n = 15");
+        cluster.psql("SELECT pg_create_restore_point('inside')");
+        (16..=20).for_each(|n| _ = Place::beat(&cluster, n));
         cluster.kill9();
         receiver.kill().unwrap();
         receiver.wait().unwrap();
         fs::remove_dir_all(cluster.data_directory()).unwrap();
         fs::remove_dir_all(place.path("spool")).unwrap();
-        let all = (1..=20).map(|n: u32| n.to_string()).collect::<Vec<_>>().join(",");
         let (moments, document) = place.recovered("data", &["latest"]);
-        assert_eq!(moments, all, "{version:?} {document:#}");
+        assert_eq!(moments, all(20), "{version:?} {document:#}");
         assert_eq!(document["measured"]["reached_lsn"], document["measured"]["promised_lsn"]);
+        for (name, words, last) in [
+            ("time", &["--target-time", &time][..], 5),
+            ("lsn", &["--target-lsn", &lsn, "--exclusive"], 10),
+            ("xid", &["--target-xid", &xid], 15),
+            ("name", &["--target-name", "inside"], 15),
+        ] {
+            let (moments, document) = place.recovered(name, &[&["latest"], words].concat());
+            assert_eq!(moments, all(last), "{version:?} {name} {document:#}");
+        }
+    }
+}
+
+/// c060: the last segment of a timeline, of which the archive has only what a promoted standby archived of it.
+#[test]
+fn c060_a_server_replays_through_a_partial_segment() {
+    for version in [Postgres::V15, Postgres::V18] {
+        let place = Place::new();
+        let mut cluster = place.server(version);
+        place.backup();
+        Place::beat(&cluster, 1);
+        place.archive(&cluster);
+        let middle = Place::beat(&cluster, 2);
+        let end = Place::beat(&cluster, 3);
+        let segment = cluster.psql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
+        fs::create_dir(place.path("standby")).unwrap();
+        let partial = place.path(&format!("standby/{segment}.partial"));
+        fs::copy(cluster.data_directory().join("pg_wal").join(&segment), &partial).unwrap();
+        Owner::current().own(&partial);
+        place.write("standby/00000002.history", &format!("1\t{end}\tno recovery target specified\n"));
+        for file in [&partial, &place.path("standby/00000002.history")] {
+            place.lifeboat(&["wal", "push"]).arg(file).run().success();
+        }
+        cluster.kill9();
+        let (moments, document) = place.recovered("all", &["latest", "--target-timeline", "1"]);
+        assert_eq!(moments, "1,2,3", "{version:?} {document:#}");
+        assert_eq!(document["measured"]["reached_lsn"], document["measured"]["promised_lsn"], "{version:?}");
+        let (moments, _) = place.recovered("some", &["latest", "--target-timeline", "1", "--target-lsn", &middle, "--exclusive"]);
+        assert_eq!(moments, "1,2", "{version:?}");
     }
 }
 
