@@ -21,34 +21,44 @@ const LOOK: Duration = Duration::from_secs(5);
 /// So long the first question whose turn it is may take, before it counts as one that is not answered.
 const ASKING: Duration = Duration::from_secs(15);
 
-/// Time between two attempts to bring away what waits in the spool of an agent that lost the turn.
+/// Time between two attempts to bring away what waits in the spool of an agent that lost the turn; and where something is left that another attempt
+/// does not bring away either.
 const DRAIN: Duration = Duration::from_secs(60);
+const LEFT: Duration = Duration::from_secs(3600);
 
-/// Another receiver has the slot: exit code 11 of every command (docs/configuration.md).
+/// How long somebody else's slot is left alone before it is asked for again.
+const YIELD: Duration = Duration::from_secs(600);
+
+/// Something is left, and another receiver has the slot or the spool: exit codes 3 and 11 of every command (docs/configuration.md).
+const FINDINGS: u8 = 3;
 const LEASED: u8 = 11;
 
 /// Runs it until the agent ends.
 pub(super) fn keep_receiving(shared: &Shared, plan: &ReceiverPlan) {
     let mut pause = SHORTEST;
     // Somebody else was found at work while nobody could say whose turn it is: that one stays at it.
-    let mut yields = false;
-    let mut drained: Option<Instant> = None;
+    let mut yields: Option<Instant> = None;
+    let mut drain: Option<Instant> = None;
     while !shared.stop.is_stopped() {
         let turn = shared.turn();
         if matches!(turn, Turn::Ours | Turn::Others { .. }) {
-            yields = false;
+            yields = None;
         }
         let blind = match &turn {
             Turn::Ours => false,
             // What was acknowledged here, the other agent's receiver does not have, and the server may not keep.
             Turn::Others { .. } => {
-                if drained.is_none_or(|at| at.elapsed() >= DRAIN) && receive::waits(&plan.spool, &plan.slot) {
+                if drain.is_none_or(|at| Instant::now() >= at) && receive::waits(&plan.spool, &plan.slot) {
                     shared.info("what waits in the spool is brought to the repository: another agent receives by now");
                     let ended = run(shared, &["wal", "receive", "--drain"], |turn| matches!(turn, Turn::Ours));
+                    let pause = match ended.exit_code {
+                        Some(FINDINGS | LEASED) => LEFT,
+                        _ => DRAIN,
+                    };
                     if !matches!((&ended.how, ended.exit_code), (How::Ended, _) | (_, Some(0))) {
-                        shared.warn("it is not all there: it is tried again in a minute");
+                        shared.warn(&format!("it is not all there: it is tried again in {} s", pause.as_secs()));
                     }
-                    drained = Some(Instant::now());
+                    drain = Some(Instant::now() + pause);
                 }
                 shared.stop.wait(LOOK);
                 continue;
@@ -60,7 +70,7 @@ pub(super) fn keep_receiving(shared: &Shared, plan: &ReceiverPlan) {
                 continue;
             }
             Turn::NotAsked | Turn::Unknown { .. } => {
-                if yields || !plan.is_promise || !shared.was_ours.load(Ordering::Relaxed) {
+                if yields.is_some_and(|at| at.elapsed() < YIELD) || !plan.is_promise || !shared.was_ours.load(Ordering::Relaxed) {
                     shared.stop.wait(LOOK);
                     continue;
                 }
@@ -83,7 +93,7 @@ pub(super) fn keep_receiving(shared: &Shared, plan: &ReceiverPlan) {
             }
             (How::Itself, Some(LEASED)) if blind => {
                 shared.info("another receiver has the slot: this one waits until it is known whose turn it is");
-                yields = true;
+                yields = Some(Instant::now());
                 continue;
             }
             (How::Trouble(why), _) => why.clone(),

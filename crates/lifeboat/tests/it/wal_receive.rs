@@ -1045,8 +1045,12 @@ fn c059_a_receiver_without_the_slot_leaves_the_names_alone() {
     assert!(!other.has_event("degraded") && !other.has_event("connected"), "{}", other.said());
     assert_eq!(names(&cluster), "ANY 1 (lifeboat)");
     assert!(commits_within(&cluster, DEADLINE));
-    let refused = other.program().arg("--unless-received").run().expect_code(11);
-    assert!(refused.stderr.contains("another receiver has it"), "{refused}");
+    let inside = Inside::new(&other, slow(&other, Duration::ZERO));
+    let dsn = cluster.dsn();
+    let always = inside.request(&dsn, Mode::SyncSpool, &RealDisk);
+    let request = ReceiveRequest { course: Course::UnlessReceived, busy_slot: Duration::from_millis(100), ..always };
+    let refused = receive::run(&inside.repository, &request, &Silent, &receive::Stop::default());
+    assert!(matches!(refused, Err(receive::ReceiveError::SlotInUse { .. })), "{refused:?}");
     assert_eq!(names(&cluster), "ANY 1 (lifeboat)");
     assert_eq!(receiving.end(), Some(0), "{}", desk.said());
     assert_eq!(names(&cluster), "", "its own name is its own to take");
@@ -1084,6 +1088,43 @@ fn c058_what_waits_is_brought_away_without_a_server() {
     assert_eq!(desk.archive().gaps(), []);
     // Nothing waits any more.
     desk.program().arg("--drain").run().success();
+}
+
+/// A file of it is damaged, and no server sends it again: what is behind it is brought away, and that something is left is told.
+#[test]
+fn c058_what_waits_behind_a_damaged_file_is_brought_away_too() {
+    let mut cluster = server(Postgres::V16).start();
+    cluster.psql("CREATE TABLE note (n int)");
+    let desk = Desk::new();
+    desk.configure(&cluster.dsn(), "mode = \"sync\"");
+    desk.program().arg("--create-slot-only").run().success();
+    let mut receiving = desk.receive();
+    receiving.wait_connected();
+    let stored = flushed(&cluster);
+    receiving.wait_for("the beginning is stored", |desk| desk.lsn("stored") >= stored);
+    let away = desk.place("away");
+    fs::rename(desk.repository(), &away).unwrap();
+    // Over several segments.
+    cluster.psql("INSERT INTO note SELECT generate_series(1, 100000)");
+    let end = flushed(&cluster);
+    receiving.wait_for("all is in the spool", |desk| desk.lsn("received") >= end);
+    assert_eq!(receiving.end(), Some(0), "{}", desk.said());
+    fs::rename(&away, desk.repository()).unwrap();
+    let (first, last) = (Segment::containing(Timeline(1), stored, size()), Segment::containing(Timeline(1), end, size()));
+    assert!(last.number >= first.number + 3, "{first:?} {last:?}");
+    let bad = Segment { number: first.number + 1, ..first };
+    let path = desk.receive_directory().join("00000001").join(bad.file_name(size()));
+    let file = fs::OpenOptions::new().write(true).open(&path).expect("it is finished");
+    file.write_all_at(&[0xEE; 100], 500_000).unwrap();
+    cluster.kill9();
+    for _ in 0..2 {
+        let told = desk.program().arg("--drain").run().expect_code(3);
+        assert!(told.stderr.contains("something is left there") && told.stderr.contains("hint: "), "{told}");
+    }
+    let archive = desk.archive();
+    archive.equals(cluster.data_directory(), 1, Segment { number: bad.number + 1, ..bad }.start(size()), end);
+    assert!(!archive.files().contains(&WalFile::Segment(bad)), "damaged bytes were signed");
+    assert!(path.with_extension("suspect").exists(), "what is left of it stays");
 }
 
 #[test]
@@ -1164,6 +1205,7 @@ impl<'d> Inside<'d> {
             server_timeout: receive::SERVER_TIMEOUT,
             accept_fork: false,
             course: Course::Always,
+            busy_slot: receive::BUSY_SLOT,
             signer: &self.signer,
             trust: &self.trust,
             protection: &self.protection,

@@ -186,13 +186,12 @@ impl Receiver<'_> {
         let now = self.see_names(&waiting)?;
         if !is_named(&now)? {
             // It may have been ours, with the answer lost on its way here.
-            let unsure = self.state.lock().expect("no panic while held").degraded.clone().filter(|degraded| !degraded.told);
-            if let Some(degraded) = unsure {
+            if let Some(degraded) = self.untold().filter(|degraded| degraded.set == now.value) {
                 self.degraded(degraded, &now.value, true);
             }
             return Ok(());
         }
-        if self.is_served_by_another(&waiting, &name)? {
+        if self.is_received_by_another(&waiting)? {
             return Ok(());
         }
         lock(&waiting)?;
@@ -215,7 +214,13 @@ impl Receiver<'_> {
         };
         // A spool that cannot be written is a reason to degrade: then what is to be put back is known only in this process.
         let noted = self.note(Some(degraded.clone()));
-        set(&sql, Some(&value))?;
+        if let Err(error) = set(&sql, Some(&value)) {
+            // Where it certainly did not happen there is nothing to put back.
+            if current(&sql).is_ok_and(|now| is_named(&now).unwrap_or(false)) {
+                self.note(None);
+            }
+            return Err(error);
+        }
         // Who is told may take a while, and others wait for the lock.
         drop((sql, waiting));
         self.degraded(degraded, &value, noted);
@@ -234,20 +239,15 @@ impl Receiver<'_> {
         self.note(Some(Degraded { told: true, ..degraded }));
     }
 
-    /// What a receiver that was killed did to the setting, and told nobody.
-    pub(super) fn tell_degraded(&self) {
-        let untold = self.state.lock().expect("no panic while held").degraded.clone().filter(|degraded| !degraded.told);
-        if let Some(degraded) = untold {
-            let value = degraded.set.clone();
-            self.degraded(degraded, &value, true);
-        }
+    /// A change of the setting of which nobody was told: it was about to be made when something broke.
+    fn untold(&self) -> Option<Degraded> {
+        self.state.lock().expect("no panic while held").degraded.clone().filter(|degraded| !degraded.told)
     }
 
-    /// Whether somebody else receives under our name: then commits wait for that one, and the name is not ours to take. Who may not read
-    /// `pg_stat_replication` sees nobody.
-    fn is_served_by_another(&self, sql: &Connection, name: &str) -> Result<bool, PgError> {
-        let rows = sql.query("SELECT pid FROM pg_stat_replication WHERE application_name = $1 AND state = 'streaming'", &[Some(name)])?;
-        let pids = rows.iter().map(|row| row.parse::<i32>("pid")).collect::<Result<Vec<_>, _>>()?;
+    /// Whether somebody else has our slot: then commits wait for that one, and the name is not ours to take.
+    fn is_received_by_another(&self, sql: &Connection) -> Result<bool, PgError> {
+        let rows = sql.query("SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1", &[Some(&self.request.slot)])?;
+        let pids = rows.iter().filter_map(|row| row.parse_opt::<i32>("active_pid").transpose()).collect::<Result<Vec<_>, _>>()?;
         let book = self.book();
         Ok(pids.iter().any(|pid| !book.walsenders.contains(pid)))
     }
@@ -258,6 +258,15 @@ impl Receiver<'_> {
             self.book().degraded = false;
             return;
         };
+        if !degraded.told {
+            // Of a receiver that was killed, or lost the answer.
+            match self.sql().and_then(|(sql, _)| current(&sql)) {
+                Ok(now) if now.value == degraded.set => self.degraded(degraded.clone(), &now.value, true),
+                // It was not made, or somebody has changed it since.
+                Ok(_) => {}
+                Err(error) => return self.warn_once(format!("whether commits wait for this receiver cannot be found out: {error}")),
+            }
+        }
         match self.try_put_back(&degraded) {
             Ok((true, value)) => {
                 self.note(None);

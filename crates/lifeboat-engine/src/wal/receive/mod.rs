@@ -120,6 +120,8 @@ pub struct ReceiveRequest<'a> {
     pub accept_fork: bool,
     /// What it does, and when it ends.
     pub course: Course,
+    /// So long a slot that somebody has may be that of a receiver that is gone, which the server has not noticed yet: [`BUSY_SLOT`].
+    pub busy_slot: Duration,
     /// Who signs.
     pub signer: &'a dyn Signer,
     /// Whose files of the same name count as the same.
@@ -197,6 +199,12 @@ pub enum ReceiveError {
         /// On the server.
         found: SystemId,
     },
+    /// Something is left in the spool that could not be brought away ([`Course::Drain`]).
+    #[error("bring away what waits in {path}: something is left there")]
+    Left {
+        /// The spool.
+        path: String,
+    },
     /// Another receiver has the slot ([`Course::UnlessReceived`]).
     #[error("receive WAL through slot {slot}: another receiver has it")]
     SlotInUse {
@@ -210,6 +218,9 @@ pub enum ReceiveError {
         at: Position,
     },
 }
+
+/// PostgreSQL's default of `wal_sender_timeout`, and some.
+pub const BUSY_SLOT: Duration = Duration::from_secs(75);
 
 /// What a receiver does, and when it ends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -714,7 +725,6 @@ pub fn run(
         let place = directory(&request.spool, &repository.descriptor().repository.to_string(), other);
         receiver.warn(format!("WAL of cluster {other} waits in {} too: this receiver does not store it", place.display()));
     }
-    receiver.tell_degraded();
     receiver.run(found.segments, &wakeup)
 }
 

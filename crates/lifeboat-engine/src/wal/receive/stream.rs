@@ -195,6 +195,15 @@ impl Receiver<'_> {
             }
             self.changed.notify_all();
             self.heal(&mut place);
+            // No server sends again what had to be put aside: what is behind it is stored without it.
+            for pair in place.found.windows(2) {
+                if pair[0].put_aside {
+                    self.book().ledger.go_on_at(pair[1].segment);
+                }
+            }
+            for found in &mut place.found {
+                found.put_aside = false;
+            }
             wakeup.wait(SHORTEST_PAUSE);
         }
     }
@@ -326,8 +335,13 @@ impl Receiver<'_> {
             let size = self.size();
             let started = match followed.connection.start_physical(&self.request.slot, from.lsn, from.timeline) {
                 Ok(started) => started,
-                // object_in_use
-                Err(error) if self.request.course == Course::UnlessReceived && error.sqlstate() == Some("55006") => {
+                // object_in_use; not of a connection of ours that broke, or of a receiver before this one, which the server has not noticed yet.
+                Err(error)
+                    if self.request.course == Course::UnlessReceived
+                        && error.sqlstate() == Some("55006")
+                        && self.book().walsenders.is_empty()
+                        && self.began.elapsed() > self.request.busy_slot =>
+                {
                     return Err(ReceiveError::SlotInUse { slot: self.request.slot.clone() }.into());
                 }
                 Err(error) => {

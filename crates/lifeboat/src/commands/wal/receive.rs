@@ -1,5 +1,6 @@
 //! `lifeboat wal receive`
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -154,6 +155,7 @@ pub(super) fn run(receive: &WalReceive, settings: &Settings, out: &Output) -> Re
             WalReceive { unless_received: true, .. } => Course::UnlessReceived,
             _ => Course::Always,
         },
+        busy_slot: receive::BUSY_SLOT,
         signer: &signer,
         trust: &trust,
         protection: &protection,
@@ -163,31 +165,43 @@ pub(super) fn run(receive: &WalReceive, settings: &Settings, out: &Output) -> Re
         disk: &RealDisk,
     };
     let (records, made) = channel();
+    let over = AtomicBool::new(false);
     thread::scope(|scope| {
-        scope.spawn(|| record(settings, &stop, made));
+        let (noted, carried) = channel();
+        scope.spawn(move || note(settings, &made, &noted));
+        scope.spawn(|| carry(settings, || stop.is_asked() || over.load(Ordering::SeqCst), carried));
         let told = Told { json: out.is_json(), last: Mutex::default(), records };
-        receive::run(&repository, &request, &told, &stop).map_err(failure)
+        let outcome = receive::run(&repository, &request, &told, &stop);
+        over.store(true, Ordering::SeqCst);
+        outcome.map_err(failure)
     })?;
+    if receive.drain && receive::waits(&settings.wal_spool.value, &settings.wal_slot.value) {
+        return Err(failure(ReceiveError::Left { path: settings.wal_spool.value.display().to_string() }));
+    }
     Ok(0)
 }
 
-/// Makes records until nobody has any more to make: in this host's journal at once, and on their way to the repository beside the WAL. Where the
-/// receiver is about to end that is not waited for: the next record of this host takes them along, or the next receiver.
-fn record(settings: &Settings, stop: &Stop, made: Receiver<Outcome>) {
-    let carry = || {
-        if !stop.is_asked()
-            && let Err(problem) = gate::carry(settings)
-        {
-            output::warn(&format!("what the audit log is to have of this receiver is on this host only: {problem}"));
-        }
-    };
+/// Makes records in this host's journal, each at once.
+fn note(settings: &Settings, made: &Receiver<Outcome>, noted: &Sender<()>) {
     if gate::waits(settings) {
-        carry();
+        let _ = noted.send(());
     }
     for outcome in made {
         match gate::note(settings, Operation::WalReceive, "wal.on_fallout is \"degrade\"", outcome) {
-            Ok(()) => carry(),
+            Ok(()) => drop(noted.send(())),
             Err(failure) => output::warn(&format!("what this receiver did is not in the audit log: {}", failure.message)),
+        }
+    }
+}
+
+/// Brings records to the repository, beside the WAL. Where the receiver is about to end that is not waited for: the next record of this host takes
+/// them along, or the next receiver.
+fn carry(settings: &Settings, is_over: impl Fn() -> bool, noted: Receiver<()>) {
+    for () in noted {
+        if !is_over()
+            && let Err(problem) = gate::carry(settings)
+        {
+            output::warn(&format!("what the audit log is to have of this receiver is on this host only: {problem}"));
         }
     }
 }
@@ -205,6 +219,10 @@ fn awaited(settings: &Settings, once: bool, failure: Failure) -> Result<Reposito
 fn failure(error: ReceiveError) -> Failure {
     let (code, hint) = match error {
         ReceiveError::Postgres(error) => return error.into(),
+        ReceiveError::Left { .. } => (
+            EXIT_FINDINGS,
+            "what is damaged (.suspect), or of another repository or cluster, stays there; lifeboat wal status shows what the repository has; run it again where it was ended",
+        ),
         ReceiveError::SlotInUse { .. } => {
             (EXIT_LEASED, "lifeboat wal status shows who has the slot; give this receiver one of its own: wal.slot")
         }
