@@ -1956,15 +1956,22 @@ fn c058_c059_a_spool_is_believed_after_a_restart_of_the_machine_as_far_as_its_re
     assert!(noted["boot"].as_str().is_some_and(|boot| !boot.is_empty()), "{noted}");
     noted["boot"] = "another".into();
     fs::write(&state, noted.to_string()).unwrap();
+    // And its disk had something else behind the records.
+    let last = Segment::ending_at(Timeline(1), end, size());
+    let open = desk.receive_directory().join("00000001").join(format!("{}.open", last.file_name(size())));
+    fs::OpenOptions::new().append(true).open(open).unwrap().write_all(&[0xEE; 100]).unwrap();
     let dsn = cluster.dsn();
     cluster.kill9();
     let inside = Inside::new(&desk, slow(&desk, Duration::ZERO));
-    inside.run(&inside.request(&dsn, Mode::SyncSpool, &RealDisk), || {
+    let request = inside.request(&dsn, Mode::SyncSpool, &RealDisk);
+    inside.run(&request, || {
         wait_for("all that was acknowledged is stored", || desk.lsn("stored") >= end);
     });
+    // The next start is in the same life of the machine.
+    let drain = ReceiveRequest { course: Course::Drain, ..request };
+    receive::run(&inside.repository, &drain, &Silent, &receive::Stop::default()).unwrap();
     // What was kept is what the server wrote, whole records to their end.
     let archive = desk.archive();
-    let last = Segment::ending_at(Timeline(1), end, size());
     let (ours, theirs) = (archive.bytes(last), fs::read(cluster.data_directory().join("pg_wal").join(last.file_name(size()))).unwrap());
     assert!((end.0 - last.start(size()).0) as usize <= ours.len() && ours[..] == theirs[..ours.len()]);
 }

@@ -238,7 +238,14 @@ impl Spool {
         };
         let path = self.path(segment, size, suffix);
         let length = fs::metadata(&path)?.len().min(size.bytes());
-        let bytes = if believed { length } else { whole_bytes(&File::open(path)?, segment, size, length)? };
+        if believed {
+            return Ok(Some(FoundSegment { segment, bytes: length, put_aside }));
+        }
+        let bytes = whole_bytes(&File::open(&path)?, segment, size, length)?;
+        if bytes < length {
+            // The next start in this life of the machine believes what it finds. A disk that does not take even that is told of when it is written.
+            let _ = OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(bytes).and_then(|()| file.sync_all()));
+        }
         Ok(Some(FoundSegment { segment, bytes, put_aside }))
     }
 
@@ -504,6 +511,8 @@ mod tests {
         assert_eq!(found(true), [FoundSegment { segment: segment(3), bytes: 1000, put_aside: false }]);
         // After a restart of the machine only records count, and these bytes are none.
         assert_eq!(found(false), [FoundSegment { segment: segment(3), bytes: 0, put_aside: false }]);
+        assert_eq!(found(true), [FoundSegment { segment: segment(3), bytes: 0, put_aside: false }], "nor do they at the next start");
+        file.write_all_at(&[7; 1000], 0).unwrap();
         assert_eq!(spool.open_segment(segment(3), SIZE, 1000, &RealDisk).unwrap().1, 1000);
         assert_eq!(spool.open_segment(segment(3), SIZE, 600, &RealDisk).unwrap().1, 600);
         spool.suspect(segment(3), SIZE).unwrap();
