@@ -126,7 +126,7 @@ pub(crate) fn allow(settings: &Settings, repository: Option<&Repository>, questi
     if !decided.decision.allow {
         // WAL comes by the thousand; all else that was refused is worth a record.
         if !matches!(facts.operation, Operation::WalPush | Operation::WalFetch | Operation::WalReceive) {
-            let start = start(&facts, &decided);
+            let start = start(&facts, audited(&decided));
             record(settings, &question, question.audited_repository(settings).as_ref(), &start)?;
         }
         return Err(denied(&facts, &decided));
@@ -139,7 +139,7 @@ pub(crate) fn allow(settings: &Settings, repository: Option<&Repository>, questi
 pub(crate) fn ask(settings: &Settings, repository: Option<&Repository>, question: Question) -> Result<Permit, Failure> {
     let facts = question.facts(settings, repository);
     let decided = decide(settings, &facts)?;
-    let start = start(&facts, &decided);
+    let start = start(&facts, audited(&decided));
     let repository = question.audited_repository(settings);
     let recorded = record(settings, &question, repository.as_ref(), &start)?;
     if !decided.decision.allow {
@@ -173,8 +173,7 @@ pub(crate) fn guard(
 pub(crate) fn note(settings: &Settings, operation: Operation, reason: &str, outcome: Outcome) -> Result<(), Failure> {
     let facts = Question::new(operation).facts(settings, None);
     let decided = audit::Decided { allow: true, reasons: vec![reason.to_owned()], policy: None, engine: "none".into(), code: None };
-    let start = Event::start(Id(lifeboat_engine::random::bytes()), session::PROGRAM, &facts, decided);
-    let start = Event { trace: Some(operation::id()), ..start };
+    let start = start(&facts, decided);
     let end = start.end(Id(lifeboat_engine::random::bytes()), Timestamp::now(), None, outcome);
     commands::audit::journal(settings)?.note(&[start, end]).map_err(|error| Failure::new(EXIT_FAILED, chain(&error)))
 }
@@ -241,8 +240,8 @@ fn decide(settings: &Settings, facts: &Facts) -> Result<Decided, Failure> {
 }
 
 /// The record of the start, with the id that everything else of this operation has.
-fn start(facts: &Facts, decided: &Decided) -> Event {
-    let start = Event::start(Id(lifeboat_engine::random::bytes()), session::PROGRAM, facts, audited(decided));
+fn start(facts: &Facts, decided: audit::Decided) -> Event {
+    let start = Event::start(Id(lifeboat_engine::random::bytes()), session::PROGRAM, facts, decided);
     Event { trace: Some(operation::id()), ..start }
 }
 
