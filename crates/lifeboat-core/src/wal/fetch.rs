@@ -241,6 +241,11 @@ pub fn wants_more(ready: impl IntoIterator<Item = Segment>, asked: Segment, ahea
     ready * 2 < ahead
 }
 
+/// Whether a segment may take its time: so many others lie ready before it that the server will not ask for it soon.
+pub fn has_time(ready: impl IntoIterator<Item = Segment>, segment: Segment, enough: usize) -> bool {
+    ready.into_iter().filter(|before| before.timeline == segment.timeline && before.number < segment.number).take(enough).count() == enough
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -362,6 +367,9 @@ mod tests {
         assert!(wants_more(ready(5..12), segment(1, 4), 16));
         assert!(wants_more(ready(21..40), segment(1, 4), 16), "too far ahead to count");
         assert!(wants_more(ready(5..21), segment(2, 4), 16), "another timeline");
+        assert!(has_time(ready(5..7), segment(1, 7), 2) && has_time(ready(5..9), segment(1, 7), 2));
+        assert!(!has_time(ready(5..7), segment(1, 6), 2), "only one of them comes before it");
+        assert!(!has_time(ready(5..7), segment(2, 7), 2), "another timeline");
         assert!(!is_ahead(segment(1, 4), segment(1, 4), 16) && is_ahead(segment(1, 20), segment(1, 4), 16));
     }
 }

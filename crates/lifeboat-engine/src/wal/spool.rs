@@ -18,7 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use lifeboat_core::repository::Id;
 use lifeboat_core::wal::Segment;
-use lifeboat_core::wal::fetch::{is_ahead, wants_more};
+use lifeboat_core::wal::fetch::{has_time, is_ahead, wants_more};
 use lifeboat_core::wal::file::WalFile;
 
 use super::fetch::{FetchError, Landing, permissions_in, read_whole, segment_name};
@@ -294,7 +294,7 @@ impl Spool {
                 if kept.iter().any(|ready| ready.segment == segment) {
                     continue;
                 }
-                match self.bring(reader, segment, at_once as u64) {
+                match self.bring(reader, segment, at_once) {
                     Ok(true) => _ = fetched.fetch_add(1, Ordering::Relaxed),
                     Ok(false) => stop.store(true, Ordering::Relaxed),
                     Err(error) => {
@@ -315,17 +315,28 @@ impl Spool {
         }
     }
 
+    /// Brings a fetched segment to the disk, where nobody waits for it yet. The server syncs each one before it reads on (`durable_rename` in
+    /// `KeepFileRestoredFromArchive`, `src/backend/access/transam/xlogarchive.c`), and would wait for the disk then. Not after it has its name: a
+    /// failure is reported once, and the server must hear of it, or never get the file.
+    fn write_ahead(&self, file: &File, segment: Segment, at_once: usize) -> Result<(), SpoolError> {
+        let ready = self.content()?.ready;
+        match has_time(ready.iter().map(|ready| ready.segment), segment, at_once) {
+            true => file.sync_data().map_err(self.failed()),
+            false => Ok(()),
+        }
+    }
+
     /// Whether so many more segments may lie ready: the server takes them away.
     fn has_room(&self, more: u64) -> Result<bool, SpoolError> {
         Ok(self.content()?.ready.len() as u64 + more <= self.ahead)
     }
 
     /// Fetches one segment; `false`: the archive does not have it whole, or there is no room.
-    fn bring(&self, reader: &WalReader<'_>, segment: Segment, at_once: u64) -> Result<bool, SpoolError> {
+    fn bring(&self, reader: &WalReader<'_>, segment: Segment, at_once: usize) -> Result<bool, SpoolError> {
         let bytes = self.cluster.segment_size.bytes();
         let space = rustix::fs::statvfs(&self.directory).map_err(|error| self.failed()(error.into()))?;
         let reserve = (space.f_blocks.saturating_mul(space.f_frsize) / 10).min(MAX_RESERVE);
-        if space.f_bavail.saturating_mul(space.f_frsize) < reserve.saturating_add(bytes.saturating_mul(at_once)) {
+        if space.f_bavail.saturating_mul(space.f_frsize) < reserve.saturating_add(bytes.saturating_mul(at_once as u64)) {
             return Ok(false);
         }
         let name = segment_name(segment, self.cluster);
@@ -346,7 +357,8 @@ impl Spool {
         let result = reader.in_any_copy(WalFile::Segment(segment), read, WalError::damage);
         let done = match result {
             Ok(crc) => {
-                fs::rename(&part, self.directory.join(format!("{name}.{}", name_of_sums(crc)))).map(|()| true).map_err(self.failed())
+                let path = self.directory.join(format!("{name}.{}", name_of_sums(crc)));
+                self.write_ahead(&file, segment, at_once).and_then(|()| fs::rename(&part, path).map(|()| true).map_err(self.failed()))
             }
             Err(error) if error.is_absence() => Ok(false),
             Err(error) => Err(FetchError::Wal(error).into()),
